@@ -1,0 +1,62 @@
+"""Read any vector of a language model by its nearest contextual neighbors: LatentLens for TransformerLens."""
+
+from tl_latentlens.bank import Bank, Row
+from tl_latentlens.build import build_bank, plan_corpus, record_model
+from tl_latentlens.corpus import load_corpus
+from tl_latentlens.directions import decode_directions, label_features
+from tl_latentlens.errors import (
+    BankCorruptError,
+    BankError,
+    CorpusError,
+    InvalidInputError,
+    LatentLensError,
+    MissingExtraError,
+    ModelMismatchError,
+    UnknownHookError,
+)
+from tl_latentlens.hooks.decode import LatentLensHook, latentlens_hooks
+from tl_latentlens.hooks.record import bank_hooks
+from tl_latentlens.index import ContextualIndex, SearchResult
+from tl_latentlens.lenses import embedding_lens, logit_lens
+from tl_latentlens.loading import load_demo_model, load_model
+from tl_latentlens.plan import Plan, make_plan
+from tl_latentlens.results import DirectionResult, LensResult, Neighbor
+from tl_latentlens.search import VectorSearch
+from tl_latentlens.writer import BankWriter
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bank",
+    "BankCorruptError",
+    "BankError",
+    "BankWriter",
+    "ContextualIndex",
+    "CorpusError",
+    "DirectionResult",
+    "InvalidInputError",
+    "LatentLensError",
+    "LatentLensHook",
+    "LensResult",
+    "MissingExtraError",
+    "ModelMismatchError",
+    "Neighbor",
+    "Plan",
+    "Row",
+    "SearchResult",
+    "UnknownHookError",
+    "VectorSearch",
+    "bank_hooks",
+    "build_bank",
+    "decode_directions",
+    "embedding_lens",
+    "label_features",
+    "latentlens_hooks",
+    "load_corpus",
+    "load_demo_model",
+    "load_model",
+    "logit_lens",
+    "make_plan",
+    "plan_corpus",
+    "record_model",
+]

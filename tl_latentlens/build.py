@@ -1,0 +1,119 @@
+"""The corpus run: texts → plan → batches → the model with bank hooks → a bank."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from tl_latentlens.bank import Bank
+from tl_latentlens.corpus import load_corpus
+from tl_latentlens.errors import BankError
+from tl_latentlens.hooks.names import expand_hook_names
+from tl_latentlens.hooks.record import bank_hooks
+from tl_latentlens.model import (
+    check_fingerprint,
+    describe_model,
+    fingerprint,
+    is_bidirectional,
+    model_device,
+    require_model,
+    run_hooked,
+    token_bytes,
+    tokenize,
+)
+from tl_latentlens.plan import Plan, PlanSettings, make_plan
+from tl_latentlens.writer import BankWriter, ModelRecord
+
+_FINGERPRINT_PROMPTS, _FINGERPRINT_TOKENS = 4, 16
+
+
+def build_bank(
+    model: Any,
+    texts: Any,
+    path: str | Path,
+    *,
+    hook_names: str | Sequence[str] | Callable[[str], bool] | None = None,
+    max_rows_per_token: int | None = 50,
+    dtype: str = "float16",
+    seed: int = 0,
+    progress: bool = True,
+    batch_tokens: int | None = None,
+) -> Bank:
+    """Run a corpus through a model and keep the contextual vectors of its tokens.
+
+    A build that was interrupted leaves `path.partial`; the same call resumes it. A finished bank of the same model, corpus
+    and settings is opened and returned.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        texts: Anything `load_corpus` takes: a list of str, a path, a dataset, "demo".
+        path: The bank file to make.
+        hook_names: Which activations: a name, a list, or a filter on names. None: `hook_resid_post` at up to eight layers
+            spread evenly.
+        max_rows_per_token: Most rows of one token id, a seeded uniform sample; None: no cap.
+        dtype: How vectors are stored: "float16", "bfloat16" or "float32".
+        seed: Seed of that sample.
+        progress: Show a progress bar with tokens/s and the time left.
+        batch_tokens: Most tokens of one batch, padding included; None: 4096 on the CPU, 16384 on a GPU.
+
+    Raises:
+        UnknownHookError: A hook name the model does not have.
+        CorpusError: No text, or no token besides BOS.
+        BankError: The file cannot be written, or `path` holds a bank of something else.
+        InvalidInputError: NaN, inf or zero activations.
+    """
+    require_model(model)
+    names = expand_hook_names(model, hook_names)
+    plan = plan_corpus(model, texts, max_rows_per_token=max_rows_per_token, seed=seed)
+    if progress and plan.n_truncated:
+        tqdm.write(f"{plan.n_truncated} of {plan.n_prompts} texts were longer than n_ctx = {model.cfg.n_ctx} tokens and were cut")
+    path = Path(path).expanduser()
+    if path.exists():
+        return _finished(path, plan, model, names, dtype)
+    device = model_device(model)
+    batch_tokens = batch_tokens or (4096 if device.type == "cpu" else 16384)
+    record = record_model(model, plan, names)
+    with BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=batch_tokens) as writer:
+        with tqdm(total=writer.tokens_left, unit=" tokens", unit_scale=True, desc=path.name, disable=not progress) as bar:
+            for batch in writer.batches(device):
+                run_hooked(model, batch.tokens, batch.attention_mask, bank_hooks(writer, batch))
+                bar.update(batch.n_tokens)
+    return Bank.open(path)
+
+
+def plan_corpus(model: Any, texts: Any, *, max_rows_per_token: int | None = 50, seed: int = 0) -> Plan:
+    """Tokenise texts for a model and choose their rows; see `build_bank` for the arguments."""
+    corpus: Iterable[str] = load_corpus(texts)
+    settings = PlanSettings(max_rows_per_token, seed, is_bidirectional(model))
+    return make_plan(tokenize(model, corpus), settings)
+
+
+def record_model(model: Any, plan: Plan, hook_names: str | Sequence[str] | Callable[[str], bool] | None = None) -> ModelRecord:
+    """What a bank stores of a model, for `BankWriter.create`: runs a few prompts of the plan to know the model again."""
+    require_model(model)
+    names = expand_hook_names(model, hook_names)
+    prompts = np.unique(plan.row_prompts[: 50 * _FINGERPRINT_PROMPTS])[:_FINGERPRINT_PROMPTS]
+    heads = [plan.tokens[plan.prompt_starts[p] : plan.prompt_starts[p + 1]][:_FINGERPRINT_TOKENS].tolist() for p in prompts]
+    known = fingerprint(model, heads, names)
+    widths = {name: vectors.shape[1] for name, vectors in known.activations.items()}
+    special = () if model.tokenizer is None else tuple(int(i) for i in model.tokenizer.all_special_ids)
+    return ModelRecord(describe_model(model), widths, known, token_bytes(model, np.unique(plan.tokens).tolist()), special)
+
+
+def _finished(path: Path, plan: Plan, model: Any, names: list[str], dtype: str) -> Bank:
+    bank = Bank.open(path)
+    differing = [
+        f"{what}: the file has {there}, this call {here}"
+        for what, there, here in (
+            ("plan (corpus, tokens or settings)", bank.plan_digest, plan.digest),
+            ("hook names", list(bank.hook_names), names),
+            ("dtype", bank.dtype, dtype),
+        )
+        if there != here
+    ]
+    if differing:
+        raise BankError(f"{path} exists and differs in {'; '.join(differing)}. Delete it or choose another path")
+    check_fingerprint(model, bank.fingerprint, bank.model_info)
+    return bank

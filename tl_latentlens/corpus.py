@@ -1,0 +1,144 @@
+"""Text in: one list-like of strings from a file, a list, a `datasets` dataset, a hub id, or the embedded corpus.
+
+Nothing is guessed, filtered or reordered: a csv, jsonl or parquet file is read by column name. What becomes of a text
+(tokens, rows) is decided in `plan`.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pyarrow.parquet
+
+from tl_latentlens.errors import CorpusError
+
+DEMO_CORPUS = Path(__file__).parent / "data" / "corpus.txt"
+
+
+@dataclass(frozen=True)
+class TextStream:
+    """The texts of a streaming dataset, read anew each time it is iterated; its length is not known."""
+
+    dataset: Any
+    text_column: str
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the texts in order."""
+        for example in self.dataset:
+            yield _text(example, self.text_column)
+
+
+def load_corpus(
+    source: str | Path | Sequence[str] | datasets.Dataset | datasets.IterableDataset,
+    *,
+    text_column: str = "text",
+    split: str = "train",
+    limit: int | None = None,
+) -> Sequence[str] | TextStream:
+    """The texts of a corpus.
+
+    Args:
+        source: `"demo"` (the embedded corpus); a path to a .txt (one text a line, blank lines skipped), .csv, .jsonl or
+            .parquet file; a list of strings; a `datasets.Dataset` or `IterableDataset`; or the id of a hub dataset.
+        text_column: Column that holds the text, for everything but .txt and lists.
+        split: Split of a hub dataset.
+        limit: Read at most this many texts, from the start.
+
+    Returns:
+        A list-like of str; a `TextStream` for an `IterableDataset` without `limit`.
+
+    Raises:
+        CorpusError: The source is missing, empty, lacks the column, or holds something that is not text.
+    """
+    if isinstance(source, str | Path):
+        texts = _load_named(str(source), text_column, split, limit)
+    elif isinstance(source, datasets.Dataset):
+        _require_column(text_column, source.column_names, "the dataset")
+        texts = source[text_column]
+    elif isinstance(source, datasets.IterableDataset):
+        if source.column_names is not None:
+            _require_column(text_column, source.column_names, "the dataset")
+        texts = TextStream(source, text_column)
+    elif isinstance(source, Sequence | Iterable):
+        texts = list(source)
+    else:
+        raise CorpusError(f"got a corpus of type {type(source).__name__}; expected a path, a list of str or a datasets.Dataset")
+    if limit is not None:
+        texts = list(islice(iter(texts), limit))
+    if not isinstance(texts, TextStream) and len(texts) == 0:
+        raise CorpusError("the corpus is empty: it holds no text; give at least one non-blank line or string")
+    if isinstance(texts, list):
+        _require_text(texts)
+    return texts
+
+
+def _load_named(name: str, column: str, split: str, limit: int | None) -> Sequence[str] | TextStream:
+    path = DEMO_CORPUS if name == "demo" else Path(name).expanduser()
+    readers = {".txt": _read_txt, ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if path.is_file():
+        if path.suffix.lower() not in readers:
+            known = ", ".join(readers)
+            raise CorpusError(f"got {path}: cannot tell its format from the ending {path.suffix!r}; expected one of {known}")
+        return readers[path.suffix.lower()](path, column)
+    if path.suffix.lower() in readers or path.is_absolute():
+        raise CorpusError(f"no corpus file at {path}; check the path (the current directory is {Path.cwd()})")
+    try:
+        dataset = datasets.load_dataset(name, split=split, streaming=limit is not None)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CorpusError(f"{name!r} is no file, and the hub dataset could not be loaded: {error}") from error
+    return load_corpus(dataset, text_column=column, limit=limit)
+
+
+def _read_txt(path: Path, column: str) -> list[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            lines = (line.rstrip("\n") for line in file)
+            return [line for line in lines if line.strip()]
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is not UTF-8 text ({error}); convert it first, for example with iconv") from error
+
+
+def _read_csv(path: Path, column: str) -> list[str]:
+    _require_column(column, list(pd.read_csv(path, nrows=0).columns), str(path))
+    # Without keep_default_na=False, texts such as "NA" or "null" would silently turn into missing values.
+    return pd.read_csv(path, usecols=[column], dtype=str, keep_default_na=False)[column].tolist()
+
+
+def _read_jsonl(path: Path, column: str) -> list[str]:
+    texts = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                texts.append(_text(json.loads(line), column))
+            except json.JSONDecodeError as error:
+                raise CorpusError(f"{path}, line {number} is not JSON: {error}") from error
+    return texts
+
+
+def _read_parquet(path: Path, column: str) -> list[str]:
+    _require_column(column, pyarrow.parquet.read_schema(path).names, str(path))
+    return pyarrow.parquet.read_table(path, columns=[column])[column].to_pylist()
+
+
+def _text(example: Any, column: str) -> str:
+    if not isinstance(example, dict) or column not in example:
+        _require_column(column, list(example) if isinstance(example, dict) else [], "an example")
+    return example[column]
+
+
+def _require_column(column: str, columns: list[str], where: str) -> None:
+    if column not in columns:
+        raise CorpusError(f"{where} has no column {column!r}; it has {columns}; pass text_column=...")
+
+
+def _require_text(texts: list[str]) -> None:
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise CorpusError(f"text {number} is {type(text).__name__} ({text!r}), expected str; drop or convert it first")

@@ -1,0 +1,224 @@
+"""Hooks that read: capture activations while the model runs, decode them against an index when the result is asked for."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.hooks.names import check_hook_names
+from tl_latentlens.index import ContextualIndex
+from tl_latentlens.lenses import embedding_lens, logit_lens
+from tl_latentlens.model import RunContext, flat_activation, has_hooks, running, skipped_positions, token_bytes
+from tl_latentlens.results import LensResult
+
+
+@dataclass(frozen=True)
+class _Capture:
+    activation: Float[Tensor, "batch pos d"]
+    context: RunContext
+
+
+class LatentLensHook:
+    """A hook function, `fn(activation, hook=hook_point)`, that decodes what it saw when `result` is asked for.
+
+    It never changes the activation, keeps no graph, and returns None. A new run replaces the last one; the tokens that
+    `generate` adds one by one are joined to their prompt.
+    """
+
+    def __init__(
+        self,
+        index: ContextualIndex,
+        *,
+        top_k: int = 5,
+        logit_lens: bool = True,
+        embedding_lens: bool = False,
+        positions: int | Sequence[int] | slice | None = None,
+        model: Any = None,
+    ) -> None:
+        """Make a hook; see `latentlens_hooks` for the arguments."""
+        if top_k < 1:
+            raise InvalidInputError(f"got top_k={top_k}; expected at least 1")
+        self.index = index
+        self.top_k = top_k
+        self.logit_lens = logit_lens
+        self.embedding_lens = embedding_lens
+        self.positions = [positions] if isinstance(positions, int) else positions
+        self.model = model
+        self._captured: dict[str, list[_Capture]] = {}
+        self._result: LensResult | None = None
+
+    def __call__(self, activation: Tensor, hook: Any, name: str | None = None) -> None:
+        """Capture an activation [batch, pos, ...].
+
+        Args:
+            activation: What the hook point saw; it is not changed.
+            hook: The HookPoint.
+            name: The hook name it was asked for under; None: the hook point's own name, which on a bridge may be another.
+        """
+        name = name or hook.name
+        batch, pos = activation.shape[:2]
+        vectors = flat_activation(name, activation, (batch, pos)).clone()
+        earlier = self._captured.get(name, [])
+        context = running(batch, pos)
+        goes_on = bool(earlier) and pos == 1 and earlier[-1].activation.shape[0] == batch and not _starts_prompt(context)
+        self._captured[name] = [*(earlier if goes_on else []), _Capture(vectors, context)]
+        self._result = None
+
+    @property
+    def result(self) -> LensResult:
+        """What was read from the last run.
+
+        Raises:
+            InvalidInputError: No run was captured, or a NaN activation.
+            ModelMismatchError: The model that ran is not the bank's.
+        """
+        if self._result is None:
+            self._result = self._decode()
+        return self._result
+
+    def clear(self) -> None:
+        """Forget what was captured."""
+        self._captured.clear()
+        self._result = None
+
+    def _decode(self) -> LensResult:
+        if not self._captured:
+            raise InvalidInputError(
+                "nothing was captured: run the model with these hooks first, "
+                "model.run_with_hooks(text, fwd_hooks=latentlens_hooks(index))"
+            )
+        model = self.model or next(iter(self._captured.values()))[-1].context.model
+        if model is not None and not has_hooks(model):
+            self.index.check_model(model)
+        joined = {name: torch.cat([c.activation for c in captures], 1) for name, captures in self._captured.items()}
+        tokens, skipped = self._input(model)
+        decoded = self._chosen(next(iter(joined.values())).shape[:2], skipped)
+        found, logits, embeddings = {}, {}, {}
+        for name, activation in joined.items():
+            vectors = activation[torch.from_numpy(decoded).to(activation.device)]
+            query_name = name if name in self.index.hook_names else None
+            found[name] = self.index.search(vectors, self.top_k, query_hook_name=query_name)
+            if model is not None and vectors.shape[-1] == model.cfg.d_model:
+                if self.logit_lens:
+                    logits[name] = logit_lens(model, vectors, self.top_k)
+                if self.embedding_lens:
+                    embeddings[name] = embedding_lens(model, vectors, self.top_k)
+        if model is None and (self.logit_lens or self.embedding_lens):
+            raise InvalidInputError("the logit lens needs the model: LatentLensHook(index, model=model), or logit_lens=False")
+        strings = None
+        if tokens is not None:
+            texts = token_bytes(model, tokens.unique().tolist())
+            strings = [[texts[i].decode("utf-8", errors="replace") for i in row] for row in tokens.tolist()]
+        return LensResult(tuple(joined), strings, decoded, found, logits, embeddings)
+
+    def _input(self, model: Any) -> tuple[Tensor | None, Tensor | None]:
+        """The run's tokens, and which of them are padding or BOS; None where the run did not show its tokens."""
+        contexts = [capture.context for capture in next(iter(self._captured.values()))]
+        if model is None or any(context.tokens is None for context in contexts):
+            return None, None
+        tokens = torch.cat([context.tokens for context in contexts if context.tokens is not None], 1)
+        mask = contexts[0].attention_mask
+        if mask is not None:
+            grown = torch.ones((tokens.shape[0], tokens.shape[1] - mask.shape[1]), dtype=mask.dtype, device=mask.device)
+            mask = torch.cat([mask, grown], 1)
+        return tokens, skipped_positions(model, tokens, mask)
+
+    def _chosen(self, shape: Sequence[int], skipped: Tensor | None) -> np.ndarray:
+        """True at the positions to decode: those the user selected, else all but padding and BOS."""
+        batch, pos = shape
+        if self.positions is None:
+            chosen = np.ones((batch, pos), bool)
+            return chosen if skipped is None else chosen & ~skipped.cpu().numpy()
+        chosen = np.zeros((batch, pos), bool)
+        try:
+            chosen[:, self.positions if isinstance(self.positions, slice) else list(self.positions)] = True
+        except IndexError as error:
+            raise InvalidInputError(f"positions={self.positions!r} is outside the run's {pos} positions") from error
+        return chosen
+
+
+def _starts_prompt(context: RunContext) -> bool:
+    """True where a run of one token is a prompt of its own: a lone BOS."""
+    if context.tokens is None or context.model is None or context.model.tokenizer is None:
+        return False
+    return bool((context.tokens == context.model.tokenizer.bos_token_id).all())
+
+
+class LensHooks(Sequence):
+    """A list of (hook name, function) pairs, the shape that TransformerLens takes, with the `result` of the run."""
+
+    def __init__(self, hook: LatentLensHook, hook_names: Sequence[str]) -> None:
+        """Bind each requested name to the hook: on a bridge the hook point's own name differs."""
+        self.hook = hook
+        self._pairs: list[tuple[str, Callable[..., None]]] = [(name, partial(hook, name=name)) for name in hook_names]
+
+    def __getitem__(self, place: Any) -> Any:
+        """A pair, or a list of pairs for a slice."""
+        return self._pairs[place]
+
+    def __len__(self) -> int:
+        """Number of hooked names."""
+        return len(self._pairs)
+
+    def __iter__(self) -> Iterator[tuple[str, Callable[..., None]]]:
+        """Iterate over the pairs."""
+        return iter(self._pairs)
+
+    @property
+    def result(self) -> LensResult:
+        """What was read from the last run; see `LatentLensHook.result`."""
+        return self.hook.result
+
+    def clear(self) -> None:
+        """Forget what was captured."""
+        self.hook.clear()
+
+
+def latentlens_hooks(
+    index: ContextualIndex,
+    hook_names: str | Sequence[str] | None = None,
+    *,
+    top_k: int = 5,
+    logit_lens: bool = True,
+    embedding_lens: bool = False,
+    positions: int | Sequence[int] | slice | None = None,
+    model: Any = None,
+) -> LensHooks:
+    """Hooks that decode every token of a run by its nearest contextual neighbors, beside the logit lens.
+
+    >>> hooks = latentlens_hooks(index)                              # doctest: +SKIP
+    >>> logits = model.run_with_hooks("A boat by the bank.", fwd_hooks=hooks)
+    >>> hooks.result.to_dataframe()
+
+    They serve `run_with_hooks`, `with model.hooks(fwd_hooks=hooks): ...` around `run_with_cache` or `generate`, and
+    `add_hook`. The model and its tokens are found from the running forward pass.
+
+    Args:
+        index: What to decode against; neighbors come from all of its hook names.
+        hook_names: Activations to decode; None: those of the index. Another name of the same width works too, given
+            `model` so that it can be checked.
+        top_k: Neighbors, and logit-lens tokens, for each token.
+        logit_lens: Read the model's own unembedding beside the neighbors.
+        embedding_lens: Read the nearest input embeddings too.
+        positions: Decode only these positions (of the batch's padded tokens; negative ones count from the end). None: all
+            but BOS and padding.
+        model: The model, where it should not be looked up: for checking hook names, or for calling the hook by hand.
+
+    Raises:
+        UnknownHookError: A hook name that neither the index nor the given model has.
+    """
+    names = list(index.hook_names) if hook_names is None else [hook_names] if isinstance(hook_names, str) else list(hook_names)
+    if model is not None:
+        check_hook_names(names, model.hook_dict, type(model).__name__)
+    else:
+        check_hook_names(names, index.hook_names, "without model=, the index")
+    hook = LatentLensHook(
+        index, top_k=top_k, logit_lens=logit_lens, embedding_lens=embedding_lens, positions=positions, model=model
+    )
+    return LensHooks(hook, names)

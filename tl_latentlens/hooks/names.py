@@ -1,0 +1,51 @@
+"""Hook names: check them against a model, and choose them where the user leaves it open."""
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from tl_latentlens.errors import InvalidInputError, UnknownHookError
+
+_DEFAULT_LAYERS = 8
+
+
+def expand_hook_names(model: Any, spec: str | Sequence[str] | Callable[[str], bool] | None) -> list[str]:
+    """The hook names that a user's choice stands for, in forward order for None and filters, else in the given order.
+
+    Args:
+        model: A TransformerLens model.
+        spec: One name; a list of names; a filter on names; or None: `hook_resid_post` at up to eight layers spread evenly,
+            first and last included.
+
+    Raises:
+        UnknownHookError: A name that the model does not have, with near ones.
+        InvalidInputError: An empty choice, or a name given twice.
+    """
+    if spec is None:
+        layers = np.linspace(0, model.cfg.n_layers - 1, min(_DEFAULT_LAYERS, model.cfg.n_layers)).round().astype(int)
+        return [f"blocks.{layer}.hook_resid_post" for layer in layers]
+    names = [spec] if isinstance(spec, str) else spec
+    if callable(names):
+        names = [name for name in model.hook_dict if names(name)]
+    names = list(names)
+    if not names:
+        raise InvalidInputError("no hook name was chosen; give at least one, for instance 'blocks.0.hook_resid_post'")
+    if len(set(names)) < len(names):
+        raise InvalidInputError(f"a hook name was given twice: {names}")
+    check_hook_names(names, model.hook_dict, type(model).__name__)
+    return names
+
+
+def check_hook_names(names: Sequence[str], known: Any, where: str) -> None:
+    """Check that each name is among `known`; a bridge of TransformerLens 3 would ignore an unknown one without a word.
+
+    Raises:
+        UnknownHookError: With the nearest known names.
+    """
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, list(known), n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; it has {list(known)[:5]} and so on"
+            raise UnknownHookError(f"{where} has no hook name {name!r}{hint}")

@@ -1,0 +1,33 @@
+"""Hooks that fill a bank: gather a batch's rows from each activation, on the device, and hand them to the writer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tl_latentlens.model import flat_activation
+from tl_latentlens.search import DTYPES
+from tl_latentlens.writer import BankWriter, Batch
+
+
+def bank_hooks(writer: BankWriter, batch: Batch) -> list[tuple[str, Callable[..., None]]]:
+    """Forward hooks that record a batch into a bank, for `run_with_hooks(batch.tokens, fwd_hooks=...)`.
+
+    Args:
+        writer: An open `BankWriter`.
+        batch: The batch that the model is about to run, from `writer.batches()`.
+    """
+    return [(name, _recorder(writer, batch, name)) for name in writer.hook_names]
+
+
+def _recorder(writer: BankWriter, batch: Batch, name: str) -> Callable[..., None]:
+    def record(activation: Tensor, hook: Any) -> None:
+        vectors = flat_activation(name, activation, batch.tokens.shape)
+        device = vectors.device
+        rows = vectors[batch.row_batch.to(device), batch.row_pos.to(device)].float()
+        # Norms and division in float32: activations of some models are past float16's range.
+        norms = torch.linalg.vector_norm(rows, dim=-1)
+        writer.write(name, batch, (rows / norms[:, None]).to(DTYPES[writer.dtype]), norms)
+
+    return record

@@ -1,0 +1,219 @@
+"""A bank (or several of one model) made searchable on a device: which rows, which hook names, which transform."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_latentlens.bank import Bank, Row
+from tl_latentlens.errors import InvalidInputError, ModelMismatchError, UnknownHookError
+from tl_latentlens.model import check_fingerprint
+from tl_latentlens.results import Neighbor
+from tl_latentlens.search import VectorSearch, as_tensor, unit_queries
+
+TRANSFORMS = ("raw", "center")
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Neighbors of each query, nearest first; ties by hook order, then row.
+
+    Attributes:
+        similarities: Cosines in [-1, 1], float32, [..., k].
+        rows: Rows of the index, int64, [..., k].
+        hook_ids: Places in `index.hook_names`, int64, [..., k].
+    """
+
+    similarities: Float[Tensor, "... k"]
+    rows: Int[Tensor, "... k"]
+    hook_ids: Int[Tensor, "... k"]
+    index: "ContextualIndex" = field(repr=False)
+
+    def neighbors(self) -> Any:
+        """Neighbors in nested lists of the queries' leading shape; text is looked up here and not before."""
+        flat = [self.neighbors_of(i) for i in range(int(np.prod(self.rows.shape[:-1])))]
+        for size in reversed(self.rows.shape[1:-1]):
+            flat = [flat[i : i + size] for i in range(0, len(flat), size)] if size else []
+        return flat[0] if self.rows.ndim == 1 else flat
+
+    def neighbors_of(self, query: int) -> list[Neighbor]:
+        """Neighbors of one query, counted over the flattened leading shape."""
+        k = self.rows.shape[-1]
+        parts = (self.rows, self.hook_ids, self.similarities)
+        rows, hooks, similarities = (part.reshape(-1, k)[query].tolist() for part in parts)
+        return [self.index.neighbor(*found) for found in zip(rows, hooks, similarities, strict=True)]
+
+
+class ContextualIndex:
+    """Nearest contextual neighbors across every loaded hook name (the cross-layer search of LatentLens, arXiv 2602.00462)."""
+
+    def __init__(
+        self,
+        bank: Bank | str | Path | Sequence[Bank | str | Path],
+        hook_names: Sequence[str] | None = None,
+        device: torch.device | str | None = None,
+        dtype: str = "auto",
+        transform: str = "auto",
+        *,
+        memory_budget: int = 256 * 2**20,
+    ) -> None:
+        """Load vectors onto a device; on the CPU they stay memory-mapped.
+
+        Args:
+            bank: A bank, a path, or a list of either: banks of one model, their rows one after the other. Banks with the
+                same plan (one file a hook name, say) share their rows.
+            hook_names: Which of the bank's hook names to load; None: all.
+            device: None: CUDA where there is one, else the CPU.
+            dtype: Precision of the approximate first pass of a search; the result is exact for all (see `VectorSearch`).
+            transform: "raw" ("auto") compares activations as they are. "center" takes each hook name's mean away from its
+                rows, and from queries whose hook name is given; directions are not centred.
+            memory_budget: Most bytes of working memory for a search.
+
+        Raises:
+            UnknownHookError: A hook name that no bank has.
+            ModelMismatchError: Banks of different models.
+        """
+        sources = [bank] if isinstance(bank, Bank | str | Path) else list(bank)
+        self.banks = [source if isinstance(source, Bank) else Bank.open(source) for source in sources]
+        if not self.banks:
+            raise InvalidInputError("got an empty list of banks; expected at least one")
+        if transform not in ("auto", *TRANSFORMS):
+            raise InvalidInputError(f"got transform={transform!r}; expected 'auto' or one of {list(TRANSFORMS)}")
+        self.transform = "raw" if transform == "auto" else transform
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model_info = self.banks[0].model_info
+        for other in self.banks[1:]:
+            if other.model_info != self.model_info:
+                raise ModelMismatchError(f"banks of different models: {self.model_info} and {other.model_info}; index them apart")
+        available = list(dict.fromkeys(name for bank in self.banks for name in bank.hook_names))
+        self.hook_names = tuple(available if hook_names is None else _require_names(hook_names, available, "the index"))
+        self._first_rows, self.n_rows = _first_rows(self.banks)
+        self._means: dict[str, Float[Tensor, " d"]] = {}
+        self._parts = {
+            name: [
+                (first, self._searcher(bank, name, dtype, memory_budget))
+                for first, bank in zip(self._first_rows, self.banks, strict=True)
+                if name in bank.hook_names
+            ]
+            for name in self.hook_names
+        }
+        self._checked: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        hooks = ", ".join(self.hook_names)
+        return f"ContextualIndex({self.n_rows} rows × [{hooks}], {self.model_info.name}, {self.transform}, on {self.device})"
+
+    def d(self, hook_name: str) -> int:
+        """Width of a hook name's vectors."""
+        _require_names([hook_name], self.hook_names, "the index")
+        return self._parts[hook_name][0][1].d
+
+    @torch.no_grad()
+    def search(
+        self,
+        vectors: Float[Tensor, "... d"] | np.ndarray,
+        top_k: int = 5,
+        hook_names: str | Sequence[str] | None = None,
+        query_hook_name: str | None = None,
+    ) -> SearchResult:
+        """The nearest contextual tokens of each vector, over all loaded hook names of its width, ranked together.
+
+        Args:
+            vectors: Activations or directions, any leading shape; normalised here.
+            top_k: Neighbors of each; fewer come back where the index holds fewer.
+            hook_names: Narrow the search to these.
+            query_hook_name: The hook name that the vectors come from: with transform "center" its mean is taken away from
+                them. None for directions.
+
+        Raises:
+            InvalidInputError: A width that no searched hook name has; NaN, inf or zero vectors.
+            UnknownHookError: A hook name that is not loaded.
+        """
+        tensor = as_tensor(vectors)
+        width = tensor.shape[-1] if tensor.ndim else 0
+        wanted = [hook_names] if isinstance(hook_names, str) else hook_names
+        names = self.hook_names if wanted is None else _require_names(wanted, self.hook_names, "the index")
+        fitting = [name for name in names if self.d(name) == width]
+        if not fitting:
+            widths = sorted({self.d(name) for name in names})
+            raise InvalidInputError(f"got vectors of width {width} (shape {tuple(tensor.shape)}); the index has width {widths}")
+        queries = unit_queries(tensor, width, self.device)
+        if self.transform == "center" and query_hook_name is not None:
+            _require_names([query_hook_name], self.hook_names, "the index")
+            queries = queries - self._mean(query_hook_name).float()
+        similarities, rows, hooks = [], [], []
+        for name in fitting:
+            for first, part in self._parts[name]:
+                found = part.top_k(queries, top_k)
+                similarities.append(found.similarities)
+                rows.append(found.rows + first)
+                hooks.append(torch.full_like(found.rows, self.hook_names.index(name)))
+        # Each part is sorted and parts stand in hook order, then row order: a stable sort keeps ties in that order.
+        best = torch.cat(similarities, -1).sort(dim=-1, descending=True, stable=True)
+        order = best.indices[..., :top_k]
+        return SearchResult(
+            best.values[..., :top_k], torch.cat(rows, -1).gather(-1, order), torch.cat(hooks, -1).gather(-1, order), self
+        )
+
+    def row(self, row: int) -> Row:
+        """The contextual token of a row of the index."""
+        if not 0 <= row < self.n_rows:
+            raise InvalidInputError(f"got row {row}; the index has rows 0 to {self.n_rows - 1}")
+        bank = max((b for b in range(len(self.banks)) if self._first_rows[b] <= row), key=lambda b: self._first_rows[b])
+        return self.banks[bank].row(row - self._first_rows[bank])
+
+    def neighbor(self, row: int, hook_id: int, similarity: float) -> Neighbor:
+        """The text of one found row."""
+        found = self.row(row)
+        name = self.hook_names[hook_id]
+        return Neighbor(found.token, found.context(), found.position, found.prompt_index, row, name, similarity)
+
+    def check_model(self, model: Any, *, force: bool = False) -> None:
+        """Replay the bank's fingerprint on a model; done once for each model unless `force`.
+
+        Raises:
+            ModelMismatchError: Another model, tokenizer, or weight processing than the bank's.
+        """
+        if force or model not in self._checked:
+            for bank in self.banks:
+                check_fingerprint(model, bank.fingerprint, bank.model_info)
+            self._checked[model] = True
+
+    def _mean(self, hook_name: str) -> Float[Tensor, " d"]:
+        """Mean of a hook name's unit vectors over all banks that have it, weighted by their rows."""
+        if hook_name not in self._means:
+            having = [bank for bank in self.banks if hook_name in bank.hook_names]
+            total = sum(bank.mean(hook_name) * bank.n_rows for bank in having)
+            mean = np.asarray(total) / sum(bank.n_rows for bank in having)
+            self._means[hook_name] = torch.from_numpy(mean).to(self.device)
+        return self._means[hook_name]
+
+    def _searcher(self, bank: Bank, name: str, dtype: str, memory_budget: int) -> VectorSearch:
+        center = self._mean(name) if self.transform == "center" else None
+        return VectorSearch(
+            bank.vectors(name), self.device, dtype, unit_length=True, center=center, memory_budget=memory_budget
+        )
+
+
+def _first_rows(banks: Sequence[Bank]) -> tuple[list[int], int]:
+    """The index row of each bank's row 0, and the number of rows; banks with one plan share their rows."""
+    first: dict[str, int] = {}
+    rows = 0
+    for bank in banks:
+        if bank.plan_digest not in first:
+            first[bank.plan_digest] = rows
+            rows += bank.n_rows
+    return [first[bank.plan_digest] for bank in banks], rows
+
+
+def _require_names(names: Sequence[str], available: Sequence[str], what: str) -> list[str]:
+    unknown = [name for name in names if name not in available]
+    if unknown:
+        raise UnknownHookError(f"{what} has no hook name {unknown[0]!r}; it has {list(available)}")
+    return list(names)

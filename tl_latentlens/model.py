@@ -1,0 +1,331 @@
+"""All that is asked of a TransformerLens model, HookedTransformer and TransformerBridge alike.
+
+Models are known by what they have (`cfg`, `hook_dict`, `run_with_hooks`), never by their class, which TransformerLens 4
+does not share with 3.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_latentlens.bank import Fingerprint, ModelInfo
+from tl_latentlens.errors import InvalidInputError, ModelMismatchError
+from tl_latentlens.plan import Prompts
+
+DEMO_MODEL = Path(__file__).parent / "data" / "model"
+_TOKENIZE_TEXTS = 4096  # texts handed to the tokenizer at once
+_FINGERPRINT_TOLERANCE = 2e-2  # of the largest activation: wider than the noise between devices and batch sizes
+
+
+def require_model(model: Any) -> None:
+    """Check that `model` is a TransformerLens model.
+
+    Raises:
+        InvalidInputError: It has no `cfg`, `hook_dict` or `run_with_hooks`.
+    """
+    if not _is_model(model):
+        raise InvalidInputError(
+            f"got a {type(model).__name__}; expected a TransformerLens model (HookedTransformer or TransformerBridge), "
+            "for instance TransformerBridge.boot_transformers(name)"
+        )
+
+
+def _is_model(thing: Any) -> bool:
+    return all(hasattr(thing, name) for name in ("cfg", "hook_dict", "run_with_hooks"))
+
+
+def model_device(model: Any) -> torch.device:
+    """Where the model's embedding lies."""
+    return next(model.parameters()).device
+
+
+def is_bidirectional(model: Any) -> bool:
+    """True for encoders such as BERT, whose activations depend on the whole prompt."""
+    if getattr(model.cfg, "attention_dir", "causal") == "bidirectional":
+        return True
+    return "bert" in str(getattr(model.cfg, "architecture", "") or getattr(model.cfg, "original_architecture", "")).lower()
+
+
+def describe_model(model: Any) -> ModelInfo:
+    """What a bank stores to name its model."""
+    require_model(model)
+    cfg, weight = model.cfg, getattr(model, "W_E", None)
+    centered = weight is not None and float(weight.float().mean(-1).abs().max()) < 1e-6
+    vocabulary = json.dumps(sorted(model.tokenizer.get_vocab().items())) if model.tokenizer is not None else ""
+    return ModelInfo(
+        name=str(getattr(cfg, "model_name", "custom")),
+        class_name=type(model).__name__,
+        n_layers=int(cfg.n_layers),
+        d_model=int(cfg.d_model),
+        d_vocab=int(cfg.d_vocab),
+        n_ctx=int(cfg.n_ctx),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        centered=centered,
+        tokenizer=hashlib.sha256(vocabulary.encode()).hexdigest(),
+    )
+
+
+def tokenize(model: Any, texts: Iterable[str]) -> Prompts:
+    """The prompts of texts: the tokens of `model.to_tokens`, without padding, cut at n_ctx.
+
+    Raises:
+        InvalidInputError: The model has no tokenizer.
+    """
+    tokenizer, cfg = model.tokenizer, model.cfg
+    if tokenizer is None:
+        raise InvalidInputError("the model has no tokenizer; give it one (model.set_tokenizer) before building a bank from text")
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    prepend = bool(getattr(cfg, "default_prepend_bos", True)) and bos is not None
+    drop_eos = bool(getattr(cfg, "tokenizer_appends_eos", False))
+    pieces: list[np.ndarray] = []
+    lengths: list[int] = []
+    texts = iter(texts)
+    truncated = 0
+    while batch := list(islice(texts, _TOKENIZE_TEXTS)):
+        for ids in tokenizer(batch, verbose=False)["input_ids"]:
+            if drop_eos and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+                ids = ids[:-1]
+            has_bos = bool(ids) and ids[0] == bos
+            if prepend and not has_bos:
+                ids = [bos, *ids]
+            elif has_bos and not prepend:
+                ids = ids[1:]
+            truncated += len(ids) > cfg.n_ctx
+            pieces.append(np.array(ids[: cfg.n_ctx], np.int32))
+            lengths.append(len(pieces[-1]))
+    starts = np.r_[0, np.cumsum(lengths)].astype(np.int64)
+    tokens = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+    special = np.zeros(len(tokens), bool)
+    if prepend:
+        special[starts[:-1][np.diff(starts) > 0]] = True
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in (bos, tokenizer.eos_token_id):
+        special |= tokens == tokenizer.pad_token_id
+    return Prompts(tokens, starts, special, truncated)
+
+
+def token_bytes(model: Any, ids: Sequence[int]) -> dict[int, bytes]:
+    """The bytes that each token stands for in running text, its leading space included.
+
+    Bytes and not strings, since a token of a byte-level vocabulary may be part of a character.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return {int(i): f"[{i}]".encode() for i in ids}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    byte_level = backend is not None and '"ByteLevel"' in json.dumps(json.loads(backend.to_str()).get("decoder"))
+    word_piece = backend is not None and '"WordPiece"' in json.dumps(json.loads(backend.to_str()).get("decoder"))
+    special = set(tokenizer.all_special_ids)
+    alphabet = _byte_alphabet()
+    texts: dict[int, bytes] = {}
+    pieces = tokenizer.convert_ids_to_tokens([int(i) for i in ids])
+    for i, piece in zip(map(int, ids), pieces, strict=True):
+        if piece is None or i in special:
+            texts[i] = (piece or f"[{i}]").encode()
+        elif byte_level and all(c in alphabet for c in piece):
+            texts[i] = bytes(alphabet[c] for c in piece)
+        elif match := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):
+            texts[i] = bytes([int(match[1], 16)])
+        elif word_piece:
+            texts[i] = (piece[2:] if piece.startswith("##") else " " + piece).encode()
+        else:
+            texts[i] = piece.replace("▁", " ").encode()
+    return texts
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's table of printable stand-ins for bytes: printable bytes stand for themselves, the rest follow from 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def run_hooked(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    mask: Bool[Tensor, "batch pos"] | None,
+    fwd_hooks: list[tuple[str, Callable]],
+) -> None:
+    """Run the model for its hooks only: no gradient, no logits, no layer after the last hook."""
+    was_training = model.training
+    model.eval()  # a new HookedTransformer is in training mode
+    extra: dict[str, Any] = {} if mask is None else {"attention_mask": mask.long()}
+    stop = None if is_bidirectional(model) else _layer_after([name for name, _ in fwd_hooks], model.cfg.n_layers)
+    try:
+        with torch.no_grad():
+            model.run_with_hooks(tokens, fwd_hooks=fwd_hooks, return_type=None, stop_at_layer=stop, **extra)
+    finally:
+        model.train(was_training)
+
+
+def _layer_after(hook_names: Iterable[str], n_layers: int) -> int | None:
+    """First layer that no hook needs, or None where the whole model must run."""
+    layers = []
+    for name in hook_names:
+        if name in ("hook_embed", "hook_pos_embed"):
+            layers.append(0)
+        elif match := re.match(r"blocks\.(\d+)\.", name):
+            layers.append(int(match[1]) + 1)
+        else:
+            return None
+    last = max(layers)
+    return last if last < n_layers else None
+
+
+def fingerprint(model: Any, prompts: Sequence[Sequence[int]], hook_names: Sequence[str]) -> Fingerprint:
+    """The activations that the model gives for each prompt alone, float32.
+
+    Raises:
+        InvalidInputError: A hook name that never fires, or whose activation is not [batch, pos, ...].
+    """
+    seen: dict[str, list[np.ndarray]] = {name: [] for name in hook_names}
+
+    def keep(name: str) -> Callable:
+        def hook_fn(activation: Tensor, hook: Any) -> None:
+            seen[name].append(flat_activation(name, activation, tokens.shape)[0].float().cpu().numpy())
+
+        return hook_fn
+
+    for prompt in prompts:
+        tokens = torch.tensor([list(prompt)], device=model_device(model))
+        run_hooked(model, tokens, None, [(name, keep(name)) for name in hook_names])
+    silent = [name for name, parts in seen.items() if len(parts) != len(prompts)]
+    if silent:
+        raise InvalidInputError(f"{silent} did not fire when the model ran; leave them out, or switch them on (model.set_use_...)")
+    return Fingerprint(tuple(map(tuple, prompts)), {name: np.concatenate(parts) for name, parts in seen.items()})
+
+
+def flat_activation(name: str, activation: Tensor, batch_pos: Sequence[int]) -> Float[Tensor, "batch pos d"]:
+    """An activation as [batch, pos, d]; heads are laid side by side.
+
+    Raises:
+        InvalidInputError: It has no batch and pos in front, as attention patterns have not.
+    """
+    if activation.ndim < 3 or tuple(activation.shape[:2]) != tuple(batch_pos):
+        raise InvalidInputError(
+            f"{name} has shape {tuple(activation.shape)}; expected [batch, pos, ...] with batch and pos {tuple(batch_pos)}: "
+            "only activations with a vector for each token can be banked or decoded"
+        )
+    return activation.detach().flatten(2)
+
+
+def check_fingerprint(model: Any, stored: Fingerprint, info: ModelInfo) -> None:
+    """Replay the stored prompts and compare.
+
+    Raises:
+        ModelMismatchError: The model is not the one of the bank, naming both and, where it can be told, the cause.
+    """
+    ours = describe_model(model)
+    both = f"the bank is of {info.name} ({info.class_name}), the model is {ours.name} ({ours.class_name})"
+    if ours.tokenizer != info.tokenizer and model.tokenizer is not None:
+        raise ModelMismatchError(f"another tokenizer: {both}; load the model that built the bank, or rebuild the bank")
+    if (ours.d_model, ours.n_layers) != (info.d_model, info.n_layers):
+        raise ModelMismatchError(
+            f"another model: {both}; d_model {info.d_model} against {ours.d_model}, n_layers {info.n_layers} against {ours.n_layers}"
+        )
+    replayed = fingerprint(model, stored.prompts, list(stored.activations))
+    for name, theirs in stored.activations.items():
+        found = replayed.activations[name]
+        scale = float(np.abs(theirs).max()) or 1.0
+        if found.shape == theirs.shape and float(np.abs(found - theirs).max()) <= _FINGERPRINT_TOLERANCE * scale:
+            continue
+        cause = "the weights differ"
+        if ours.centered != info.centered:
+            here, there = ("centred", "raw") if ours.centered else ("raw", "centred")
+            cause = f"the bank holds {there} activations and the model's weights are {here} (center_writing_weights)"
+        raise ModelMismatchError(f"{both}, and their activations differ at {name}: {cause}; load the model as the bank's was loaded")
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What the running model knows of its input, found from inside a hook.
+
+    Attributes:
+        model: The outermost TransformerLens model that is running, or None.
+        tokens: Token ids that the activation belongs to, or None.
+        attention_mask: The mask given to the model, or None.
+    """
+
+    model: Any
+    tokens: Int[Tensor, "batch pos"] | None
+    attention_mask: Int[Tensor, "batch pos"] | None
+
+
+def running(batch: int, pos: int) -> RunContext:
+    """Find the model and the tokens that a hook was called for.
+
+    TransformerLens hands a hook the activation and its HookPoint, and neither leads to the model or the tokens; they stand
+    in the frames of the forward passes that are calling, whose arguments have had the same names in all versions.
+    """
+    tokens = mask = model = None
+    frame = sys._getframe(1)
+    while frame is not None:
+        names = frame.f_locals
+        owner = names.get("self")
+        if isinstance(owner, torch.nn.Module):
+            for name in ("tokens", "input_ids", "input"):
+                ids = names.get(name)
+                if tokens is None and isinstance(ids, Tensor) and tuple(ids.shape) == (batch, pos) and not ids.is_floating_point():
+                    tokens = ids
+            given = names.get("attention_mask")
+            if mask is None and isinstance(given, Tensor) and given.ndim == 2 and given.shape[0] == batch and given.shape[1] >= pos:
+                mask = given[:, -pos:]
+            if _is_model(owner):
+                model = owner
+        frame = frame.f_back
+    return RunContext(model, tokens, mask)
+
+
+def skipped_positions(
+    model: Any, tokens: Int[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"] | None
+) -> Bool[Tensor, "batch pos"]:
+    """True at padding and BOS.
+
+    Without a mask, a run of padding tokens at an end is padding; where BOS and padding share an id (GPT-2), the last one of
+    a leading run is BOS.
+    """
+    tokenizer = model.tokenizer
+    pad = None if tokenizer is None else tokenizer.pad_token_id
+    if attention_mask is not None:
+        skipped = attention_mask.to(tokens.device) == 0
+    elif pad is not None:
+        text = (tokens != pad).long()
+        skipped = (text.cumsum(-1) == 0) | (text.flip(-1).cumsum(-1).flip(-1) == 0)
+    else:
+        skipped = torch.zeros_like(tokens, dtype=torch.bool)
+    bos = None if tokenizer is None else tokenizer.bos_token_id
+    if bos is None and tokenizer is not None:
+        bos = tokenizer.cls_token_id
+    if bos is not None:
+        first = ~skipped & ((~skipped).long().cumsum(-1) == 1)
+        skipped = skipped | (first & (tokens == bos))
+    return skipped
+
+
+@contextmanager
+def without_hooks(module: torch.nn.Module) -> Iterator[None]:
+    """Call a part of a model without firing the hooks on it, the user's or ours."""
+    held = [(part, part._forward_hooks) for part in module.modules() if part._forward_hooks and hasattr(part, "fwd_hooks")]
+    try:
+        for part, hooks in held:
+            part._forward_hooks = type(hooks)()
+        yield
+    finally:
+        for part, hooks in held:
+            part._forward_hooks = hooks
+
+
+def has_hooks(model: Any) -> bool:
+    """True while somebody's forward hooks are on the model."""
+    return any(point.fwd_hooks for point in model.hook_dict.values())

@@ -1,0 +1,215 @@
+"""What a search or a lens found, as frozen data; text is built only when it is asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from tl_latentlens.errors import InvalidInputError, MissingExtraError, UnknownHookError
+
+if TYPE_CHECKING:
+    from tl_latentlens.index import SearchResult
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """One found contextual token.
+
+    Attributes:
+        token: Its text, with its leading space.
+        context: The text around it, the token marked «so».
+        position: Its position in its prompt, BOS counted.
+        prompt_index: Which text of the corpus.
+        row: Its row in the index (in the bank, where the index holds one bank).
+        hook_name: The hook name whose vector was found.
+        similarity: Cosine in [-1, 1].
+    """
+
+    token: str
+    context: str
+    position: int
+    prompt_index: int
+    row: int
+    hook_name: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class TokenReading:
+    """Vocabulary tokens that a lens reads from vectors, best first.
+
+    Attributes:
+        token_ids: [n, k].
+        scores: Probabilities in [0, 1] (logit lens) or cosines in [-1, 1] (embedding lens), [n, k].
+        strings: The text of each token id that occurs.
+    """
+
+    token_ids: Int[np.ndarray, "n k"]
+    scores: Float[np.ndarray, "n k"]
+    strings: dict[int, str] = field(repr=False)
+
+    def tokens(self, row: int) -> list[str]:
+        """The texts of one vector's tokens."""
+        return [self.strings[i] for i in self.token_ids[row].tolist()]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the lenses read at one hook name and token.
+
+    Attributes:
+        hook_name: The hooked activation.
+        batch, pos: Where it stood.
+        token: The input token there, or None where the run's tokens were not known.
+        neighbors: Nearest contextual tokens, nearest first.
+        logit_lens, embedding_lens: (token, score) pairs, best first; None where that lens did not read.
+    """
+
+    hook_name: str
+    batch: int
+    pos: int
+    token: str | None
+    neighbors: list[Neighbor]
+    logit_lens: list[tuple[str, float]] | None
+    embedding_lens: list[tuple[str, float]] | None
+
+
+@dataclass(frozen=True)
+class LensResult:
+    """Neighbors, and logit-lens tokens beside them, for each hook name and each decoded token of a run.
+
+    Attributes:
+        hook_names: The decoded hook names, in forward order.
+        tokens: [batch][pos] texts of the input; None where the run's tokens were not known.
+        decoded: True at the positions that were decoded, [batch, pos]; the entries of `found` and of the lenses follow
+            its True cells in reading order.
+        found: Hook name → neighbors of each decoded token.
+        logit_lens: Hook name → what the model's own unembedding reads; empty where it was not asked for.
+        embedding_lens: Hook name → nearest input embeddings; empty where it was not asked for.
+    """
+
+    hook_names: tuple[str, ...]
+    tokens: list[list[str]] | None
+    decoded: Bool[np.ndarray, "batch pos"]
+    found: "dict[str, SearchResult]" = field(repr=False)
+    logit_lens: dict[str, TokenReading] = field(repr=False)
+    embedding_lens: dict[str, TokenReading] = field(repr=False)
+
+    @property
+    def positions(self) -> Int[np.ndarray, "cells 2"]:
+        """(batch, pos) of each decoded token, in reading order."""
+        return np.argwhere(self.decoded)
+
+    def cell(self, hook_name: str, pos: int, batch: int = 0) -> Cell:
+        """What was read at one hook name and position; negative positions count from the end.
+
+        Raises:
+            UnknownHookError: The hook name was not decoded.
+            InvalidInputError: The position was not decoded (padding, BOS, or not selected).
+        """
+        if hook_name not in self.found:
+            raise UnknownHookError(f"{hook_name!r} was not decoded; decoded hook names: {list(self.hook_names)}")
+        pos = pos + self.decoded.shape[1] if pos < 0 else pos
+        at = np.flatnonzero((self.positions == (batch, pos)).all(-1))
+        if not len(at):
+            raise InvalidInputError(f"batch {batch}, position {pos} was not decoded; decoded: {self.positions.tolist()}")
+        return self._cell(hook_name, int(at[0]))
+
+    def cells(self) -> list[Cell]:
+        """Every cell: hook names in order, within each the tokens in reading order."""
+        return [self._cell(name, i) for name in self.hook_names for i in range(len(self.positions))]
+
+    def _cell(self, hook_name: str, i: int) -> Cell:
+        batch, pos = self.positions[i].tolist()
+        return Cell(
+            hook_name,
+            batch,
+            pos,
+            None if self.tokens is None else self.tokens[batch][pos],
+            self.found[hook_name].neighbors_of(i),
+            _pairs(self.logit_lens.get(hook_name), i),
+            _pairs(self.embedding_lens.get(hook_name), i),
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each hook name, token and rank.
+
+        Columns: hook_name, batch, pos, token, rank (from 1), neighbor, similarity, context, neighbor_hook_name,
+        neighbor_row, neighbor_prompt_index, neighbor_position; logit_token and logit_probability, embedding_token and
+        embedding_similarity where those lenses read.
+        """
+        lines: list[dict[str, Any]] = []
+        for cell in self.cells():
+            where = {"hook_name": cell.hook_name, "batch": cell.batch, "pos": cell.pos, "token": cell.token}
+            for rank, neighbor in enumerate(cell.neighbors):
+                line = {
+                    **where,
+                    "rank": rank + 1,
+                    "neighbor": neighbor.token,
+                    "similarity": neighbor.similarity,
+                    "context": neighbor.context,
+                    "neighbor_hook_name": neighbor.hook_name,
+                    "neighbor_row": neighbor.row,
+                    "neighbor_prompt_index": neighbor.prompt_index,
+                    "neighbor_position": neighbor.position,
+                }
+                if cell.logit_lens is not None and rank < len(cell.logit_lens):
+                    line["logit_token"], line["logit_probability"] = cell.logit_lens[rank]
+                if cell.embedding_lens is not None and rank < len(cell.embedding_lens):
+                    line["embedding_token"], line["embedding_similarity"] = cell.embedding_lens[rank]
+                lines.append(line)
+        return pd.DataFrame(lines)
+
+    def plot(self, batch: int = 0) -> Any:
+        """A layer × position heatmap (a plotly Figure): color is the best similarity, hover shows the neighbors.
+
+        Raises:
+            MissingExtraError: plotly is not installed.
+        """
+        try:
+            from tl_latentlens.views.heatmap import heatmap
+        except ImportError as error:
+            raise MissingExtraError('plotting needs plotly: pip install "tl-latentlens[viz]"') from error
+        return heatmap(self, batch)
+
+    def _repr_html_(self) -> str:
+        from tl_latentlens.views.html import result_html
+
+        return result_html(self)
+
+
+def _pairs(reading: TokenReading | None, row: int) -> list[tuple[str, float]] | None:
+    if reading is None:
+        return None
+    return list(zip(reading.tokens(row), reading.scores[row].tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class DirectionResult:
+    """Neighbors of directions: of each vector and of its opposite.
+
+    Attributes:
+        ids: What each direction is called: feature numbers, or 0 to n - 1.
+        positive: Neighbors of +v.
+        negative: Neighbors of -v.
+    """
+
+    ids: Sequence[int]
+    positive: "SearchResult" = field(repr=False)
+    negative: "SearchResult" = field(repr=False)
+
+    def neighbors(self, direction: int) -> tuple[list[Neighbor], list[Neighbor]]:
+        """Neighbors of +v and of -v for the n-th direction."""
+        return self.positive.neighbors_of(direction), self.negative.neighbors_of(direction)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each direction, sign (+1 or -1) and rank."""
+        lines = []
+        for i, name in enumerate(self.ids):
+            for sign, neighbors in zip((1, -1), self.neighbors(i), strict=True):
+                for rank, n in enumerate(neighbors):
+                    lines.append({"direction": name, "sign": sign, "rank": rank + 1, **vars(n)})
+        return pd.DataFrame(lines)

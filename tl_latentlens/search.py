@@ -1,0 +1,238 @@
+"""Exact top-k cosine search over vectors; knows nothing of models or files.
+
+A cheap pass over the rows, chunk by chunk, keeps a few more candidates than asked for; the candidates are then scored in
+float64, and the gap between the last neighbor and the last candidate is held against the rounding error of the cheap
+pass (|fl(x·y) - x·y| <= n u / (1 - n u) |x||y|, Higham 2002, section 3.1). Queries for which the gap is too small, for
+instance among many equal rows, are scanned a second time with a threshold. So the neighbors do not depend on the
+device, the dtype of the pass or the chunk size, and ties always go to the lower row.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_latentlens.errors import InvalidInputError
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_UNIT_TOLERANCE = 1e-2  # rows this near to length 1 are unit vectors rounded to half precision, and are used as stored
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Neighbors of each query, nearest first; equal similarities in ascending row order.
+
+    Attributes:
+        similarities: Cosines in [-1, 1], float32, [..., k].
+        rows: Row numbers, int64, [..., k].
+    """
+
+    similarities: Float[Tensor, "... k"]
+    rows: Int[Tensor, "... k"]
+
+
+class VectorSearch:
+    """Exact nearest neighbors by cosine among fixed vectors."""
+
+    def __init__(
+        self,
+        vectors: Float[Tensor, "n d"] | np.ndarray,
+        device: torch.device | str | None = None,
+        dtype: str = "auto",
+        *,
+        unit_length: bool | None = None,
+        center: Float[Tensor, " d"] | None = None,
+        memory_budget: int = 256 * 2**20,
+    ) -> None:
+        """Hold `vectors` on `device` in the precision they have; a CPU search reads a memory map where it lies.
+
+        Args:
+            vectors: [n, d], a tensor or a memory map; float16, bfloat16 or float32.
+            device: None: CUDA where there is one, else the CPU.
+            dtype: Precision of the first, approximate pass: "float32" ("auto"), "float16" or "bfloat16". The result is the
+                same for all.
+            unit_length: The rows are unit vectors (up to rounding) and are used as stored; None looks.
+            center: Subtract this vector from each row before comparing; the rows stay as they are in memory.
+            memory_budget: Most bytes of working memory for a search, beside the vectors.
+
+        Raises:
+            InvalidInputError: Vectors that are not [n, d] floats, or hold NaN or inf.
+        """
+        if dtype != "auto" and dtype not in DTYPES:
+            raise InvalidInputError(f"got dtype={dtype!r}; expected 'auto' or one of {list(DTYPES)}")
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._vectors = as_tensor(vectors).to(device)
+        if self._vectors.ndim != 2 or not self._vectors.is_floating_point():
+            raise InvalidInputError(f"got vectors of shape {tuple(self._vectors.shape)}; expected [n, d] floating-point")
+        self.device = device
+        self.memory_budget = memory_budget
+        self._pass_dtype = torch.float32 if dtype == "auto" else DTYPES[dtype]
+        self._center = None if center is None else center.to(device, torch.float64)
+        self._scale: Float[Tensor, " n"] | None = None
+        if self._center is not None or unit_length is None or not unit_length:
+            lengths = torch.cat([self._exact_rows(slice(*span)).norm(dim=-1) for span in self._spans(1)] or [torch.zeros(0)])
+            if not bool(torch.isfinite(lengths).all()):
+                row = int(torch.nonzero(~torch.isfinite(lengths))[0])
+                raise InvalidInputError(f"vectors hold NaN or inf, first in row {row}; remove such rows before searching")
+            if self._center is not None or unit_length is False or bool(((lengths - 1).abs() > _UNIT_TOLERANCE).any()):
+                self._scale = torch.where(lengths > 0, 1 / lengths, 0.0)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self._vectors.shape[0]
+
+    @property
+    def d(self) -> int:
+        """Width of the vectors."""
+        return self._vectors.shape[1]
+
+    @torch.no_grad()
+    def top_k(self, queries: Float[Tensor, "... d"] | np.ndarray, k: int) -> TopK:
+        """The k nearest rows of each query (all rows, where there are fewer).
+
+        Args:
+            queries: Any leading shape; of any length but zero.
+            k: At least 1.
+
+        Raises:
+            InvalidInputError: A wrong width, `k` below 1, or a query with NaN or inf, or of length zero.
+        """
+        if k < 1:
+            raise InvalidInputError(f"got top_k={k}; expected at least 1")
+        units = unit_queries(queries, self.d, self.device)
+        flat = units.reshape(-1, self.d)
+        k = min(k, len(self))
+        if not flat.shape[0] or not k:
+            shape = (*units.shape[:-1], k)
+            return TopK(torch.zeros(shape, device=self.device), torch.zeros(shape, dtype=torch.int64, device=self.device))
+        n_candidates = min(len(self), 2 * k + 32)
+        a_query = 8 * self.d * n_candidates + 64 * n_candidates + 16 * self.d
+        parts = [self._search(part, k, n_candidates) for part in flat.split(max(1, self.memory_budget // (4 * a_query)))]
+        similarities = torch.cat([part.similarities for part in parts])
+        rows = torch.cat([part.rows for part in parts])
+        return TopK(similarities.reshape(*units.shape[:-1], k), rows.reshape(*units.shape[:-1], k))
+
+    def _search(self, queries: Float[Tensor, "q d"], k: int, n_candidates: int) -> TopK:
+        best = torch.full((len(queries), 0), 0.0, device=self.device)
+        rows = torch.zeros((len(queries), 0), dtype=torch.int64, device=self.device)
+        for first, last in self._spans(len(queries)):
+            scores = self._approximate(queries, first, last)
+            found = scores.topk(min(n_candidates, last - first), dim=-1)
+            best, rows = torch.cat([best, found.values], -1), torch.cat([rows, found.indices + first], -1)
+            if best.shape[1] > n_candidates:
+                best, at = best.topk(n_candidates, dim=-1)
+                rows = rows.gather(-1, at)
+        exact = self._exact_scores(queries, rows)
+        found = _rank(exact, rows, k)
+        if n_candidates < len(self):
+            # Every row left out scored at most best.min() in the first pass, so at most that plus the error bound exactly.
+            certain = found.similarities[:, -1] - best.min(-1).values > 2 * self._error_bound()
+            if not bool(certain.all()):
+                doubtful = torch.nonzero(~certain)[:, 0]
+                again = self._scan(queries[doubtful], found.similarities[doubtful, -1], k)
+                found.similarities[doubtful], found.rows[doubtful] = again.similarities, again.rows
+        return TopK(found.similarities.clamp(-1, 1), found.rows)
+
+    def _scan(self, queries: Float[Tensor, "q d"], at_least: Float[Tensor, " q"], k: int) -> TopK:
+        """Top-k given that the k-th similarity is `at_least`: score exactly every row that may reach it."""
+        best = torch.full((len(queries), k), -torch.inf, device=self.device)
+        rows = torch.full((len(queries), k), len(self), dtype=torch.int64, device=self.device)
+        threshold = (at_least - 2 * self._error_bound())[:, None]
+        for first, last in self._spans(len(queries)):
+            hits = self._approximate(queries, first, last) >= threshold
+            reached = torch.nonzero(hits.any(-1))[:, 0].tolist()
+            for query in reached:  # a loop over the few doubtful queries, never over rows
+                candidates = torch.nonzero(hits[query])[:, 0] + first
+                exact = self._exact_scores(queries[query : query + 1], candidates[None])
+                merged = _rank(torch.cat([best[query], exact[0]])[None], torch.cat([rows[query], candidates])[None], k)
+                best[query], rows[query] = merged.similarities[0], merged.rows[0]
+        return TopK(best, rows)
+
+    def _approximate(self, queries: Float[Tensor, "q d"], first: int, last: int) -> Float[Tensor, "q rows"]:
+        part = self._vectors[first:last].to(self._pass_dtype)
+        scores = (queries.to(self._pass_dtype) @ part.T).float()
+        if self._center is not None:
+            scores -= (queries.double() @ self._center).float()[:, None]
+        if self._scale is not None:
+            scores *= self._scale[first:last].float()
+        return scores
+
+    def _exact_scores(self, queries: Float[Tensor, "q d"], rows: Int[Tensor, "q m"]) -> Float[Tensor, "q m"]:
+        """Similarities in float64, rounded once to float32, a bounded number of rows at a time."""
+        exact = torch.empty(rows.shape, device=self.device)
+        step = max(1, self.memory_budget // (32 * self.d * len(queries)))
+        for start in range(0, rows.shape[1], step):
+            at = rows[:, start : start + step]
+            # A product and a sum over the same d for each pair: unlike a matrix product, equal rows give equal bits.
+            scores = (self._exact_rows(at) * queries[:, None].double()).sum(-1)
+            if self._scale is not None:
+                scores = scores * self._scale[at]
+            exact[:, start : start + step] = scores.float()
+        return exact
+
+    def _exact_rows(self, rows: Any) -> Float[Tensor, "... d"]:
+        exact = self._vectors[rows].double()
+        return exact if self._center is None else exact - self._center
+
+    def _error_bound(self) -> float:
+        """Most that the first pass can differ from the exact similarity."""
+        unit_roundoff = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}[self._pass_dtype]
+        product = 2.0**-24
+        if self._pass_dtype == torch.float32:
+            # "high" multiplies in TF32 (2^-11) and "medium" in bfloat16, where the hardware has them.
+            unit_roundoff = {"highest": 0.0, "high": 2.0**-11, "medium": 2.0**-8}[torch.get_float32_matmul_precision()]
+        else:
+            product += unit_roundoff  # the product is rounded to the same type
+        length = 1.0 + _UNIT_TOLERANCE
+        bound = 2 * unit_roundoff + product + self.d * 2.0**-23
+        if self._center is not None and self._scale is not None:
+            length = float(self._scale.max()) * (length + float(self._center.norm()))
+        elif self._scale is not None:
+            length = 1.0
+        return bound * length
+
+    def _spans(self, n_queries: int) -> list[tuple[int, int]]:
+        """Chunks of rows whose scores, and whose copy in the precision of the pass, fit half the memory budget."""
+        a_row = 8 * self.d + 12 * n_queries
+        step = max(1, self.memory_budget // (2 * a_row))
+        return [(first, min(first + step, len(self))) for first in range(0, len(self), step)]
+
+
+def _rank(similarities: Float[Tensor, "q m"], rows: Int[Tensor, "q m"], k: int) -> TopK:
+    """The k highest, ties in ascending row order."""
+    by_row = rows.argsort(-1)
+    similarities, rows = similarities.gather(-1, by_row), rows.gather(-1, by_row)
+    order = similarities.argsort(-1, descending=True, stable=True)[:, :k]
+    return TopK(similarities.gather(-1, order), rows.gather(-1, order))
+
+
+def as_tensor(vectors: Tensor | np.ndarray) -> Tensor:
+    """A tensor over the same memory; bfloat16 arrays (ml_dtypes) become torch bfloat16."""
+    if isinstance(vectors, Tensor):
+        return vectors.detach()
+    array = np.asarray(vectors)
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def unit_queries(queries: Float[Tensor, "... d"] | np.ndarray, d: int, device: torch.device) -> Float[Tensor, "... d"]:
+    """Queries as float32 unit vectors on `device`.
+
+    Raises:
+        InvalidInputError: Another width than `d`, or a query with NaN or inf, or of length zero; the message says where.
+    """
+    tensor = as_tensor(queries).to(device)
+    if tensor.ndim < 1 or tensor.shape[-1] != d:
+        raise InvalidInputError(f"got queries of shape {tuple(tensor.shape)}; expected a last dimension of {d}, the width of the bank")
+    exact = tensor.double()
+    lengths = exact.norm(dim=-1, keepdim=True)
+    bad = ~torch.isfinite(lengths[..., 0]) | (lengths[..., 0] == 0)
+    if bool(bad.any()):
+        where = tuple(torch.nonzero(bad)[0].tolist())
+        kind = "zero" if bool((lengths[..., 0] == 0)[where]) else "NaN or inf"
+        raise InvalidInputError(f"{int(bad.sum())} queries cannot be compared: the query at index {where} is {kind}")
+    return (exact / lengths).float()

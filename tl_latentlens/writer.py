@@ -1,0 +1,458 @@
+"""The bank file, written: create with every size planned, fill block by block, resume, finish.
+
+The HDF5 structure is written once, before the model runs; vectors then go straight to their offsets in the file, and a
+block counts as done when its bytes are on disk and its checksum stands in the journal. Arrays come in from `hooks.record`;
+nothing here knows a model.
+"""
+
+import fcntl
+import json
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_latentlens.bank import (
+    DTYPES,
+    Bank,
+    Fingerprint,
+    Layout,
+    ModelInfo,
+    as_json,
+    block_checksum,
+    encode_user_block,
+    metadata_digest,
+    partial_path,
+    read_user_block,
+    user_block_size,
+)
+from tl_latentlens.errors import BankError, InvalidInputError
+from tl_latentlens.plan import Plan, block_starts
+
+_BLOCK_BATCHES = 8  # batches of one block; its prompts are sorted by length, so more of them means less padding
+_BLOCK_BYTES = 512 * 2**20  # most bytes of vectors held in memory for one block
+_PACKAGES = ("tl-latentlens", "torch", "transformer-lens", "transformers", "h5py")
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """What a bank stores of its model.
+
+    Attributes:
+        info: The model's name, sizes and weight processing.
+        widths: Hook name → width of its vectors, in the order of the bank.
+        fingerprint: What the model gave for a few prompts.
+        token_bytes: Token id → the bytes of its text, for every id of the plan.
+        special_ids: Ids that are no text (BOS, padding).
+    """
+
+    info: ModelInfo
+    widths: dict[str, int]
+    fingerprint: Fingerprint
+    token_bytes: Mapping[int, bytes] = field(repr=False)
+    special_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts to run together, right-padded, and the rows among their tokens.
+
+    Attributes:
+        tokens: Token ids, [batch, pos].
+        attention_mask: True at tokens, False at padding.
+        rows: Row numbers in the bank, [n].
+        row_batch: Where each row stands in the batch, [n].
+        row_pos: Its position, [n].
+        block: The bank's block that these rows belong to.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    attention_mask: Bool[Tensor, "batch pos"]
+    rows: Int[np.ndarray, " rows"]
+    row_batch: Int[Tensor, " rows"]
+    row_pos: Int[Tensor, " rows"]
+    block: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens without padding."""
+        return int(self.attention_mask.sum())
+
+
+class BankWriter:
+    """Fills `NAME.h5.partial` and renames it to `NAME.h5` when it is complete. A context manager.
+
+    >>> with BankWriter.create("my.h5", plan, record) as writer:      # doctest: +SKIP
+    ...     for batch in writer.batches():
+    ...         model.run_with_hooks(batch.tokens, attention_mask=batch.attention_mask, return_type=None,
+    ...                              fwd_hooks=bank_hooks(writer, batch))
+    """
+
+    def __init__(self, path: Path, layout: Layout, descriptor: int) -> None:
+        """Use `BankWriter.create`."""
+        self.path = path
+        self.plan = layout.plan
+        self.dtype = layout.dtype
+        self.hook_names = tuple(layout.widths)
+        self._layout = layout
+        self._descriptor = descriptor
+        self._starts = layout.map("block_starts")
+        self._done = np.array(layout.map("journal"), bool)
+        self._buffers: dict[int, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+        self._missing: dict[tuple[int, str], int] = {}
+        self._failure: BaseException | None = None
+        self._queue: queue.Queue[tuple[str, Batch, Tensor, Tensor, Any] | None] = queue.Queue(2 * len(self.hook_names))
+        self._thread = threading.Thread(target=self._drain, name="bank-writer", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def create(
+        cls, path: str | Path, plan: Plan, record: ModelRecord, *, dtype: str = "float16", batch_tokens: int = 4096
+    ) -> "BankWriter":
+        """Create `path.partial` at its full size, or resume it where it was made for the same plan, model and settings.
+
+        Args:
+            path: Where the finished bank will stand.
+            plan: The rows, from `plan_corpus` or `make_plan`.
+            record: The model, from `record_model`.
+            dtype: "float16", "bfloat16" or "float32".
+            batch_tokens: Most tokens of one batch, padding included.
+
+        Raises:
+            BankError: `path` exists, the disk is too full, another process builds it, or the partial file is of another
+                plan, model or setting (the message says which).
+        """
+        path = Path(path).expanduser()
+        if dtype not in DTYPES:
+            raise InvalidInputError(f"got dtype={dtype!r}; expected one of {list(DTYPES)}")
+        if path.exists():
+            raise BankError(f"{path} exists already; open it with Bank.open, or choose another path")
+        if not path.parent.is_dir():
+            raise BankError(f"no folder {path.parent} to write {path.name} in; create it first")
+        partial = partial_path(path)
+        fresh = partial.with_name(partial.name + ".new")
+        if not partial.exists():
+            fresh.unlink(missing_ok=True)
+            try:
+                _create_file(fresh, plan, record, dtype, batch_tokens)
+                fresh.rename(partial)
+            finally:
+                fresh.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_RDWR)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BankError(f"{partial} is being built by another process; wait for it or choose another path") from error
+            layout = Layout(partial)
+            _require_same(partial, layout, plan, record, dtype)
+            return cls(path, layout, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def __enter__(self) -> "BankWriter":
+        """Return the writer itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        """Finish a complete bank; keep an incomplete one for a later resume."""
+        try:
+            self._stop(raise_failure=kind is None)
+            if kind is None and self._done.all():
+                self._finish()
+        finally:
+            os.close(self._descriptor)
+            self._layout.close()
+
+    @property
+    def tokens_left(self) -> int:
+        """Tokens of the prompts that are still to be run."""
+        blocks = np.flatnonzero(~self._done)
+        return sum(int(self._run_lengths(self._block_prompts(block)).sum()) for block in blocks)
+
+    def width(self, hook_name: str) -> int:
+        """Width of a hook name's vectors."""
+        return self._layout.widths[hook_name]
+
+    def batches(self, device: torch.device | str | None = None) -> Iterator[Batch]:
+        """The batches that remain, block by block, prompts of like length together, on `device`."""
+        for block in np.flatnonzero(~self._done):
+            prompts = self._block_prompts(block)
+            lengths = self._run_lengths(prompts)
+            order = np.argsort(-lengths, kind="stable")
+            prompts, lengths = prompts[order], lengths[order]
+            first = 0
+            while first < len(prompts):
+                count = max(1, self._layout.batch_tokens // int(lengths[first]))
+                yield self._batch(int(block), prompts[first : first + count], lengths[first : first + count], device)
+                first += count
+
+    def write(
+        self, hook_name: str, batch: Batch, vectors: Float[Tensor, "rows d"], norms: Float[Tensor, " rows"]
+    ) -> None:
+        """Hand over a batch's unit vectors (already in the bank's dtype) and norms; a background thread writes them.
+
+        Raises:
+            InvalidInputError: A shape that does not fit, or (from an earlier call) a NaN, inf or zero activation.
+            BankError: Writing failed.
+        """
+        self._raise_failure()
+        expected = (len(batch.rows), self._layout.widths[hook_name])
+        if tuple(vectors.shape) != expected:
+            raise InvalidInputError(f"{hook_name}: got vectors of shape {tuple(vectors.shape)}, expected {expected}")
+        ready = None
+        if vectors.is_cuda:
+            vectors, norms = _to_pinned(vectors), _to_pinned(norms)
+            ready = torch.cuda.Event()
+            ready.record()
+        self._queue.put((hook_name, batch, vectors, norms, ready))
+
+    def _block_prompts(self, block: int) -> Int[np.ndarray, " prompts"]:
+        return np.unique(self.plan.row_prompts[self._starts[block] : self._starts[block + 1]])
+
+    def _run_lengths(self, prompts: Int[np.ndarray, " prompts"]) -> Int[np.ndarray, " prompts"]:
+        starts, ends = self.plan.prompt_starts[prompts], self.plan.prompt_starts[prompts + 1]
+        if self.plan.settings.bidirectional:
+            return ends - starts
+        last = self.plan.row_tokens[np.searchsorted(self.plan.row_tokens, ends) - 1]
+        return last + 1 - starts  # a causal model need not run past a prompt's last row
+
+    def _batch(
+        self, block: int, prompts: np.ndarray, lengths: np.ndarray, device: torch.device | str | None
+    ) -> Batch:
+        columns = np.arange(int(lengths.max()))
+        mask = columns < lengths[:, None]
+        starts = self.plan.prompt_starts[prompts]
+        tokens = np.zeros(mask.shape, np.int64)
+        tokens[mask] = self.plan.tokens[(starts[:, None] + columns)[mask]]
+        first = np.searchsorted(self.plan.row_tokens, starts)
+        count = np.searchsorted(self.plan.row_tokens, self.plan.prompt_starts[prompts + 1]) - first
+        row_batch = np.repeat(np.arange(len(prompts)), count)
+        rows = np.arange(len(row_batch)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
+        row_pos = self.plan.row_tokens[rows] - starts[row_batch]
+        tensors = (torch.from_numpy(array).to(device) for array in (tokens, mask, row_batch, row_pos))
+        tokens_t, mask_t, row_batch_t, row_pos_t = tensors
+        return Batch(tokens_t, mask_t, rows, row_batch_t, row_pos_t, block)
+
+    def _drain(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if self._failure is None:
+                try:
+                    self._store(*item)
+                except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, which raises it
+                    self._failure = error
+
+    def _store(self, hook_name: str, batch: Batch, vectors: Tensor, norms: Tensor, ready: Any) -> None:
+        if ready is not None:
+            ready.synchronize()
+        lengths = norms.numpy()
+        bad = ~np.isfinite(lengths) | (lengths == 0)
+        if bad.any():
+            row = int(batch.rows[np.flatnonzero(bad)[0]])
+            at = int(self.plan.row_tokens[row])
+            prompt = int(self.plan.row_prompts[row])
+            raise InvalidInputError(
+                f"{hook_name}: {int(bad.sum())} activations are NaN, inf or zero, the first at prompt {prompt}, position "
+                f"{at - int(self.plan.prompt_starts[prompt])} (norm {lengths[bad][0]}); a bank holds directions, so check the "
+                "model's dtype and weights, or leave this hook name out"
+            )
+        first, last = self._starts[batch.block : batch.block + 2]
+        if batch.block not in self._buffers:
+            stored = DTYPES[self.dtype][1]
+            self._buffers[batch.block] = {
+                name: (np.empty((last - first, width), stored), np.empty(last - first, np.float32))
+                for name, width in self._layout.widths.items()
+            }
+            self._missing.update({(batch.block, name): int(last - first) for name in self.hook_names})
+        block_vectors, block_norms = self._buffers[batch.block][hook_name]
+        block_vectors[batch.rows - first] = _as_stored(vectors)
+        block_norms[batch.rows - first] = lengths
+        self._missing[batch.block, hook_name] -= len(batch.rows)
+        if not any(self._missing[batch.block, name] for name in self.hook_names):
+            self._commit(batch.block)
+
+    def _commit(self, block: int) -> None:
+        first = int(self._starts[block])
+        for name, (vectors, norms) in self._buffers.pop(block).items():
+            self._put(f"hooks/{name}/vectors", vectors, first * vectors.shape[1] * vectors.itemsize)
+            self._put(f"hooks/{name}/norms", norms, first * norms.itemsize)
+            self._put(f"hooks/{name}/checksums", np.uint64(block_checksum(vectors, norms)), block * 8)
+        os.fdatasync(self._descriptor)  # the bytes first, the journal after them, also across a power cut
+        self._put("journal", np.uint8(1), block)
+        self._done[block] = True
+
+    def _put(self, name: str, array: np.ndarray | np.generic, offset: int) -> None:
+        data = memoryview(np.ascontiguousarray(array)).cast("B")
+        start = self._layout.region(name)[0] + offset
+        try:
+            while data:
+                written = os.pwrite(self._descriptor, data, start)
+                data, start = data[written:], start + written
+        except OSError as error:
+            raise BankError(f"writing {partial_path(self.path)} failed: {error}; finished blocks are kept, resume later") from error
+
+    def _stop(self, *, raise_failure: bool) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if raise_failure:
+            self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _finish(self) -> None:
+        partial = partial_path(self.path)
+        self._layout.close()
+        Bank(partial, self._layout).verify()
+        for name in self.hook_names:
+            mean, std = _moments(self._layout.map(f"hooks/{name}/vectors").view(DTYPES[self.dtype][0]), self._starts)
+            self._put(f"hooks/{name}/mean", mean, 0)
+            self._put(f"hooks/{name}/std", std, 0)
+        os.fdatasync(self._descriptor)
+        size = read_user_block(partial)["size"]
+        unhashed = _payload(self._layout)
+        block = encode_user_block(size, True, unhashed, metadata_digest(partial, size, unhashed))
+        os.pwrite(self._descriptor, block, 0)
+        os.fsync(self._descriptor)
+        partial.rename(self.path)
+
+
+def _payload(layout: Layout) -> list[tuple[int, int]]:
+    return [layout.region(f"hooks/{name}/{part}") for name in layout.widths for part in ("vectors", "norms")]
+
+
+def _moments(vectors: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation per dimension in float64, a few rows at a time."""
+    total, squares = np.zeros(vectors.shape[1]), np.zeros(vectors.shape[1])
+    for first, last in zip(starts[:-1], starts[1:], strict=True):
+        for row in range(int(first), int(last), 4096):
+            part = vectors[row : min(row + 4096, int(last))].astype(np.float64)
+            total += part.sum(0)
+            squares += np.square(part).sum(0)
+    mean = total / len(vectors)
+    return mean, np.sqrt(np.maximum(squares / len(vectors) - mean**2, 0))
+
+
+def _as_stored(vectors: Tensor) -> np.ndarray:
+    return vectors.view(torch.uint16).numpy() if vectors.dtype == torch.bfloat16 else vectors.numpy()
+
+
+def _to_pinned(tensor: Tensor) -> Tensor:
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)
+
+
+def _create_file(path: Path, plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int) -> None:
+    bytes_a_row = sum(record.widths.values()) * np.dtype(DTYPES[dtype][1]).itemsize
+    starts = block_starts(plan, _BLOCK_BATCHES * batch_tokens, max(1, _BLOCK_BYTES // bytes_a_row))
+    needed, free = plan.n_rows * (bytes_a_row + 4 * len(record.widths)), shutil.disk_usage(path.parent).free
+    no_space = f"no space for {path.name}: it needs {needed:,} bytes and {path.parent} has {free:,} free"
+    if needed > free:
+        raise BankError(no_space)
+    used = np.unique(plan.tokens)
+    texts = [record.token_bytes[int(i)] for i in used]
+    size = user_block_size(len(record.widths))
+    with h5py.File(path, "x", userblock_size=size) as file:
+        attributes = {
+            "format_version": 1,
+            "model": asdict(record.info),
+            "plan": asdict(plan.settings),
+            "plan_digest": plan.digest,
+            "n_truncated": plan.n_truncated,
+            "dtype": dtype,
+            "batch_tokens": batch_tokens,
+            "hook_names": list(record.widths),
+            "special_ids": list(record.special_ids),
+            "versions": {name: version(name) for name in _PACKAGES},
+        }
+        for key, value in attributes.items():
+            file.attrs[key] = json.dumps(value)
+        file["tokens"] = plan.tokens.astype(np.int32)
+        file["prompt_starts"] = plan.prompt_starts.astype(np.int64)
+        file["row_tokens"] = plan.row_tokens.astype(np.int64)
+        file["block_starts"] = starts
+        file["token_ids"] = used.astype(np.int32)
+        file["token_bytes"] = np.frombuffer(b"".join(texts), np.uint8)
+        file["token_byte_starts"] = np.cumsum([0, *map(len, texts)]).astype(np.int64)
+        prompts = record.fingerprint.prompts
+        file["fingerprint/tokens"] = np.array([t for prompt in prompts for t in prompt], np.int32)
+        file["fingerprint/prompt_starts"] = np.cumsum([0, *map(len, prompts)]).astype(np.int64)
+        n_blocks = len(starts) - 1
+        _reserve(file, "journal", (n_blocks,), np.uint8)
+        for name, width in record.widths.items():
+            file[f"fingerprint/{name}"] = record.fingerprint.activations[name].astype(np.float32)
+            _reserve(file, f"hooks/{name}/vectors", (plan.n_rows, width), DTYPES[dtype][1])
+            _reserve(file, f"hooks/{name}/norms", (plan.n_rows,), np.float32)
+            _reserve(file, f"hooks/{name}/checksums", (n_blocks,), np.uint64)
+            for moment in ("mean", "std"):
+                _reserve(file, f"hooks/{name}/{moment}", (width,), np.float64)
+            if dtype == "bfloat16":
+                file[f"hooks/{name}/vectors"].attrs["bfloat16"] = True
+    with path.open("r+b") as raw:
+        try:
+            os.posix_fallocate(raw.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            raise BankError(no_space) from error
+    _seal_empty(path, size)
+
+
+def _seal_empty(path: Path, size: int) -> None:
+    """Write the user block of a file whose vectors are still to come; its digest leaves out all that will change."""
+    changing: list[tuple[int, int]] = []
+
+    def note(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset) and (name == "journal" or name.startswith("hooks/")):
+            changing.append((item.id.get_offset(), item.size * item.dtype.itemsize))
+
+    with h5py.File(path, "r") as file:
+        file.visititems(note)
+    digest = metadata_digest(path, size, changing)
+    with path.open("r+b") as raw:
+        raw.write(encode_user_block(size, False, changing, digest))
+        os.fsync(raw.fileno())
+
+
+def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> None:
+    """A contiguous dataset whose place in the file is fixed now and whose bytes come later."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    group, _, leaf = name.rpartition("/")
+    parent = file.require_group(group) if group else file
+    kind, space = h5py.h5t.py_create(np.dtype(dtype), logical=True), h5py.h5s.create_simple(shape)
+    h5py.h5d.create(parent.id, leaf.encode(), kind, space, properties)
+
+
+def _require_same(partial: Path, layout: Layout, plan: Plan, record: ModelRecord, dtype: str) -> None:
+    pairs = {
+        "plan (corpus, tokens or settings)": (layout.plan_digest, plan.digest),
+        "model": (as_json(layout.model), as_json(record.info)),
+        "hook names": (dict(layout.widths), record.widths),
+        "dtype": (layout.dtype, dtype),
+    }
+    differing = [f"{what}: the file has {there}, this call {here}" for what, (there, here) in pairs.items() if there != here]
+    if not differing:
+        stored = Bank(partial, layout).fingerprint
+        if stored.prompts != record.fingerprint.prompts:
+            differing = ["the fingerprint prompts"]
+        else:
+            for name, theirs in stored.activations.items():
+                ours = record.fingerprint.activations[name]
+                if not np.allclose(theirs, ours, rtol=1e-2, atol=1e-2 * float(np.abs(theirs).max())):
+                    differing.append(f"the model's activations at {name}: other weights")
+    if differing:
+        raise BankError(f"{partial} cannot be resumed, it differs in {'; '.join(differing)}. Delete it or choose another path")
