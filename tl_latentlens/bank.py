@@ -281,7 +281,7 @@ class Layout:
         self._maps: dict[str, np.ndarray] = {}
         self._datasets: dict[str, tuple[int, tuple[int, ...], np.dtype]] = {}
         try:
-            with h5py.File(path, "r") as file:
+            with h5py.File(path, "r", locking=False) as file:  # a writer holds a lock of its own on a partial file
                 attributes = {key: json.loads(value) for key, value in file.attrs.items()}
                 file.visititems(self._note)
         except (OSError, RuntimeError, KeyError, ValueError) as error:

@@ -24,7 +24,7 @@ from tl_latentlens.bank import Fingerprint, ModelInfo
 from tl_latentlens.errors import InvalidInputError, ModelMismatchError
 from tl_latentlens.plan import Prompts
 
-DEMO_MODEL = Path(__file__).parent / "data" / "model"
+DEMO_MODEL = Path(__file__).parent / "data" / "demo_model"
 _TOKENIZE_TEXTS = 4096  # texts handed to the tokenizer at once
 _FINGERPRINT_TOLERANCE = 2e-2  # of the largest activation: wider than the noise between devices and batch sizes
 
@@ -62,10 +62,11 @@ def describe_model(model: Any) -> ModelInfo:
     """What a bank stores to name its model."""
     require_model(model)
     cfg, weight = model.cfg, getattr(model, "W_E", None)
-    centered = weight is not None and float(weight.float().mean(-1).abs().max()) < 1e-6
+    name = str(getattr(cfg, "model_name", "custom"))
+    centered = weight is not None and float(weight.detach().float().mean(-1).abs().max()) < 1e-6
     vocabulary = json.dumps(sorted(model.tokenizer.get_vocab().items())) if model.tokenizer is not None else ""
     return ModelInfo(
-        name=str(getattr(cfg, "model_name", "custom")),
+        name=Path(name).name if Path(name).is_dir() else name,  # a local folder is named by its last part alone
         class_name=type(model).__name__,
         n_layers=int(cfg.n_layers),
         d_model=int(cfg.d_model),

@@ -205,7 +205,7 @@ def _rank(similarities: Float[Tensor, "q m"], rows: Int[Tensor, "q m"], k: int) 
     """The k highest, ties in ascending row order."""
     by_row = rows.argsort(-1)
     similarities, rows = similarities.gather(-1, by_row), rows.gather(-1, by_row)
-    order = similarities.argsort(-1, descending=True, stable=True)[:, :k]
+    order = similarities.argsort(dim=-1, descending=True, stable=True)[:, :k]
     return TopK(similarities.gather(-1, order), rows.gather(-1, order))
 
 

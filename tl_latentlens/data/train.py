@@ -216,7 +216,7 @@ def _optimizers(model: GPT2LMHeadModel, lr: float) -> list[torch.optim.Optimizer
 
 def train(
     concepts: Annotated[Path, typer.Argument(help="concepts.txt: five sentences a concept, one a line")],
-    out: Annotated[Path, typer.Option(help="folder for the Hugging Face model and its checkpoints")] = DATA / "model",
+    out: Annotated[Path, typer.Option(help="folder for the Hugging Face model and its checkpoints")] = DATA / "demo_model",
     steps: Annotated[int, typer.Option(help=f"steps of {BATCH_TOKENS} tokens")] = 3600,
     lr: Annotated[float, typer.Option(help="peak learning rate")] = 3e-3,
     own_repeats: Annotated[int, typer.Option(help="readings of the own corpus an epoch")] = 3,
