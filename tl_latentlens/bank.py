@@ -89,7 +89,7 @@ class Row:
         """The prompt's text, without special tokens."""
         return self.bank.text(self.bank.prompt(self.prompt_index))
 
-    def context(self, width: int = 40, marks: tuple[str, str] = ("«", "»")) -> str:
+    def context(self, width: int = 80, marks: tuple[str, str] = ("«", "»")) -> str:
         """The text around the token, at most `width` characters to each side, the token between `marks`."""
         ids = self.bank.prompt(self.prompt_index)
         before, after = self.bank.text(ids[: self.position]), self.bank.text(ids[self.position + 1 :])
@@ -339,14 +339,17 @@ def block_checksum(vectors: np.ndarray, norms: np.ndarray) -> int:
 
 def user_block_size(n_hooks: int) -> int:
     """Bytes before the HDF5 data: a power of two with room for one line of JSON."""
-    return 1 << max(12, (512 + 100 * n_hooks - 1).bit_length())
+    return 1 << max(12, (1024 + 200 * n_hooks - 1).bit_length())  # five regions a hook name, each up to 40 characters
 
 
 def encode_user_block(size: int, complete: bool, unhashed: list[tuple[int, int]], digest: str) -> bytes:
     """One line of JSON, its checksum on a second line, zeros to `size`."""
     record = {"format": FORMAT, "version": VERSION, "size": size, "complete": complete, "digest": digest, "unhashed": unhashed}
     line = json.dumps(record).encode()
-    return (line + b"\n" + xxhash.xxh3_64_hexdigest(line).encode() + b"\n").ljust(size, b"\0")
+    block = (line + b"\n" + xxhash.xxh3_64_hexdigest(line).encode() + b"\n").ljust(size, b"\0")
+    if len(block) > size:
+        raise BankError(f"the user block needs {len(block)} bytes and has {size}: bank fewer hook names in one file")
+    return block
 
 
 def read_user_block(path: Path) -> dict[str, Any]:

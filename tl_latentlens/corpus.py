@@ -5,7 +5,7 @@ Nothing is guessed, filtered or reordered: a csv, jsonl or parquet file is read 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 import pandas as pd
+import pyarrow.csv
 import pyarrow.parquet
 
 from tl_latentlens.errors import CorpusError
@@ -29,8 +30,10 @@ class TextStream:
 
     def __iter__(self) -> Iterator[str]:
         """Yield the texts in order."""
-        for example in self.dataset:
-            yield _text(example, self.text_column)
+        for number, example in enumerate(self.dataset):
+            text = _text(example, self.text_column)
+            _require_text([text], number)
+            yield text
 
 
 def load_corpus(
@@ -55,6 +58,8 @@ def load_corpus(
     Raises:
         CorpusError: The source is missing, empty, lacks the column, or holds something that is not text.
     """
+    if limit is not None and limit < 0:
+        raise CorpusError(f"got limit={limit}; expected a number of texts, or None for all")
     if isinstance(source, str | Path):
         texts = _load_named(str(source), text_column, split, limit)
     elif isinstance(source, datasets.Dataset):
@@ -64,7 +69,7 @@ def load_corpus(
         if source.column_names is not None:
             _require_column(text_column, source.column_names, "the dataset")
         texts = TextStream(source, text_column)
-    elif isinstance(source, Sequence | Iterable):
+    elif isinstance(source, Iterable) and not isinstance(source, Mapping | pd.DataFrame):  # their keys are no texts
         texts = list(source)
     else:
         raise CorpusError(f"got a corpus of type {type(source).__name__}; expected a path, a list of str or a datasets.Dataset")
@@ -72,7 +77,7 @@ def load_corpus(
         texts = list(islice(iter(texts), limit))
     if not isinstance(texts, TextStream) and len(texts) == 0:
         raise CorpusError("the corpus is empty: it holds no text; give at least one non-blank line or string")
-    if isinstance(texts, list):
+    if not isinstance(texts, TextStream):
         _require_text(texts)
     return texts
 
@@ -84,7 +89,10 @@ def _load_named(name: str, column: str, split: str, limit: int | None) -> Sequen
         if path.suffix.lower() not in readers:
             known = ", ".join(readers)
             raise CorpusError(f"got {path}: cannot tell its format from the ending {path.suffix!r}; expected one of {known}")
-        return readers[path.suffix.lower()](path, column)
+        try:
+            return readers[path.suffix.lower()](path, column)
+        except (UnicodeDecodeError, pyarrow.ArrowInvalid) as error:
+            raise CorpusError(f"{path} cannot be read as {path.suffix.lower()} in UTF-8: {error}") from error
     if path.suffix.lower() in readers or path.is_absolute():
         raise CorpusError(f"no corpus file at {path}; check the path (the current directory is {Path.cwd()})")
     try:
@@ -95,18 +103,18 @@ def _load_named(name: str, column: str, split: str, limit: int | None) -> Sequen
 
 
 def _read_txt(path: Path, column: str) -> list[str]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            lines = (line.rstrip("\n") for line in file)
-            return [line for line in lines if line.strip()]
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path} is not UTF-8 text ({error}); convert it first, for example with iconv") from error
+    with path.open(encoding="utf-8-sig") as file:  # Windows editors start a file with a byte-order mark
+        lines = (line.rstrip("\n") for line in file)
+        return [line for line in lines if line.strip()]
 
 
 def _read_csv(path: Path, column: str) -> list[str]:
-    _require_column(column, list(pd.read_csv(path, nrows=0).columns), str(path))
-    # Without keep_default_na=False, texts such as "NA" or "null" would silently turn into missing values.
-    return pd.read_csv(path, usecols=[column], dtype=str, keep_default_na=False)[column].tolist()
+    # pandas would drop fields beyond the header, and read "NA" as a missing value; pyarrow does neither.
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    with pyarrow.csv.open_csv(path, parse_options=parse) as reader:
+        _require_column(column, reader.schema.names, str(path))
+    convert = pyarrow.csv.ConvertOptions(include_columns=[column], column_types={column: pyarrow.string()})
+    return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert)[column].to_pylist()
 
 
 def _read_jsonl(path: Path, column: str) -> list[str]:
@@ -138,7 +146,7 @@ def _require_column(column: str, columns: list[str], where: str) -> None:
         raise CorpusError(f"{where} has no column {column!r}; it has {columns}; pass text_column=...")
 
 
-def _require_text(texts: list[str]) -> None:
-    for number, text in enumerate(texts):
+def _require_text(texts: Iterable[str], first: int = 0) -> None:
+    for number, text in enumerate(texts, start=first):
         if not isinstance(text, str):
             raise CorpusError(f"text {number} is {type(text).__name__} ({text!r}), expected str; drop or convert it first")

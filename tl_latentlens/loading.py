@@ -93,11 +93,16 @@ def _hooked_from_folder(folder: Path, device: str | None) -> Any:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Loading says much that a user of this package can do nothing about, such as the deprecation of HookedTransformer."""
-    root, level = logging.getLogger(), logging.getLogger().level
+    from transformers.utils import logging as hf_logging
+
+    root, level, bars = logging.getLogger(), logging.getLogger().level, hf_logging.is_progress_bar_enabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         root.setLevel(logging.ERROR)
+        hf_logging.disable_progress_bar()
         try:
             yield
         finally:
             root.setLevel(level)
+            if bars:
+                hf_logging.enable_progress_bar()

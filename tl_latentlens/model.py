@@ -279,6 +279,11 @@ def running(batch: int, pos: int) -> RunContext:
                 ids = names.get(name)
                 if tokens is None and isinstance(ids, Tensor) and tuple(ids.shape) == (batch, pos) and not ids.is_floating_point():
                     tokens = ids
+            prompt, sampled = names.get("input_tokens"), names.get("sampled_tokens_list")
+            if tokens is None and isinstance(prompt, Tensor) and sampled:
+                # HookedTransformer.generate runs on embeddings; their ids stand beside them.
+                ids = torch.cat([prompt, *sampled], 1)[:, -pos:]
+                tokens = ids if tuple(ids.shape) == (batch, pos) else None
             given = names.get("attention_mask")
             if mask is None and isinstance(given, Tensor) and given.ndim == 2 and given.shape[0] == batch and given.shape[1] >= pos:
                 mask = given[:, -pos:]

@@ -7,6 +7,7 @@ instance among many equal rows, are scanned a second time with a threshold. So t
 device, the dtype of the pass or the chunk size, and ties always go to the lower row.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,8 @@ class VectorSearch:
                 raise InvalidInputError(f"vectors hold NaN or inf, first in row {row}; remove such rows before searching")
             if self._center is not None or unit_length is False or bool(((lengths - 1).abs() > _UNIT_TOLERANCE).any()):
                 self._scale = torch.where(lengths > 0, 1 / lengths, 0.0)
+        if self._scale is not None and self._pass_dtype == torch.float16:
+            self._pass_dtype = torch.bfloat16  # rows of any length can leave float16's range
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -189,7 +192,8 @@ class VectorSearch:
         length = 1.0 + _UNIT_TOLERANCE
         bound = 2 * unit_roundoff + product + self.d * 2.0**-23
         if self._center is not None and self._scale is not None:
-            length = float(self._scale.max()) * (length + float(self._center.norm()))
+            # |v| / |v - c| <= 1 + |c| / |v - c|, whatever the length of the row v.
+            length = 1.0 + 2 * float(self._scale.max()) * float(self._center.norm())
         elif self._scale is not None:
             length = 1.0
         return bound * length
@@ -215,8 +219,15 @@ def as_tensor(vectors: Tensor | np.ndarray) -> Tensor:
         return vectors.detach()
     array = np.asarray(vectors)
     if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+        return _from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return _from_numpy(array)
+
+
+def _from_numpy(array: np.ndarray) -> Tensor:
+    with warnings.catch_warnings():
+        # Nothing here writes to vectors, so a read-only memory map is fine.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 def unit_queries(queries: Float[Tensor, "... d"] | np.ndarray, d: int, device: torch.device) -> Float[Tensor, "... d"]:

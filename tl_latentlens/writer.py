@@ -136,6 +136,8 @@ class BankWriter:
         path = Path(path).expanduser()
         if dtype not in DTYPES:
             raise InvalidInputError(f"got dtype={dtype!r}; expected one of {list(DTYPES)}")
+        if batch_tokens < 1:
+            raise InvalidInputError(f"got batch_tokens={batch_tokens}; expected at least 1")
         if path.exists():
             raise BankError(f"{path} exists already; open it with Bank.open, or choose another path")
         if not path.parent.is_dir():

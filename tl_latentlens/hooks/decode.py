@@ -1,5 +1,6 @@
 """Hooks that read: capture activations while the model runs, decode them against an index when the result is asked for."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,10 @@ from tl_latentlens.index import ContextualIndex
 from tl_latentlens.lenses import embedding_lens, logit_lens
 from tl_latentlens.model import RunContext, flat_activation, has_hooks, running, skipped_positions, token_bytes
 from tl_latentlens.results import LensResult
+
+
+# Activations in the space of the residual stream, which the model's unembedding can read.
+_RESIDUAL = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out|in|out)|hook_(pos_)?embed")
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,11 @@ class LatentLensHook:
             InvalidInputError: No run was captured, or a NaN activation.
             ModelMismatchError: The model that ran is not the bank's.
         """
+        model = self.model or (self._captured and next(iter(self._captured.values()))[-1].context.model) or None
+        if model is not None and not has_hooks(model):  # somebody's hooks may change what a replay gives
+            self.index.check_model(model)
         if self._result is None:
-            self._result = self._decode()
+            self._result = self._decode(model)
         return self._result
 
     def clear(self) -> None:
@@ -87,15 +95,12 @@ class LatentLensHook:
         self._captured.clear()
         self._result = None
 
-    def _decode(self) -> LensResult:
+    def _decode(self, model: Any) -> LensResult:
         if not self._captured:
             raise InvalidInputError(
                 "nothing was captured: run the model with these hooks first, "
                 "model.run_with_hooks(text, fwd_hooks=latentlens_hooks(index))"
             )
-        model = self.model or next(iter(self._captured.values()))[-1].context.model
-        if model is not None and not has_hooks(model):
-            self.index.check_model(model)
         joined = {name: torch.cat([c.activation for c in captures], 1) for name, captures in self._captured.items()}
         tokens, skipped = self._input(model)
         decoded = self._chosen(next(iter(joined.values())).shape[:2], skipped)
@@ -104,7 +109,7 @@ class LatentLensHook:
             vectors = activation[torch.from_numpy(decoded).to(activation.device)]
             query_name = name if name in self.index.hook_names else None
             found[name] = self.index.search(vectors, self.top_k, query_hook_name=query_name)
-            if model is not None and vectors.shape[-1] == model.cfg.d_model:
+            if model is not None and _RESIDUAL.fullmatch(name):
                 if self.logit_lens:
                     logits[name] = logit_lens(model, vectors, self.top_k)
                 if self.embedding_lens:
@@ -204,8 +209,8 @@ def latentlens_hooks(
         hook_names: Activations to decode; None: those of the index. Another name of the same width works too, given
             `model` so that it can be checked.
         top_k: Neighbors, and logit-lens tokens, for each token.
-        logit_lens: Read the model's own unembedding beside the neighbors.
-        embedding_lens: Read the nearest input embeddings too.
+        logit_lens: Read the model's own unembedding beside the neighbors, for activations in the residual stream's space.
+        embedding_lens: Read the nearest input embeddings too, for the same activations.
         positions: Decode only these positions (of the batch's padded tokens; negative ones count from the end). None: all
             but BOS and padding.
         model: The model, where it should not be looked up: for checking hook names, or for calling the hook by hand.

@@ -1,0 +1,712 @@
+"""The bank file, written: batches, resuming, refusing, and never a wrong file under the final name."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tl_latentlens import writer as writer_module
+from tl_latentlens.bank import Bank, Fingerprint, ModelInfo, encode_user_block, partial_path, user_block_size
+from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError
+from tl_latentlens.plan import Plan, PlanSettings, make_plan, prompts_from_lists
+from tl_latentlens.writer import BankWriter, Batch, ModelRecord
+
+HOOK_A, HOOK_B = "blocks.0.hook_resid_post", "blocks.1.attn.hook_z"
+WIDTHS = {HOOK_A: 6, HOOK_B: 3}
+TORCH_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+NUMPY_DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+INFO = ModelInfo("tiny", "HookedTransformer", 2, 6, 400, 64, "float32", False, "0" * 64)
+
+
+def make_record(plan: Plan, widths: dict[str, int] | None = None, info: ModelInfo = INFO, scale: float = 1.0) -> ModelRecord:
+    """A model's record without a model: token i reads as its number, and 0 is special."""
+    widths = WIDTHS if widths is None else widths
+    rng = np.random.default_rng(5)
+    activations = {name: scale * rng.standard_normal((3, width)).astype(np.float32) for name, width in widths.items()}
+    texts = {int(i): f" {i}".encode() for i in np.unique(plan.tokens)}
+    return ModelRecord(info, widths, Fingerprint(((0, 1), (0,)), activations), texts, (0,))
+
+
+def make_rows(n_prompts: int = 24, longest: int = 9, **kwargs: Any) -> Plan:
+    """Prompts of several lengths, BOS (0) first, a blank one among them."""
+    rng = np.random.default_rng(1)
+    lists = [[0, *rng.integers(1, 30, rng.integers(1, longest)).tolist()] for _ in range(n_prompts)]
+    lists[2] = []
+    special = [[i == 0 for i in range(len(tokens))] for tokens in lists]
+    return make_plan(prompts_from_lists(lists, special), PlanSettings(**kwargs))
+
+
+def activations(plan: Plan, widths: dict[str, int] | None = None) -> dict[str, np.ndarray]:
+    """What the model would give at each row, long and short: the oracle of every test that fills a bank."""
+    rng = np.random.default_rng(7)
+    widths = WIDTHS if widths is None else widths
+    return {
+        n: (100 * rng.random((plan.n_rows, 1)) * rng.standard_normal((plan.n_rows, d))).astype(np.float32)
+        for n, d in widths.items()
+    }
+
+
+def give(writer: BankWriter, batch: Batch, acts: dict[str, np.ndarray], names: tuple[str, ...] | None = None) -> None:
+    """Hand the rows of a batch to the writer, for all hook names or some."""
+    for name in writer.hook_names if names is None else names:
+        rows = torch.from_numpy(acts[name][batch.rows])
+        norms = torch.linalg.vector_norm(rows, dim=-1)
+        writer.write(name, batch, (rows / norms[:, None]).to(TORCH_DTYPES[writer.dtype]), norms)
+
+
+def fill(
+    path: Path, plan: Plan, *, acts: dict[str, np.ndarray] | None = None, stop_after: int | None = None, **kwargs: Any
+) -> list[Batch]:
+    """Build a bank; raise Stop after so many batches. The batches it was given come back."""
+    acts = activations(plan) if acts is None else acts
+    record = kwargs.pop("record", None) or make_record(plan)
+    done = []
+    with BankWriter.create(path, plan, record, **kwargs) as writer:
+        for batch in writer.batches():
+            if len(done) == stop_after:
+                raise StopBuildError
+            give(writer, batch, acts)
+            done.append(batch)
+    return done
+
+
+class StopBuildError(Exception):
+    """An interruption of the user's loop."""
+
+
+def journal(path: Path) -> np.ndarray:
+    """Which blocks of an unfinished bank are done, read with plain h5py."""
+    with h5py.File(partial_path(path), "r", locking=False) as file:
+        return file["journal"][:].astype(bool)
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return make_rows()
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two or three batches of 16 tokens fill a block: it closes with the prompt that brings it to 16."""
+    monkeypatch.setattr(writer_module, "_BLOCK_BATCHES", 1)
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Turn an endless loop into a failure."""
+
+    def stop(*_: object) -> None:
+        raise AssertionError(f"still running after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# Batches
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    lists = draw(st.lists(st.lists(st.integers(0, 4), max_size=12), min_size=1, max_size=12))
+    bos = draw(st.booleans())
+    special = [[bos and i == 0 for i in range(len(tokens))] for tokens in lists]
+    if not any(not s for row in special for s in row):
+        lists, special = [*lists, [1, 2]], [*special, [False, False]]
+    cap = draw(st.sampled_from([None, 1, 2]))
+    return make_plan(prompts_from_lists(lists, special), PlanSettings(cap, draw(st.integers(0, 3)), draw(st.booleans())))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    plan=plans(), batch_tokens=st.integers(1, 30), block_batches=st.integers(1, 3), block_bytes=st.sampled_from([1, 100, 2**29])
+)
+def test_batches_hold_every_row_once_in_padded_prompts(
+    plan: Plan, batch_tokens: int, block_batches: int, block_bytes: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer_module, "_BLOCK_BATCHES", block_batches)
+        patch.setattr(writer_module, "_BLOCK_BYTES", block_bytes)
+        path = Path(folder) / "a.h5"
+        acts = activations(plan)
+        seen: Counter[int] = Counter()
+        blocks: dict[int, set[int]] = {}
+        run = 0
+        with BankWriter.create(path, plan, make_record(plan), batch_tokens=batch_tokens) as writer:
+            left = writer.tokens_left
+            for batch in writer.batches():
+                _check_batch(plan, batch, batch_tokens)
+                seen.update(batch.rows.tolist())
+                blocks.setdefault(batch.block, set()).update(batch.rows.tolist())
+                run += batch.n_tokens
+                give(writer, batch, acts)
+        assert seen == Counter(range(plan.n_rows))
+        assert run == left
+        bank = Bank.open(path)
+        assert blocks == {block: set(range(first, last)) for block, (first, last) in enumerate(bank.blocks())}
+        for name in WIDTHS:
+            unit = acts[name] / np.linalg.norm(acts[name], axis=1, keepdims=True)
+            np.testing.assert_allclose(bank.vectors(name), unit, atol=1e-3)
+
+
+def _check_batch(plan: Plan, batch: Batch, batch_tokens: int) -> None:
+    starts = plan.prompt_starts
+    prompts = [plan.tokens[a:b].tolist() for a, b in pairwise(starts)]
+    place = {}
+    for prompt, (start, end) in enumerate(pairwise(starts)):
+        place.update({row: (prompt, at - start) for row, at in enumerate(plan.row_tokens.tolist()) if start <= at < end})
+    n_prompts, width = batch.tokens.shape
+    assert batch.tokens.shape == batch.attention_mask.shape
+    assert batch.tokens.dtype == torch.int64
+    assert batch.attention_mask.dtype == torch.bool
+    assert n_prompts == 1 or n_prompts * width <= batch_tokens
+    assert len(batch.rows) == len(batch.row_batch) == len(batch.row_pos)
+    of_line: dict[int, set[int]] = {}
+    for row, line, position in zip(batch.rows.tolist(), batch.row_batch.tolist(), batch.row_pos.tolist(), strict=True):
+        prompt, expected = place[row]
+        assert position == expected
+        of_line.setdefault(line, set()).add(prompt)
+    assert sorted(of_line) == list(range(n_prompts)), "a prompt without rows was run"
+    assert all(len(found) == 1 for found in of_line.values())
+    assert len(set.union(*of_line.values())) == n_prompts, "a prompt was run twice"
+    for line, (prompt,) in of_line.items():
+        rows_of_prompt = [position for p, position in place.values() if p == prompt]
+        assert sorted(batch.row_pos[batch.row_batch == line].tolist()) == sorted(rows_of_prompt)
+        length = len(prompts[prompt]) if plan.settings.bidirectional else max(rows_of_prompt) + 1
+        assert batch.attention_mask[line].tolist() == [True] * length + [False] * (width - length)
+        assert batch.tokens[line, :length].tolist() == prompts[prompt][:length]
+    assert batch.attention_mask.any(0).all(), "a column of nothing but padding"
+
+
+def test_a_prompt_longer_than_a_batch_is_run_alone(tmp_path: Path) -> None:
+    lists = [[1, 2], [3] * 40, [4, 5]]
+    plan = make_plan(prompts_from_lists(lists), PlanSettings(None))
+    shapes = [tuple(batch.tokens.shape) for batch in fill(tmp_path / "a.h5", plan, batch_tokens=8)]
+    assert shapes == [(1, 40), (2, 2)]
+
+
+def test_batches_go_to_the_device(tmp_path: Path, plan: Plan) -> None:
+    with BankWriter.create(tmp_path / "a.h5", plan, make_record(plan)) as writer:
+        batch = next(iter(writer.batches("meta")))
+    assert {t.device.type for t in (batch.tokens, batch.attention_mask, batch.row_batch, batch.row_pos)} == {"meta"}
+
+
+@pytest.mark.parametrize("batch_tokens", [0, -1])
+def test_batch_tokens_below_one_is_refused(tmp_path: Path, plan: Plan, batch_tokens: int) -> None:
+    with at_most(2), pytest.raises(InvalidInputError, match=f"batch_tokens={batch_tokens}"):
+        BankWriter.create(tmp_path / "a.h5", plan, make_record(plan), batch_tokens=batch_tokens)
+    assert list(tmp_path.iterdir()) == []
+
+
+# What was written
+
+
+@pytest.mark.parametrize("dtype", TORCH_DTYPES)
+@pytest.mark.parametrize(("batches", "size"), [(8, 2**29), (1, 2**29), (8, 50)])
+def test_bank_holds_what_was_given(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, dtype: str, batches: int, size: int
+) -> None:
+    monkeypatch.setattr(writer_module, "_BLOCK_BATCHES", batches)
+    monkeypatch.setattr(writer_module, "_BLOCK_BYTES", size)
+    acts = activations(plan)
+    fill(tmp_path / "a.h5", plan, dtype=dtype, batch_tokens=16)
+    bank = Bank.open(tmp_path / "a.h5")
+    bank.verify()
+    assert (len(list(bank.blocks())) > 3) == ((batches, size) != (8, 2**29))
+    for name, width in WIDTHS.items():
+        rows = torch.from_numpy(acts[name])
+        expected = (rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)).to(TORCH_DTYPES[dtype]).float().numpy()
+        stored = bank.vectors(name)
+        assert stored.dtype == NUMPY_DTYPES[dtype]
+        assert stored.shape == (plan.n_rows, width)
+        np.testing.assert_array_equal(stored.astype(np.float32), expected)
+        np.testing.assert_allclose(bank.norms(name), np.linalg.norm(acts[name], axis=1), rtol=1e-6)
+        np.testing.assert_allclose(bank.mean(name), stored.astype(np.float64).mean(0), atol=1e-12)
+        np.testing.assert_allclose(bank.std(name), stored.astype(np.float64).std(0), atol=1e-7)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5"]
+
+
+def test_mean_and_std_of_more_rows_than_one_step(tmp_path: Path) -> None:
+    lists = [[int(i), int(j)] for i in range(100) for j in range(60)]
+    plan = make_plan(prompts_from_lists(lists), PlanSettings(None))
+    assert plan.n_rows > 4096
+    fill(tmp_path / "a.h5", plan)
+    bank = Bank.open(tmp_path / "a.h5")
+    assert list(bank.blocks()) == [(0, plan.n_rows)]
+    for name in WIDTHS:
+        stored = bank.vectors(name).astype(np.float64)
+        np.testing.assert_allclose(bank.mean(name), stored.mean(0), atol=1e-12)
+        np.testing.assert_allclose(bank.std(name), stored.std(0), atol=1e-7)
+
+
+def test_one_row_and_one_hook(tmp_path: Path) -> None:
+    plan = make_plan(prompts_from_lists([[4]]))
+    fill(tmp_path / "a.h5", plan, record=make_record(plan, {HOOK_A: 1}), acts={HOOK_A: np.array([[-3.0]], np.float32)})
+    bank = Bank.open(tmp_path / "a.h5")
+    assert (bank.vectors(HOOK_A).tolist(), bank.norms(HOOK_A).tolist(), bank.std(HOOK_A).tolist()) == ([[-1.0]], [3.0], [0.0])
+
+
+def test_the_same_build_later_gives_the_same_bytes(tmp_path: Path, plan: Plan) -> None:
+    fill(tmp_path / "a.h5", plan)
+    time.sleep(1.1)  # HDF5 keeps times in whole seconds
+    fill(tmp_path / "b.h5", plan)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+@pytest.mark.parametrize("n_hooks", [1, 35, 36, 75, 76, 156, 400])
+def test_user_block_has_room_for_every_hook_of_a_large_bank(n_hooks: int) -> None:
+    size = user_block_size(n_hooks)
+    # An unfinished bank lists vectors, norms, checksums, mean and std of each hook; here in a file of a few hundred GB.
+    regions = [(345_678_901_234, length) for length in (1_234_567_890, 12_345_678, 1234, 32768, 32768)] * n_hooks
+    block = encode_user_block(size, False, [(345_678_901_234, 1234), *regions], "0" * 32)
+    assert len(block) == size
+
+
+def test_bank_of_many_hooks(tmp_path: Path) -> None:
+    plan = make_plan(prompts_from_lists([[1, 2, 3]]))
+    widths = {f"blocks.{i}.hook_resid_post": 2 for i in range(120)}
+    acts = activations(plan, widths)
+    fill(tmp_path / "a.h5", plan, record=make_record(plan, widths), acts=acts)
+    with Bank.open(tmp_path / "a.h5") as bank:
+        bank.verify()
+        assert bank.hook_names == tuple(widths)
+        np.testing.assert_allclose(
+            bank.norms("blocks.119.hook_resid_post"), np.linalg.norm(acts["blocks.119.hook_resid_post"], axis=1)
+        )
+
+
+# Interrupted and resumed
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("k", [0, 1, 4, -1])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_interrupted_build_resumes_where_it_stood(tmp_path: Path, plan: Plan, k: int, dtype: str) -> None:
+    whole, path = tmp_path / "whole.h5", tmp_path / "a.h5"
+    batches = fill(whole, plan, batch_tokens=16, dtype=dtype)
+    with pytest.raises(StopBuildError):
+        fill(path, plan, batch_tokens=16, dtype=dtype, stop_after=k % len(batches))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5.partial", "whole.h5"]
+    done = journal(path)
+    assert done.sum() == len({b.block for b in batches[: k % len(batches)]} - {b.block for b in batches[k % len(batches) :]})
+    resumed = fill(path, plan, batch_tokens=16, dtype=dtype)
+    assert {batch.block for batch in resumed} == set(np.flatnonzero(~done))
+    assert path.read_bytes() == whole.read_bytes()
+    assert not partial_path(path).exists()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_interrupted_again_and_again(tmp_path: Path, plan: Plan) -> None:
+    batches = fill(tmp_path / "whole.h5", plan, batch_tokens=16)
+    path, left = tmp_path / "a.h5", []
+    for _ in range(2 * len(batches)):
+        with BankWriter.create(path, plan, make_record(plan), batch_tokens=16) as writer:
+            left.append(writer.tokens_left)
+        try:
+            fill(path, plan, batch_tokens=16, stop_after=4)
+        except StopBuildError:
+            continue
+        break
+    assert path.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert left[0] == sum(b.n_tokens for b in batches)
+    assert left == sorted(left, reverse=True)
+    assert len(set(left)) > 3
+
+
+def test_interrupted_between_two_hooks_of_a_batch(tmp_path: Path, plan: Plan) -> None:
+    fill(tmp_path / "whole.h5", plan, batch_tokens=16)
+    path, acts = tmp_path / "a.h5", activations(plan)
+
+    def interrupted() -> None:
+        with BankWriter.create(path, plan, make_record(plan), batch_tokens=16) as writer:
+            give(writer, next(writer.batches()), acts, (HOOK_A,))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not journal(path).any()
+    fill(path, plan, batch_tokens=16)
+    assert path.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_forward_pass_run_again_after_an_error_leaves_a_right_bank(tmp_path: Path, plan: Plan) -> None:
+    """Out of memory in the middle of a run, and the user's loop tries the batch once more."""
+    fill(tmp_path / "whole.h5", plan, batch_tokens=16)
+    acts, path = activations(plan), tmp_path / "a.h5"
+    with BankWriter.create(path, plan, make_record(plan), batch_tokens=16) as writer:
+        for batch in writer.batches():
+            give(writer, batch, acts, (HOOK_A,))
+            give(writer, batch, acts)
+    bank, whole = Bank.open(path), Bank.open(tmp_path / "whole.h5")
+    for name in WIDTHS:
+        np.testing.assert_array_equal(bank.vectors(name), whole.vectors(name))
+
+
+def test_a_batch_written_twice_does_not_stand_for_another(tmp_path: Path) -> None:
+    plan = make_plan(prompts_from_lists([[1, 2], [3, 4]]), PlanSettings(None))
+    acts, path = activations(plan), tmp_path / "a.h5"
+    with BankWriter.create(path, plan, make_record(plan), batch_tokens=2) as writer:
+        first, second = list(writer.batches())
+        assert first.block == second.block
+        give(writer, first, acts)
+        give(writer, first, acts)
+    assert not path.exists(), "the second batch was never given"
+    fill(path, plan, batch_tokens=2)
+    np.testing.assert_allclose(Bank.open(path).norms(HOOK_A), np.linalg.norm(acts[HOOK_A], axis=1), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_loop_left_early_keeps_the_partial_file(tmp_path: Path, plan: Plan) -> None:
+    path = tmp_path / "a.h5"
+    with BankWriter.create(path, plan, make_record(plan), batch_tokens=16) as writer:
+        for batch in writer.batches():
+            if batch.block == 2:
+                break
+            give(writer, batch, activations(plan))
+    assert not path.exists()
+    assert journal(path).tolist() == [True] * 2 + [False] * (len(journal(path)) - 2)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_build_stopped_before_the_rename_is_finished_by_the_next(tmp_path: Path, plan: Plan) -> None:
+    path = tmp_path / "a.h5"
+    fill(path, plan)
+    expected = path.read_bytes()
+    path.rename(partial_path(path))
+    assert fill(path, plan) == []
+    assert path.read_bytes() == expected
+
+
+def test_leftover_of_a_build_killed_while_creating_is_replaced(tmp_path: Path, plan: Plan) -> None:
+    path = tmp_path / "a.h5"
+    (tmp_path / "a.h5.partial.new").write_bytes(b"half a file")
+    fill(path, plan)
+    Bank.open(path).verify()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5"]
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("what", ["vectors", "norms", "checksums"])
+def test_a_finished_block_that_changed_never_becomes_a_bank(tmp_path: Path, plan: Plan, what: str) -> None:
+    path = tmp_path / "a.h5"
+    with pytest.raises(StopBuildError):
+        fill(path, plan, batch_tokens=16, stop_after=3)
+    with h5py.File(partial_path(path), "r") as file:
+        offset = file[f"hooks/{HOOK_B}/{what}"].id.get_offset()
+    _flip(partial_path(path), offset + 1)
+    with pytest.raises(BankCorruptError, match=rf"{HOOK_B}.*block 0 \(rows 0 to "):
+        fill(path, plan, batch_tokens=16)
+    assert not path.exists()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_journal_that_lies_never_becomes_a_bank(tmp_path: Path, plan: Plan) -> None:
+    path = tmp_path / "a.h5"
+    with pytest.raises(StopBuildError):
+        fill(path, plan, batch_tokens=16, stop_after=3)
+    with h5py.File(partial_path(path), "r") as file:
+        offset = file["journal"].id.get_offset() + len(file["journal"]) - 1
+    _flip(partial_path(path), offset)
+    with pytest.raises(BankCorruptError, match=f"block {len(journal(path)) - 1}"):
+        fill(path, plan, batch_tokens=16)
+    assert not path.exists()
+
+
+def test_damaged_partial_file_is_refused(tmp_path: Path, plan: Plan) -> None:
+    path = tmp_path / "a.h5"
+    with pytest.raises(StopBuildError):
+        fill(path, plan, stop_after=0)
+    with h5py.File(partial_path(path), "r") as file:
+        offset = file["tokens"].id.get_offset()
+    _flip(partial_path(path), offset)
+    with pytest.raises(BankCorruptError, match=r"a\.h5\.partial: metadata does not match"):
+        fill(path, plan)
+
+
+def _flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+# Another process
+
+_CHILD = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import test_writer as t
+t.writer_module._BLOCK_BATCHES = 1
+plan = t.make_rows()
+acts = t.activations(plan)
+with t.BankWriter.create({path!r}, plan, t.make_record(plan), batch_tokens=16) as writer:
+    for batch in writer.batches():
+        t.give(writer, batch, acts)
+        time.sleep(0.05)
+        print(int(writer._done.sum()), flush=True)
+        if writer._done.sum() >= 3:
+            t.give(writer, batch, acts, (t.HOOK_A,))
+            time.sleep(600)
+"""
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_killed_process_is_resumed_byte_for_byte(tmp_path: Path, plan: Plan) -> None:
+    path = tmp_path / "a.h5"
+    code = _CHILD.format(tests=str(Path(__file__).parent), path=str(path))
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if int(line) >= 3:
+                break
+        else:
+            pytest.fail("the child ended before its third block")
+        before = partial_path(path).read_bytes()
+        with pytest.raises(BankError, match=r"a\.h5\.partial is being built by another process"):
+            fill(path, plan, batch_tokens=16)
+        assert partial_path(path).read_bytes() == before
+        os.kill(child.pid, signal.SIGKILL)
+    finally:
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+    done = journal(path)
+    assert 3 <= done.sum() < len(done)
+    resumed = fill(path, plan, batch_tokens=16)
+    assert {batch.block for batch in resumed} == set(np.flatnonzero(~done))
+    fill(tmp_path / "whole.h5", plan, batch_tokens=16)
+    assert path.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_second_builder_in_one_process_is_refused(tmp_path: Path, plan: Plan) -> None:
+    path, acts = tmp_path / "a.h5", activations(plan)
+    with BankWriter.create(path, plan, make_record(plan)) as writer:
+        with pytest.raises(BankError, match="is being built by another process; wait for it"):
+            BankWriter.create(path, plan, make_record(plan))
+        for batch in writer.batches():
+            give(writer, batch, acts)
+    Bank.open(path).verify()
+
+
+# Refused
+
+
+def other_plan(plan: Plan) -> dict[str, Any]:
+    return {"plan": make_rows(max_rows_per_token=1)}
+
+
+def other_seed(plan: Plan) -> dict[str, Any]:
+    return {"plan": replace(plan, settings=PlanSettings(seed=9))}
+
+
+def other_model(plan: Plan) -> dict[str, Any]:
+    return {"record": make_record(plan, info=replace(INFO, name="another", d_model=12))}
+
+
+def other_hooks(plan: Plan) -> dict[str, Any]:
+    return {"record": make_record(plan, {HOOK_A: 6, "blocks.1.hook_resid_post": 3})}
+
+
+def other_width(plan: Plan) -> dict[str, Any]:
+    return {"record": make_record(plan, {HOOK_A: 6, HOOK_B: 4})}
+
+
+def other_weights(plan: Plan) -> dict[str, Any]:
+    return {"record": make_record(plan, scale=1.5)}
+
+
+def other_prompts(plan: Plan) -> dict[str, Any]:
+    record = make_record(plan)
+    return {"record": replace(record, fingerprint=replace(record.fingerprint, prompts=((0, 2), (0,))))}
+
+
+def other_dtype(plan: Plan) -> dict[str, Any]:
+    return {"dtype": "bfloat16"}
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_plan, r"differs in plan \(corpus, tokens or settings\): the file has \w{64}, this call \w{64}\. Delete it"),
+        (other_seed, r"differs in plan"),
+        (other_model, r'differs in model: the file has .*"tiny".* this call .*"another"'),
+        (
+            other_hooks,
+            r"differs in hook names: the file has .*blocks\.1\.attn\.hook_z.* this call .*blocks\.1\.hook_resid_post",
+        ),
+        (other_width, r"differs in hook names: the file has .*hook_z': 3.* this call .*hook_z': 4"),
+        (other_weights, r"differs in the model's activations at blocks\.0\.hook_resid_post: other weights"),
+        (other_prompts, r"differs in the fingerprint prompts"),
+        (other_dtype, r"differs in dtype: the file has float16, this call bfloat16"),
+    ],
+)
+def test_other_settings_do_not_resume(tmp_path: Path, plan: Plan, change: Any, message: str) -> None:
+    path = tmp_path / "a.h5"
+    with pytest.raises(StopBuildError):
+        fill(path, plan, batch_tokens=16, stop_after=2)
+    before = partial_path(path).read_bytes()
+    arguments = {"plan": plan, "record": make_record(plan), **change(plan)}
+    with pytest.raises(BankError, match=message) as caught:
+        BankWriter.create(path, batch_tokens=16, **arguments)
+    assert str(partial_path(path)) in str(caught.value)
+    assert partial_path(path).read_bytes() == before
+    fill(path, plan, batch_tokens=16)
+    Bank.open(path).verify()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_resume_keeps_the_batches_of_the_file(tmp_path: Path, plan: Plan) -> None:
+    path = tmp_path / "a.h5"
+    with pytest.raises(StopBuildError):
+        fill(path, plan, batch_tokens=16, stop_after=2)
+    fill(path, plan, batch_tokens=4096)
+    fill(tmp_path / "whole.h5", plan, batch_tokens=16)
+    assert path.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_existing_path_is_refused(tmp_path: Path, plan: Plan) -> None:
+    path = tmp_path / "a.h5"
+    path.write_text("mine")
+    with pytest.raises(BankError, match=r"a\.h5 exists already; open it with Bank\.open"):
+        BankWriter.create(path, plan, make_record(plan))
+    assert path.read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_missing_folder_is_named(tmp_path: Path, plan: Plan) -> None:
+    with pytest.raises(BankError, match=r"no folder .*nowhere to write a\.h5 in"):
+        BankWriter.create(tmp_path / "nowhere" / "a.h5", plan, make_record(plan))
+
+
+def test_unknown_dtype_is_named(tmp_path: Path, plan: Plan) -> None:
+    with pytest.raises(InvalidInputError, match=r"got dtype='int8'; expected one of .*float16.*bfloat16.*float32"):
+        BankWriter.create(tmp_path / "a.h5", plan, make_record(plan), dtype="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 0.0])
+def test_useless_activation_is_named_and_the_rest_kept(tmp_path: Path, plan: Plan, value: float) -> None:
+    path, acts = tmp_path / "a.h5", activations(plan)
+    row = plan.n_rows - 2
+    prompt = int(np.searchsorted(plan.prompt_starts, plan.row_tokens[row], side="right")) - 1
+    position = int(plan.row_tokens[row] - plan.prompt_starts[prompt])
+    bad = {name: array.copy() for name, array in acts.items()}
+    bad[HOOK_B][row] = value
+    message = (
+        rf"blocks\.1\.attn\.hook_z: 1 activations are NaN, inf or zero, the first at prompt {prompt}, position {position} "
+    )
+    with pytest.raises(InvalidInputError, match=message):
+        fill(path, plan, acts=bad, batch_tokens=16)
+    assert not path.exists()
+    done = journal(path)
+    assert 0 < done.sum() < len(done)
+    resumed = fill(path, plan, acts=acts, batch_tokens=16)
+    assert {batch.block for batch in resumed} == set(np.flatnonzero(~done))
+    fill(tmp_path / "whole.h5", plan, batch_tokens=16)
+    assert path.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_wrong_shape_names_both(tmp_path: Path, plan: Plan) -> None:
+    with pytest.raises(InvalidInputError, match=r"hook_z: got vectors of shape \(\d+, 4\), expected \(\d+, 3\)"):
+        fill(tmp_path / "a.h5", plan, acts=activations(plan, {HOOK_A: 6, HOOK_B: 4}))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "given"), [("bfloat16", torch.float32), ("float16", torch.bfloat16), ("float32", torch.bfloat16)]
+)
+def test_vectors_of_another_dtype_are_refused_or_converted(tmp_path: Path, plan: Plan, dtype: str, given: torch.dtype) -> None:
+    path, acts = tmp_path / "a.h5", activations(plan)
+    try:
+        with BankWriter.create(path, plan, make_record(plan), dtype=dtype) as writer:
+            for batch in writer.batches():
+                for name in WIDTHS:
+                    rows = torch.from_numpy(acts[name][batch.rows])
+                    norms = torch.linalg.vector_norm(rows, dim=-1)
+                    writer.write(name, batch, (rows / norms[:, None]).to(given), norms)
+    except InvalidInputError:
+        return
+    unit = acts[HOOK_A] / np.linalg.norm(acts[HOOK_A], axis=1, keepdims=True)
+    np.testing.assert_allclose(Bank.open(path).vectors(HOOK_A).astype(np.float32), unit, atol=1e-2)
+
+
+# Disk full
+
+
+def test_full_disk_shows_before_the_run(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    needed = plan.n_rows * (2 * (6 + 3) + 4 * 2)
+    assert needed > 1000
+    with pytest.raises(BankError, match=f"it needs {needed:,} bytes and .* has 1,000 free"):
+        BankWriter.create(tmp_path / "a.h5", plan, make_record(plan))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_space_that_cannot_be_reserved_shows_before_the_run(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writer_module.os, "posix_fallocate", full)
+    with pytest.raises(BankError, match=r"no space for a\.h5.*: it needs [\d,]+ bytes") as caught:
+        BankWriter.create(tmp_path / "a.h5", plan, make_record(plan))
+    assert isinstance(caught.value.__cause__, OSError)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_disk_that_fails_while_writing_keeps_the_finished_blocks(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, pwrite, calls = tmp_path / "a.h5", os.pwrite, []
+
+    def failing(*arguments: Any) -> int:
+        calls.append(1)
+        if len(calls) > 20:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pwrite(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer_module.os, "pwrite", failing)
+        with pytest.raises(BankError, match=r"a\.h5\.partial failed: .*Input/output error; finished blocks are kept"):
+            fill(path, plan, batch_tokens=16)
+    assert journal(path).sum() == 2  # seven writes a block: two hooks of three parts, and the journal
+    fill(path, plan, batch_tokens=16)
+    fill(tmp_path / "whole.h5", plan, batch_tokens=16)
+    assert path.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_short_writes_are_continued(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "whole.h5", plan)
+    pwrite = os.pwrite
+    with monkeypatch.context() as patch:
+        patch.setattr(writer_module.os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:7] if offset else data, offset))
+        fill(tmp_path / "a.h5", plan)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()

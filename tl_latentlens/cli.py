@@ -1,0 +1,204 @@
+"""The command line: `tl-latentlens demo | build | info | verify | decode`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tl_latentlens.errors import InvalidInputError, LatentLensError
+
+app = typer.Typer(
+    name="tl-latentlens",
+    help="What does this vector mean? Read a model's activations by their nearest contextual neighbors.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+
+DEMO_SENTENCES = (
+    "She deposited her money and her savings at the bank",
+    "They rowed the boat across the river to the muddy bank",
+)
+DEMO_WORD = "bank"
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="`demo`, a folder in Hugging Face format, or a name TransformerLens knows (`gpt2`)")
+]
+KindOption = Annotated[
+    str | None, typer.Option(help="`hooked` (HookedTransformer) or `bridge` (TransformerBridge); default: what is installed")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, `cuda:1`; default: CUDA where there is one")]
+HookOption = Annotated[
+    list[str] | None, typer.Option("--hook-name", "-n", help="a hook name; give it several times for several")
+]
+BankArgument = Annotated[Path, typer.Argument(help="a bank file (.h5)")]
+
+
+@app.command()
+def demo(
+    bank: Annotated[Path, typer.Option(help="where to build the demo bank (reused where it is there)")] = Path("demo.h5"),
+    kind: KindOption = None,
+) -> None:
+    """Build a bank with the embedded model and read one ambiguous word in two sentences. Needs no network.
+
+    Example: `tl-latentlens demo`
+    """
+    import tl_latentlens as tll
+
+    model = tll.load_demo_model(kind)
+    console.print(f"[dim]1. run {len(tll.load_corpus('demo')):,} sentences through a small GPT-2, keep every token's vectors[/]")
+    built = tll.build_bank(model, "demo", bank)
+    rows, layers = f"{built.n_rows:,} contextual tokens", f"{len(built.hook_names)} hook names"
+    console.print(f"[dim]   {bank}: {rows} × {layers}, {bank.stat().st_size / 1e6:.0f} MB[/]")
+    console.print("[dim]2. run two sentences with lens hooks, and read their last word at every layer[/]")
+    hooks = tll.latentlens_hooks(tll.ContextualIndex(built))
+    model.run_with_hooks(list(DEMO_SENTENCES), fwd_hooks=hooks)
+    _print_result(hooks.result, DEMO_WORD, neighbors=3)
+    console.print(
+        "\nThe word is the same; what stands around its neighbors tells what the model made of it.\n"
+        f'Your own text:   tl-latentlens decode {bank} "The judge walked into the court" --model demo\n'
+        "Your own model:  tl-latentlens build corpus.txt gpt2.h5 --model gpt2\n",
+        highlight=False,
+    )
+
+
+@app.command()
+def build(
+    corpus: Annotated[str, typer.Argument(help="a .txt, .csv, .jsonl or .parquet file, `demo`, or the id of a hub dataset")],
+    bank: Annotated[Path, typer.Argument(help="the bank file to make (.h5); an interrupted build resumes")],
+    model: ModelOption = "demo",
+    hook_name: HookOption = None,
+    text_column: Annotated[str, typer.Option(help="column that holds the text (csv, jsonl, parquet, datasets)")] = "text",
+    split: Annotated[str, typer.Option(help="split of a hub dataset")] = "train",
+    limit: Annotated[int | None, typer.Option(help="read at most this many texts")] = None,
+    max_rows_per_token: Annotated[int, typer.Option(help="most rows of one token id, a uniform sample; 0: no cap")] = 50,
+    dtype: Annotated[str, typer.Option(help="how vectors are stored: float16, bfloat16 or float32")] = "float16",
+    seed: Annotated[int, typer.Option(help="seed of the sample")] = 0,
+    batch_tokens: Annotated[int | None, typer.Option(help="most tokens of one batch; less needs less memory")] = None,
+    kind: KindOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Run a corpus through a model and keep the contextual vectors of its tokens in a bank.
+
+    Example: `tl-latentlens build corpus.txt gpt2.h5 --model gpt2 -n blocks.5.hook_resid_post -n blocks.9.hook_resid_post`
+    """
+    import tl_latentlens as tll
+
+    texts = tll.load_corpus(corpus, text_column=text_column, split=split, limit=limit)
+    built = tll.build_bank(
+        tll.load_model(model, kind=kind, device=device),
+        texts,
+        bank,
+        hook_names=hook_name,
+        max_rows_per_token=max_rows_per_token or None,
+        dtype=dtype,
+        seed=seed,
+        batch_tokens=batch_tokens,
+    )
+    console.print(_info_table(built))
+
+
+@app.command()
+def info(bank: BankArgument) -> None:
+    """Show what a bank holds: model, rows, hook names, plan.
+
+    Example: `tl-latentlens info demo.h5`
+    """
+    import tl_latentlens as tll
+
+    console.print(_info_table(tll.Bank.open(bank)))
+
+
+@app.command()
+def verify(bank: BankArgument) -> None:
+    """Read a bank whole and check every checksum.
+
+    Example: `tl-latentlens verify demo.h5`
+    """
+    import tl_latentlens as tll
+
+    tll.Bank.open(bank).verify()
+    console.print(f"{bank}: every checksum matches")
+
+
+@app.command()
+def decode(
+    bank: BankArgument,
+    text: Annotated[list[str], typer.Argument(help="one or more texts")],
+    model: ModelOption = "demo",
+    hook_name: HookOption = None,
+    word: Annotated[str | None, typer.Option(help="read only tokens of this text (spaces aside); default: all")] = None,
+    top_k: Annotated[int, typer.Option(help="neighbors for each token and hook name")] = 3,
+    transform: Annotated[str, typer.Option(help="`raw`, or `center`: take each hook name's mean away first")] = "raw",
+    csv: Annotated[Path | None, typer.Option(help="write all readings to this file too")] = None,
+    html: Annotated[Path | None, typer.Option(help="write a layer × position heatmap of the first text to this file too")] = None,
+    kind: KindOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Run texts through a model and read every token by its nearest neighbors in a bank, beside the logit lens.
+
+    Example: `tl-latentlens decode demo.h5 "They rowed to the muddy bank" --model demo --word bank`
+    """
+    import tl_latentlens as tll
+
+    index = tll.ContextualIndex(bank, device=device, transform=transform)
+    loaded = tll.load_model(model, kind=kind, device=device)
+    hooks = tll.latentlens_hooks(index, hook_name, top_k=top_k, model=loaded)
+    loaded.run_with_hooks(list(text), fwd_hooks=hooks)
+    _print_result(hooks.result, word, neighbors=top_k)
+    if csv is not None:
+        hooks.result.to_dataframe().to_csv(csv, index=False)
+        console.print(f"wrote {csv}")
+    if html is not None:
+        hooks.result.plot().write_html(html, include_plotlyjs=True)
+        console.print(f"wrote {html}")
+
+
+def _print_result(result: Any, word: str | None, neighbors: int) -> None:
+    from tl_latentlens.views.terminal import lens_table
+
+    positions = [tuple(place) for place in result.positions.tolist()]
+    if word is not None:
+        matching = [(b, p) for b, p in positions if result.tokens[b][p].strip() == word.strip()]
+        if not matching:
+            raise InvalidInputError(f"no token of the text is {word!r}; its tokens are {result.tokens}")
+        positions = matching
+    console.print(lens_table(result, neighbors=neighbors, positions=positions))
+
+
+def _info_table(bank: Any) -> Table:
+    model, plan = bank.model_info, bank.plan
+    cap = plan.settings.max_rows_per_token
+    table = Table(show_header=False, title=str(bank.path), title_justify="left", title_style="bold")
+    table.add_column(style="dim")
+    table.add_column()
+    weights = f"{model.dtype}{', mean-centred' if model.centered else ''}"
+    lines = {
+        "model": f"{model.name} ({model.class_name}, {model.n_layers} layers, d_model {model.d_model}, {weights})",
+        "rows": f"{bank.n_rows:,} contextual tokens of {len(plan.tokens):,} tokens in {plan.n_prompts:,} prompts",
+        "plan": f"{'no cap' if cap is None else f'at most {cap} rows'} a token id, seed {plan.settings.seed}, "
+        f"{plan.n_truncated:,} prompts cut at n_ctx {model.n_ctx}",
+        "hook names": "\n".join(f"{name}  [{bank.n_rows:,}, {bank.d(name)}]" for name in bank.hook_names),
+        "stored as": f"{bank.dtype}, {bank.path.stat().st_size / 1e6:,.1f} MB",
+        "built with": ", ".join(f"{name} {number}" for name, number in bank.versions.items()),
+    }
+    for key, value in lines.items():
+        table.add_row(key, value)
+    return table
+
+
+def main() -> None:
+    """Run the command line; an error of this package is one line, not a traceback."""
+    try:
+        app()
+    except LatentLensError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; a build resumes with the same command")
+        sys.exit(130)

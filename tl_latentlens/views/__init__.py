@@ -1,0 +1,1 @@
+"""What people look at: `terminal` tables (rich), `heatmap` (plotly), `html` for notebooks."""

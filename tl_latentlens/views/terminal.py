@@ -1,0 +1,82 @@
+"""A lens result as a table for the terminal."""
+
+from collections.abc import Sequence
+
+from rich import box, get_console
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from tl_latentlens.results import Cell, LensResult, Neighbor
+from tl_latentlens.views.text import clip, short_hook_name, visible
+
+_LENSES = ("logit lens", "embedding lens")
+
+
+def lens_table(
+    result: LensResult, *, neighbors: int = 3, positions: Sequence[tuple[int, int]] | None = None, width: int | None = None
+) -> Group:
+    """One table for each decoded token: a line a hook name with its nearest contexts, and the logit lens beside them.
+
+    Args:
+        result: What a run's lens hooks read.
+        neighbors: Most neighbors shown for each hook name.
+        positions: Show only these (batch, pos); None: all that were decoded.
+        width: Width of the whole table in characters; None: the terminal's.
+    """
+    shown = [tuple(place) for place in result.positions.tolist()] if positions is None else positions
+    return Group(*(_token_table(result, batch, pos, neighbors, width or get_console().width) for batch, pos in shown))
+
+
+def _token_table(result: LensResult, batch: int, pos: int, neighbors: int, width: int) -> Table:
+    cells = [result.cell(name, pos, batch) for name in result.hook_names]
+    columns: dict[str, list[Text]] = {
+        "hook": [Text(short_hook_name(cell.hook_name), style="bold") for cell in cells],
+        "cos": [Text("\n".join(f"{n.similarity:.2f}" for n in cell.neighbors[:neighbors]), style="cyan") for cell in cells],
+    }
+    for heading in _LENSES:
+        readings = [_reading(cell, heading) for cell in cells]
+        if any(readings):
+            columns[heading] = [Text("\n".join(f"{score:4.0%} {visible(t)}" for t, score in r[:neighbors])) for r in readings]
+    taken = sum(max(len(heading), *(_longest(text) for text in texts)) + 2 for heading, texts in columns.items())
+    room = max(30, width - taken - len(columns) - 4)  # two spaces a column are counted; what is left are separators
+    contexts = [Text("\n").join(_context(n, cell.hook_name, room) for n in cell.neighbors[:neighbors]) for cell in cells]
+    table = Table(box=box.SIMPLE_HEAD, title=_title(result, batch, pos), title_justify="left", title_style="", header_style="dim")
+    order = ["hook", "cos", "nearest contextual tokens", *(h for h in _LENSES if h in columns)]
+    columns["nearest contextual tokens"] = contexts
+    for heading in order:
+        at_least = max(_longest(text) for text in columns[heading])
+        table.add_column(heading, no_wrap=True, min_width=at_least, justify="right" if heading == "cos" else "left")
+    for line in zip(*(columns[heading] for heading in order), strict=True):
+        table.add_row(*line)
+    return table
+
+
+def _longest(text: Text) -> int:
+    return max(map(len, text.plain.split("\n")))
+
+
+def _reading(cell: Cell, heading: str) -> list[tuple[str, float]]:
+    return (cell.logit_lens if heading == "logit lens" else cell.embedding_lens) or []
+
+
+def _title(result: LensResult, batch: int, pos: int) -> Text:
+    """The prompt, the token that is read reversed; padding and BOS are left out."""
+    if result.tokens is None:
+        return Text(f"batch {batch}, position {pos}", style="bold")
+    title = Text()
+    for i, token in enumerate(result.tokens[batch]):
+        bare = token.lstrip() or "␣"
+        if i == pos:
+            title.append(token[: len(token) - len(token.lstrip())])
+            title.append(bare, style="bold reverse")
+        elif result.decoded[batch, i] or not token.startswith("<"):
+            title.append(token.replace("\n", "↵"))
+    return title
+
+
+def _context(neighbor: Neighbor, hook_name: str, room: int) -> Text:
+    """The neighbor in its context; the hook name it was found at is added where it is another than the query's."""
+    found_at = "" if neighbor.hook_name == hook_name else f"  at {short_hook_name(neighbor.hook_name)}"
+    before, token, after = clip(neighbor.context, room - len(found_at))
+    return Text.assemble((before, "dim"), (token, "bold yellow"), (after, "dim"), (found_at, "magenta"))

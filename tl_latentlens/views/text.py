@@ -1,0 +1,39 @@
+"""How tokens, hook names and contexts are written, the same in every view."""
+
+import re
+
+_SHORT = re.compile(r"blocks\.(\d+)\.(?:hook_)?(.+)")
+
+
+def short_hook_name(hook_name: str) -> str:
+    """`blocks.3.hook_resid_post` as `3 resid_post`; other names as they are."""
+    match = _SHORT.fullmatch(hook_name)
+    return f"{match[1]} {match[2].replace('.hook_', '.')}" if match else hook_name
+
+
+def visible(token: str | None) -> str:
+    """A token with its spaces and newlines made visible at the ends, so that " a" and "a" differ."""
+    if token is None:
+        return "?"
+    inner = token.replace("\n", "↵")
+    stripped = inner.strip(" ")
+    if not stripped:
+        return "␣" * len(inner)
+    start = len(inner) - len(inner.lstrip(" "))
+    return "␣" * (start - 1) + (" " if start else "") + stripped + "␣" * (len(inner) - start - len(stripped))
+
+
+def clip(context: str, width: int) -> tuple[str, str, str]:
+    """A context «so» as (before, token, after) in at most `width` characters, most of them before the token.
+
+    What stands before a token is what a causal model saw.
+    """
+    before, _, rest = context.partition("«")
+    token, _, after = rest.partition("»")
+    room_after = min(len(after), max(width // 4, width - len(before) - len(token)))
+    room_before = max(8, width - len(token) - room_after)
+    if len(before) > room_before:
+        before = "…" + before[len(before) - room_before + 1 :].lstrip("…")
+    if len(after) > room_after:
+        after = after[: max(0, room_after - 1)].rstrip("…") + "…"
+    return before, token, after
