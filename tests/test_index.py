@@ -384,7 +384,7 @@ def raw_and_centred(kind: str, offset: float) -> tuple[Any, Any]:
     for _ in range(2):
         model = tll.load_demo_model(kind)
         with torch.no_grad():
-            model.W_E += offset
+            model.W_E.add_(offset)
         models.append(model)
     raw, centred = models
     if hasattr(centred, "process_weights_"):

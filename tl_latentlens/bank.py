@@ -94,8 +94,8 @@ class Row:
         ids = self.bank.prompt(self.prompt_index)
         before, after = self.bank.text(ids[: self.position]), self.bank.text(ids[self.position + 1 :])
         bare = self.token.lstrip()
-        lead = self.token[: len(self.token) - len(bare)]
-        before = before if len(before) <= width else "…" + before[-width:]
+        lead = self.token[: len(self.token) - len(bare)] if bare else ""
+        before = before if len(before) <= width else "…" + before[len(before) - width :]
         after = after if len(after) <= width else after[:width] + "…"
         return f"{before}{lead}{marks[0]}{bare or self.token}{marks[1]}{after}".replace("\n", " ").strip()
 
@@ -246,8 +246,9 @@ class Bank:
         check_metadata(self.path)
         for name in self.hook_names if hook_names is None else hook_names:
             self._require(name)
-            vectors, norms = self._layout.map(f"hooks/{name}/vectors"), self.norms(name)
-            expected = self._layout.map(f"hooks/{name}/checksums")
+            # Mapped anew: `vectors` hands out private copies that the user may have written to.
+            parts = (self._layout.map_file(f"hooks/{name}/{part}") for part in ("vectors", "norms", "checksums"))
+            vectors, norms, expected = parts
             for block, (first, last) in enumerate(self.blocks()):
                 if block_checksum(vectors[first:last], norms[first:last]) != int(expected[block]):
                     raise BankCorruptError(
@@ -313,12 +314,15 @@ class Layout:
         return offset, int(np.prod(shape)) * dtype.itemsize
 
     def map(self, name: str) -> np.ndarray:
-        """Memory-map a dataset, copy on write."""
+        """Memory-map a dataset, copy on write, once."""
         if name not in self._maps:
-            offset, shape, dtype = self._datasets[name]
-            empty = int(np.prod(shape)) == 0
-            self._maps[name] = np.empty(shape, dtype) if empty else np.memmap(self.path, dtype, "c", offset, shape)
+            self._maps[name] = self.map_file(name)
         return self._maps[name]
+
+    def map_file(self, name: str) -> np.ndarray:
+        """Memory-map a dataset anew, as it stands in the file."""
+        offset, shape, dtype = self._datasets[name]
+        return np.memmap(self.path, dtype, "c", offset, shape) if np.prod(shape) else np.empty(shape, dtype)
 
     def close(self) -> None:
         """Drop the memory maps."""

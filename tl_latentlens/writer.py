@@ -12,6 +12,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +38,7 @@ from tl_latentlens.bank import (
     read_user_block,
     user_block_size,
 )
-from tl_latentlens.errors import BankError, InvalidInputError
+from tl_latentlens.errors import BankError, InvalidInputError, UnknownHookError
 from tl_latentlens.plan import Plan, block_starts
 
 _BLOCK_BATCHES = 8  # batches of one block; its prompts are sorted by length, so more of them means less padding
@@ -110,7 +111,7 @@ class BankWriter:
         self._starts = layout.map("block_starts")
         self._done = np.array(layout.map("journal"), bool)
         self._buffers: dict[int, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
-        self._missing: dict[tuple[int, str], int] = {}
+        self._missing: dict[tuple[int, str], np.ndarray] = {}
         self._failure: BaseException | None = None
         self._queue: queue.Queue[tuple[str, Batch, Tensor, Tensor, Any] | None] = queue.Queue(2 * len(self.hook_names))
         self._thread = threading.Thread(target=self._drain, name="bank-writer", daemon=True)
@@ -143,12 +144,13 @@ class BankWriter:
         if not path.parent.is_dir():
             raise BankError(f"no folder {path.parent} to write {path.name} in; create it first")
         partial = partial_path(path)
-        fresh = partial.with_name(partial.name + ".new")
         if not partial.exists():
-            fresh.unlink(missing_ok=True)
+            fresh = partial.with_name(f"{partial.name}.{os.getpid()}.new")
             try:
+                fresh.unlink(missing_ok=True)
                 _create_file(fresh, plan, record, dtype, batch_tokens)
-                fresh.rename(partial)
+                with suppress(FileExistsError):  # another builder was first; the lock below tells whether it is still at work
+                    os.link(fresh, partial)
             finally:
                 fresh.unlink(missing_ok=True)
         descriptor = os.open(partial, os.O_RDWR)
@@ -211,6 +213,10 @@ class BankWriter:
             BankError: Writing failed.
         """
         self._raise_failure()
+        if hook_name not in self._layout.widths:
+            raise UnknownHookError(f"the bank has no hook name {hook_name!r}; it has {list(self.hook_names)}")
+        if vectors.dtype != (dtype := getattr(torch, self.dtype)):
+            raise InvalidInputError(f"{hook_name}: got vectors of {vectors.dtype}, expected {dtype}; use vectors.to({dtype})")
         expected = (len(batch.rows), self._layout.widths[hook_name])
         if tuple(vectors.shape) != expected:
             raise InvalidInputError(f"{hook_name}: got vectors of shape {tuple(vectors.shape)}, expected {expected}")
@@ -270,6 +276,8 @@ class BankWriter:
                 f"{at - int(self.plan.prompt_starts[prompt])} (norm {lengths[bad][0]}); a bank holds directions, so check the "
                 "model's dtype and weights, or leave this hook name out"
             )
+        if self._done[batch.block]:
+            return  # a batch that was run again
         first, last = self._starts[batch.block : batch.block + 2]
         if batch.block not in self._buffers:
             stored = DTYPES[self.dtype][1]
@@ -277,12 +285,12 @@ class BankWriter:
                 name: (np.empty((last - first, width), stored), np.empty(last - first, np.float32))
                 for name, width in self._layout.widths.items()
             }
-            self._missing.update({(batch.block, name): int(last - first) for name in self.hook_names})
+            self._missing.update({(batch.block, name): np.ones(last - first, bool) for name in self.hook_names})
         block_vectors, block_norms = self._buffers[batch.block][hook_name]
         block_vectors[batch.rows - first] = _as_stored(vectors)
         block_norms[batch.rows - first] = lengths
-        self._missing[batch.block, hook_name] -= len(batch.rows)
-        if not any(self._missing[batch.block, name] for name in self.hook_names):
+        self._missing[batch.block, hook_name][batch.rows - first] = False
+        if not any(self._missing[batch.block, name].any() for name in self.hook_names):
             self._commit(batch.block)
 
     def _commit(self, block: int) -> None:
@@ -433,6 +441,7 @@ def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> 
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)  # else equal builds differ in the second they were made in
     group, _, leaf = name.rpartition("/")
     parent = file.require_group(group) if group else file
     kind, space = h5py.h5t.py_create(np.dtype(dtype), logical=True), h5py.h5s.create_simple(shape)
@@ -454,7 +463,8 @@ def _require_same(partial: Path, layout: Layout, plan: Plan, record: ModelRecord
         else:
             for name, theirs in stored.activations.items():
                 ours = record.fingerprint.activations[name]
-                if not np.allclose(theirs, ours, rtol=1e-2, atol=1e-2 * float(np.abs(theirs).max())):
+                scale = float(np.nanmax(np.abs(theirs), initial=0))
+                if not np.allclose(theirs, ours, rtol=1e-2, atol=1e-2 * scale, equal_nan=True):
                     differing.append(f"the model's activations at {name}: other weights")
     if differing:
         raise BankError(f"{partial} cannot be resumed, it differs in {'; '.join(differing)}. Delete it or choose another path")
