@@ -145,20 +145,10 @@ class BankWriter:
             raise BankError(f"no folder {path.parent} to write {path.name} in; create it first")
         partial = partial_path(path)
         if not partial.exists():
-            fresh = partial.with_name(f"{partial.name}.{os.getpid()}.new")
-            try:
-                fresh.unlink(missing_ok=True)
-                _create_file(fresh, plan, record, dtype, batch_tokens)
-                with suppress(FileExistsError):  # another builder was first; the lock below tells whether it is still at work
-                    os.link(fresh, partial)
-            finally:
-                fresh.unlink(missing_ok=True)
+            _create_partial(partial, plan, record, dtype, batch_tokens)
         descriptor = os.open(partial, os.O_RDWR)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BankError(f"{partial} is being built by another process; wait for it or choose another path") from error
+            _lock(descriptor, partial)
             layout = Layout(partial)
             _require_same(partial, layout, plan, record, dtype)
             return cls(path, layout, descriptor)
@@ -365,6 +355,30 @@ def _to_pinned(tensor: Tensor) -> Tensor:
     return pinned.copy_(tensor, non_blocking=True)
 
 
+def _lock(descriptor: int, path: Path) -> None:
+    """Take the one lock of a file; the system gives it back when its holder ends, however it ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BankError(f"{path} is being built by another process; wait for it or choose another path") from error
+
+
+def _create_partial(partial: Path, plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int) -> None:
+    """Create under another name first, so that a `.partial` is always whole; what a killed creation left is replaced."""
+    fresh = partial.with_name(partial.name + ".new")
+    descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor, fresh)
+        try:
+            _create_file(fresh, plan, record, dtype, batch_tokens)
+            with suppress(FileExistsError):  # another builder was faster; the lock on the partial file tells who goes on
+                os.link(fresh, partial)
+        finally:
+            fresh.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
 def _create_file(path: Path, plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int) -> None:
     bytes_a_row = sum(record.widths.values()) * np.dtype(DTYPES[dtype][1]).itemsize
     starts = block_starts(plan, _BLOCK_BATCHES * batch_tokens, max(1, _BLOCK_BYTES // bytes_a_row))
@@ -375,7 +389,7 @@ def _create_file(path: Path, plan: Plan, record: ModelRecord, dtype: str, batch_
     used = np.unique(plan.tokens)
     texts = [record.token_bytes[int(i)] for i in used]
     size = user_block_size(len(record.widths))
-    with h5py.File(path, "x", userblock_size=size) as file:
+    with h5py.File(path, "w", userblock_size=size, locking=False) as file:  # ours alone: its lock is held
         attributes = {
             "format_version": 1,
             "model": asdict(record.info),
@@ -427,7 +441,7 @@ def _seal_empty(path: Path, size: int) -> None:
         if isinstance(item, h5py.Dataset) and (name == "journal" or name.startswith("hooks/")):
             changing.append((item.id.get_offset(), item.size * item.dtype.itemsize))
 
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         file.visititems(note)
     digest = metadata_digest(path, size, changing)
     with path.open("r+b") as raw:
