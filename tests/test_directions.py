@@ -81,8 +81,8 @@ def check_labels(result: tll.DirectionResult, decoder: torch.Tensor, features: l
     """The features' decoder rows, searched one by one."""
     assert list(result.ids) == features
     for i, feature in enumerate(features):
-        expected = index.search(decoder[feature].detach(), 10, names).neighbors(), index.search(-decoder[feature].detach(), 10, names).neighbors()
-        assert result.neighbors(i) == expected
+        v = decoder[feature].detach()
+        assert result.neighbors(i) == tuple(index.search(sign * v, 10, names).neighbors() for sign in (1, -1))
 
 
 def test_label_features_of_a_matrix(index: tll.ContextualIndex) -> None:
@@ -104,7 +104,9 @@ def test_label_features_searches_the_hook_that_the_sae_names(index: tll.Contextu
     check_labels(tll.label_features(sae, index), decoder, list(range(5)), index, name)
 
 
-@pytest.mark.parametrize("cfg", [SimpleNamespace(), SimpleNamespace(metadata=SimpleNamespace(hook_name="blocks.77.hook_resid_post"))])
+@pytest.mark.parametrize(
+    "cfg", [SimpleNamespace(), SimpleNamespace(metadata=SimpleNamespace(hook_name="blocks.77.hook_resid_post"))]
+)
 def test_label_features_searches_everything_otherwise(index: tll.ContextualIndex, cfg: Any) -> None:
     decoder = directions(3)
     check_labels(tll.label_features(SimpleNamespace(W_dec=decoder, cfg=cfg), index), decoder, [0, 1, 2], index, None)

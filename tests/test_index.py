@@ -1,5 +1,6 @@
 """The index against a brute force over every hook name, and the models it refuses."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,20 @@ def stored(index: tll.ContextualIndex, name: str) -> dict[int, np.ndarray]:
     """Row of the index → stored vector, float64, over all banks."""
     vectors = {}
     firsts: dict[str, int] = {}
+    end = 0
     for bank in index.banks:
-        first = firsts.setdefault(bank.plan_digest, sum({b.plan_digest: b.n_rows for b in index.banks if b.plan_digest in firsts}.values()))
+        if bank.plan_digest not in firsts:
+            firsts[bank.plan_digest], end = end, end + bank.n_rows
+        first = firsts[bank.plan_digest]
         if name in bank.hook_names:
             for row, vector in enumerate(np.array(bank.vectors(name)).astype(np.float64)):
                 vectors[first + row] = vector
     return vectors
 
 
-def brute(index: tll.ContextualIndex, query: np.ndarray, top_k: int, names: list[str], center_of: str | None = None) -> list[tuple]:
+def brute(
+    index: tll.ContextualIndex, query: np.ndarray, top_k: int, names: list[str], center_of: str | None = None
+) -> list[tuple[float, int, int]]:
     """(similarity, hook id, row), best first, by float64 over all rows; ties by hook order, then row."""
     query = query.astype(np.float64) / np.linalg.norm(query.astype(np.float64))
     if center_of is not None:
@@ -120,9 +126,10 @@ def test_ties_go_by_hook_order_then_row(tied_bank: tll.Bank) -> None:
         first, second = sorted((index.hook_names.index(post), index.hook_names.index(pre)))
         ties = 0
         for q in range(len(vectors)):
-            order = [(-s, h, r) for s, h, r in zip(*(part[q].tolist() for part in (found.similarities, found.hook_ids, found.rows)), strict=True)]
+            parts = (-found.similarities, found.hook_ids, found.rows)
+            order = list(zip(*(part[q].tolist() for part in parts), strict=True))
             assert order == sorted(order)
-            for a, b in zip(order[:-1], order[1:], strict=True):
+            for a, b in pairwise(order):
                 if a[2] == b[2] and a[0] == b[0]:
                     ties += 1
                     assert (a[1], b[1]) == (first, second)
@@ -170,7 +177,7 @@ def test_mixed_widths(mixed_bank: tll.Bank) -> None:
     check(index, queries(4, 1024), 5, wide)
     assert (index.search(queries(4, 256), 5).hook_ids == 1).all()
     assert set(index.search(queries(4, 1024), 30).hook_ids.flatten().tolist()) <= {0, 2}
-    with pytest.raises(tll.InvalidInputError, match=r"got vectors of width 7 \(shape \(2, 7\)\); the index has width \[256, 1024\]"):
+    with pytest.raises(tll.InvalidInputError, match=r"width 7 \(shape \(2, 7\)\); the index has width \[256, 1024\]"):
         index.search(torch.ones(2, 7))
     with pytest.raises(tll.InvalidInputError, match=r"got vectors of width 256 .*the index has width \[1024\]"):
         index.search(queries(4, 256), hook_names=wide)
@@ -186,9 +193,7 @@ def test_center_is_a_brute_force(bank: tll.Bank) -> None:
     centred = index.search(vectors, 5, query_hook_name=NAMES[1])
     assert not torch.allclose(centred.similarities, index.search(vectors, 5).similarities, atol=1e-3)
     assert not torch.allclose(centred.similarities, raw.search(vectors, 5).similarities, atol=1e-3)
-    assert torch.equal(
-        raw.search(vectors, 5, query_hook_name=NAMES[1]).similarities, raw.search(vectors, 5).similarities
-    )
+    assert torch.equal(raw.search(vectors, 5, query_hook_name=NAMES[1]).similarities, raw.search(vectors, 5).similarities)
 
 
 def test_center_refusals(mixed_bank: tll.Bank) -> None:
@@ -228,7 +233,8 @@ def test_a_list_of_banks(two_corpora: list[tll.Bank], transform: str) -> None:
 
 def test_banks_of_one_plan_share_rows(any_model: Any, folder: Path, bank: tll.Bank) -> None:
     parts = [
-        tll.build_bank(any_model, TEXTS, folder / f"part{i}.h5", hook_names=[name], progress=False) for i, name in enumerate(NAMES)
+        tll.build_bank(any_model, TEXTS, folder / f"part{i}.h5", hook_names=[name], progress=False)
+        for i, name in enumerate(NAMES)
     ]
     index = tll.ContextualIndex(parts, device="cpu")
     whole = tll.ContextualIndex(bank, NAMES, device="cpu")
@@ -265,7 +271,7 @@ def test_ties_across_banks_go_by_row(any_model: Any, folder: Path) -> None:
     for similarities, rows in zip(found.similarities.tolist(), found.rows.tolist(), strict=True):
         order = list(zip([-s for s in similarities], rows, strict=True))
         assert order == sorted(order)
-        assert any(a[0] == b[0] for a, b in zip(order[:-1], order[1:], strict=True))
+        assert any(a[0] == b[0] for a, b in pairwise(order))
 
 
 def test_banks_of_different_models_are_refused(bank: tll.Bank, folder: Path) -> None:
@@ -284,7 +290,7 @@ def test_queries_that_cannot_be_compared(index: tll.ContextualIndex, value: floa
 
 
 def test_another_width(index: tll.ContextualIndex) -> None:
-    with pytest.raises(tll.InvalidInputError, match=r"got vectors of width 100 \(shape \(4, 100\)\); the index has width \[256\]"):
+    with pytest.raises(tll.InvalidInputError, match=r"width 100 \(shape \(4, 100\)\); the index has width \[256\]"):
         index.search(torch.randn(4, 100))
     with pytest.raises(tll.InvalidInputError, match="width"):
         index.search(torch.tensor(1.0))
@@ -339,7 +345,7 @@ def test_repr_names_what_is_in_it(index: tll.ContextualIndex) -> None:
 
 def save_gpt2(path: Path, tokenizer: Any, **changes: Any) -> Path:
     """A small random GPT-2 with a tokenizer of one's choice."""
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     settings = {**ARCHITECTURES["gpt2"], **changes}
     config = transformers.AutoConfig.for_model("gpt2", vocab_size=len(tokenizer), **ids, **settings)
     torch.manual_seed(1)

@@ -1,9 +1,10 @@
-"""The bank file, read: open, look up rows, map vectors, verify. `writer` creates and fills it; docs/bank_format.md describes it.
+"""The bank file, read: open, look up rows, map vectors, verify. `writer` fills it; docs/bank_format.md describes it.
 
 Every byte of a finished file is under a checksum: vectors and norms by block, all the rest (HDF5 structure, tokens, plan)
 by one digest that stands in the user block before the HDF5 data and is checked before HDF5 parses anything.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -234,7 +235,7 @@ class Bank:
         """The stored prompts and activations by which the model is known again."""
         starts = self._layout.map("fingerprint/prompt_starts").tolist()
         tokens = self._layout.map("fingerprint/tokens").tolist()
-        prompts = tuple(tuple(tokens[a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True))
+        prompts = tuple(tuple(tokens[a:b]) for a, b in itertools.pairwise(starts))
         return Fingerprint(prompts, {n: np.array(self._layout.map(f"fingerprint/{n}")) for n in self.hook_names})
 
     def verify(self, hook_names: Sequence[str] | None = None) -> None:
@@ -259,7 +260,7 @@ class Bank:
     def blocks(self) -> Iterator[tuple[int, int]]:
         """First row and end of each checksummed block."""
         starts = self._layout.map("block_starts").tolist()
-        return zip(starts[:-1], starts[1:], strict=True)
+        return itertools.pairwise(starts)
 
     @cached_property
     def _token_bytes(self) -> dict[int, bytes]:
@@ -372,7 +373,9 @@ def read_user_block(path: Path) -> dict[str, Any]:
         raise BankCorruptError(f"{path}: the user block at the start of the file is damaged; copy the bank again or rebuild it")
     record = json.loads(line)
     if record["version"] > VERSION:
-        raise BankError(f"{path} is of bank version {record['version']}; this package reads up to {VERSION}: upgrade tl-latentlens")
+        raise BankError(
+            f"{path} is of bank version {record['version']}; this package reads up to {VERSION}: upgrade tl-latentlens"
+        )
     if head[: record["size"]].rstrip(b"\0") != head[: len(line) + 18]:
         raise BankCorruptError(f"{path}: the user block at the start of the file is damaged; copy the bank again or rebuild it")
     return record
@@ -405,7 +408,7 @@ def check_metadata(path: Path) -> None:
     record = read_user_block(path)
     if metadata_digest(path, record["size"], record["unhashed"]) != record["digest"]:
         raise BankCorruptError(
-            f"{path}: metadata does not match its checksum; the file was truncated or changed: copy the bank again or rebuild it"
+            f"{path}: metadata does not match its checksum; the file was truncated or changed: copy it again or rebuild it"
         )
 
 

@@ -68,18 +68,22 @@ def build_bank(
     names = expand_hook_names(model, hook_names)
     plan = plan_corpus(model, texts, max_rows_per_token=max_rows_per_token, seed=seed)
     if progress and plan.n_truncated:
-        tqdm.write(f"{plan.n_truncated} of {plan.n_prompts} texts were longer than n_ctx = {model.cfg.n_ctx} tokens and were cut")
+        tqdm.write(
+            f"{plan.n_truncated} of {plan.n_prompts} texts were longer than n_ctx = {model.cfg.n_ctx} tokens and were cut"
+        )
     path = Path(path).expanduser()
     if path.exists():
         return _finished(path, plan, model, names, dtype)
     device = model_device(model)
     batch_tokens = batch_tokens or (4096 if device.type == "cpu" else 16384)
     record = record_model(model, plan, names)
-    with BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=batch_tokens) as writer:
-        with tqdm(total=writer.tokens_left, unit=" tokens", unit_scale=True, desc=path.name, disable=not progress) as bar:
-            for batch in writer.batches(device):
-                run_hooked(model, batch.tokens, batch.attention_mask, bank_hooks(writer, batch))
-                bar.update(batch.n_tokens)
+    with (
+        BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=batch_tokens) as writer,
+        tqdm(total=writer.tokens_left, unit=" tokens", unit_scale=True, desc=path.name, disable=not progress) as bar,
+    ):
+        for batch in writer.batches(device):
+            run_hooked(model, batch.tokens, batch.attention_mask, bank_hooks(writer, batch))
+            bar.update(batch.n_tokens)
     return Bank.open(path)
 
 

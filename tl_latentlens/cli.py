@@ -51,7 +51,9 @@ def demo(
     import tl_latentlens as tll
 
     model = tll.load_demo_model(kind)
-    console.print(f"[dim]1. run {len(tll.load_corpus('demo')):,} sentences through a small GPT-2, keep every token's vectors[/]")
+    console.print(
+        f"[dim]1. run {len(tll.load_corpus('demo')):,} sentences through a small GPT-2, keep every token's vectors[/]"
+    )
     built = tll.build_bank(model, "demo", bank)
     rows, layers = f"{built.n_rows:,} contextual tokens", f"{len(built.hook_names)} hook names"
     console.print(f"[dim]   {bank}: {rows} × {layers}, {bank.stat().st_size / 1e6:.0f} MB[/]")
@@ -136,7 +138,9 @@ def decode(
     top_k: Annotated[int, typer.Option(help="neighbors for each token and hook name")] = 3,
     transform: Annotated[str, typer.Option(help="`raw`, or `center`: take each hook name's mean away first")] = "raw",
     csv: Annotated[Path | None, typer.Option(help="write all readings to this file too")] = None,
-    html: Annotated[Path | None, typer.Option(help="write a layer × position heatmap of the first text to this file too")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="write a layer × position heatmap of the first text to this file too")
+    ] = None,
     kind: KindOption = None,
     device: DeviceOption = None,
 ) -> None:

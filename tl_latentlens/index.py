@@ -38,8 +38,9 @@ class SearchResult:
     def neighbors(self) -> Any:
         """Neighbors in nested lists of the queries' leading shape; text is looked up here and not before."""
         flat = [self.neighbors_of(i) for i in range(int(np.prod(self.rows.shape[:-1])))]
-        for size in reversed(self.rows.shape[1:-1]):
-            flat = [flat[i : i + size] for i in range(0, len(flat), size)] if size else []
+        for axis in range(self.rows.ndim - 2, 0, -1):
+            size, groups = self.rows.shape[axis], int(np.prod(self.rows.shape[:axis]))
+            flat = [flat[i * size : (i + 1) * size] for i in range(groups)]
         return flat[0] if self.rows.ndim == 1 else flat
 
     def neighbors_of(self, query: int) -> list[Neighbor]:
@@ -56,7 +57,7 @@ class ContextualIndex:
     def __init__(
         self,
         bank: Bank | str | Path | Sequence[Bank | str | Path],
-        hook_names: Sequence[str] | None = None,
+        hook_names: str | Sequence[str] | None = None,
         device: torch.device | str | None = None,
         dtype: str = "auto",
         transform: str = "auto",
@@ -90,17 +91,16 @@ class ContextualIndex:
         self.model_info = self.banks[0].model_info
         for other in self.banks[1:]:
             if other.model_info != self.model_info:
-                raise ModelMismatchError(f"banks of different models: {self.model_info} and {other.model_info}; index them apart")
+                raise ModelMismatchError(
+                    f"banks of different models: {self.model_info} and {other.model_info}; index them apart"
+                )
         available = list(dict.fromkeys(name for bank in self.banks for name in bank.hook_names))
+        hook_names = [hook_names] if isinstance(hook_names, str) else hook_names
         self.hook_names = tuple(available if hook_names is None else _require_names(hook_names, available, "the index"))
         self._first_rows, self.n_rows = _first_rows(self.banks)
         self._means: dict[str, Float[Tensor, " d"]] = {}
         self._parts = {
-            name: [
-                (first, self._searcher(bank, name, dtype, memory_budget))
-                for first, bank in zip(self._first_rows, self.banks, strict=True)
-                if name in bank.hook_names
-            ]
+            name: [(first, self._searcher(bank, name, dtype, memory_budget)) for first, bank in self._having(name)]
             for name in self.hook_names
         }
         self._checked: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
@@ -146,6 +146,8 @@ class ContextualIndex:
         queries = unit_queries(tensor, width, self.device)
         if self.transform == "center" and query_hook_name is not None:
             _require_names([query_hook_name], self.hook_names, "the index")
+            if self.d(query_hook_name) != width:
+                raise InvalidInputError(f"got vectors of width {width}; {query_hook_name} has width {self.d(query_hook_name)}")
             queries = queries - self._mean(query_hook_name).float()
         similarities, rows, hooks = [], [], []
         for name in fitting:
@@ -185,10 +187,18 @@ class ContextualIndex:
                 check_fingerprint(model, bank.fingerprint, bank.model_info)
             self._checked[model] = True
 
+    def _having(self, hook_name: str) -> list[tuple[int, Bank]]:
+        """First row and bank for each plan that has a hook name, in row order; of two banks with the same rows, the first."""
+        having: dict[int, Bank] = {}
+        for first, bank in zip(self._first_rows, self.banks, strict=True):
+            if hook_name in bank.hook_names:
+                having.setdefault(first, bank)
+        return sorted(having.items())
+
     def _mean(self, hook_name: str) -> Float[Tensor, " d"]:
         """Mean of a hook name's unit vectors over all banks that have it, weighted by their rows."""
         if hook_name not in self._means:
-            having = [bank for bank in self.banks if hook_name in bank.hook_names]
+            having = [bank for _, bank in self._having(hook_name)]
             total = sum(bank.mean(hook_name) * bank.n_rows for bank in having)
             mean = np.asarray(total) / sum(bank.n_rows for bank in having)
             self._means[hook_name] = torch.from_numpy(mean).to(self.device)

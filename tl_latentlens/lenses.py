@@ -58,11 +58,11 @@ def logit_lens(model: Any, vectors: Float[Tensor, "... d_model"], top_k: int = 5
 
 def _logits(model: Any, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
     readout = _native_readout(model)
-    if readout is not None:
+    if readout is not None and len(vectors):  # it refuses none at all
         return readout(model, vectors, chunk_size=len(vectors)).values
     logits = model.ln_final(vectors[:, None])[:, 0] @ model.W_U + model.b_U
     adapter = getattr(model, "adapter", None)
-    if hasattr(adapter, "apply_output_logits_transform"):
+    if adapter is not None and hasattr(adapter, "apply_output_logits_transform"):
         return adapter.apply_output_logits_transform(logits)
     cap = getattr(model.cfg, "output_logits_soft_cap", None)
     return cap * torch.tanh(logits / cap) if cap is not None and cap > 0 else logits

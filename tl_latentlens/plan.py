@@ -88,7 +88,7 @@ class Plan:
         """sha256 over everything that decides the rows, as hex."""
         sha = hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode())
         for array in (self.tokens, self.prompt_starts, self.row_tokens):
-            sha.update(np.ascontiguousarray(array))
+            sha.update(memoryview(np.ascontiguousarray(array)))
         return sha.hexdigest()
 
 
@@ -112,7 +112,9 @@ def make_plan(prompts: Prompts, settings: PlanSettings | None = None) -> Plan:
         kept &= ~_repeats_prefix(prompts)
     rows = np.flatnonzero(kept)
     if not len(rows):
-        raise CorpusError(f"nothing to bank: the corpus's {len(prompts.starts) - 1} texts hold no token besides BOS and padding")
+        raise CorpusError(
+            f"nothing to bank: the corpus's {len(prompts.starts) - 1} texts hold no token besides BOS and padding"
+        )
     if cap is not None:
         rows = _sample_per_token(rows, prompts.tokens, cap, settings.seed)
     return Plan(prompts.tokens, prompts.starts, rows, settings, prompts.n_truncated)

@@ -77,6 +77,12 @@ class Cell:
     embedding_lens: list[tuple[str, float]] | None
 
 
+_COLUMNS = [
+    "hook_name", "batch", "pos", "token", "rank", "neighbor", "similarity", "context", "neighbor_hook_name", "neighbor_row",
+    "neighbor_prompt_index", "neighbor_position",
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class LensResult:
     """Neighbors, and logit-lens tokens beside them, for each hook name and each decoded token of a run.
@@ -161,7 +167,7 @@ class LensResult:
                 if cell.embedding_lens is not None and rank < len(cell.embedding_lens):
                     line["embedding_token"], line["embedding_similarity"] = cell.embedding_lens[rank]
                 lines.append(line)
-        return pd.DataFrame(lines)
+        return pd.DataFrame(lines) if lines else pd.DataFrame(columns=_COLUMNS)
 
     def plot(self, batch: int = 0) -> Any:
         """A layer × position heatmap (a plotly Figure): color is the best similarity, hover shows the neighbors.

@@ -238,7 +238,9 @@ def unit_queries(queries: Float[Tensor, "... d"] | np.ndarray, d: int, device: t
     """
     tensor = as_tensor(queries).to(device)
     if tensor.ndim < 1 or tensor.shape[-1] != d:
-        raise InvalidInputError(f"got queries of shape {tuple(tensor.shape)}; expected a last dimension of {d}, the width of the bank")
+        raise InvalidInputError(
+            f"got queries of shape {tuple(tensor.shape)}; expected a last dimension of {d}, the width of the bank"
+        )
     exact = tensor.double()
     lengths = exact.norm(dim=-1, keepdim=True)
     bad = ~torch.isfinite(lengths[..., 0]) | (lengths[..., 0] == 0)

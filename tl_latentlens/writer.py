@@ -6,6 +6,7 @@ nothing here knows a model.
 """
 
 import fcntl
+import itertools
 import json
 import os
 import queue
@@ -173,7 +174,7 @@ class BankWriter:
     @property
     def tokens_left(self) -> int:
         """Tokens of the prompts that are still to be run."""
-        blocks = np.flatnonzero(~self._done)
+        blocks = np.flatnonzero(~self._done).tolist()
         return sum(int(self._run_lengths(self._block_prompts(block)).sum()) for block in blocks)
 
     def width(self, hook_name: str) -> int:
@@ -182,7 +183,7 @@ class BankWriter:
 
     def batches(self, device: torch.device | str | None = None) -> Iterator[Batch]:
         """The batches that remain, block by block, prompts of like length together, on `device`."""
-        for block in np.flatnonzero(~self._done):
+        for block in np.flatnonzero(~self._done).tolist():
             prompts = self._block_prompts(block)
             lengths = self._run_lengths(prompts)
             order = np.argsort(-lengths, kind="stable")
@@ -190,12 +191,10 @@ class BankWriter:
             first = 0
             while first < len(prompts):
                 count = max(1, self._layout.batch_tokens // int(lengths[first]))
-                yield self._batch(int(block), prompts[first : first + count], lengths[first : first + count], device)
+                yield self._batch(block, prompts[first : first + count], lengths[first : first + count], device)
                 first += count
 
-    def write(
-        self, hook_name: str, batch: Batch, vectors: Float[Tensor, "rows d"], norms: Float[Tensor, " rows"]
-    ) -> None:
+    def write(self, hook_name: str, batch: Batch, vectors: Float[Tensor, "rows d"], norms: Float[Tensor, " rows"]) -> None:
         """Hand over a batch's unit vectors (already in the bank's dtype) and norms; a background thread writes them.
 
         Raises:
@@ -227,9 +226,7 @@ class BankWriter:
         last = self.plan.row_tokens[np.searchsorted(self.plan.row_tokens, ends) - 1]
         return last + 1 - starts  # a causal model need not run past a prompt's last row
 
-    def _batch(
-        self, block: int, prompts: np.ndarray, lengths: np.ndarray, device: torch.device | str | None
-    ) -> Batch:
+    def _batch(self, block: int, prompts: np.ndarray, lengths: np.ndarray, device: torch.device | str | None) -> Batch:
         columns = np.arange(int(lengths.max()))
         mask = columns < lengths[:, None]
         starts = self.plan.prompt_starts[prompts]
@@ -249,7 +246,7 @@ class BankWriter:
             if self._failure is None:
                 try:
                     self._store(*item)
-                except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, which raises it
+                except BaseException as error:
                     self._failure = error
 
     def _store(self, hook_name: str, batch: Batch, vectors: Tensor, norms: Tensor, ready: Any) -> None:
@@ -301,7 +298,9 @@ class BankWriter:
                 written = os.pwrite(self._descriptor, data, start)
                 data, start = data[written:], start + written
         except OSError as error:
-            raise BankError(f"writing {partial_path(self.path)} failed: {error}; finished blocks are kept, resume later") from error
+            raise BankError(
+                f"writing {partial_path(self.path)} failed: {error}; finished blocks are kept, resume later"
+            ) from error
 
     def _stop(self, *, raise_failure: bool) -> None:
         self._queue.put(None)
@@ -337,7 +336,7 @@ def _payload(layout: Layout) -> list[tuple[int, int]]:
 def _moments(vectors: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per dimension in float64, a few rows at a time."""
     total, squares = np.zeros(vectors.shape[1]), np.zeros(vectors.shape[1])
-    for first, last in zip(starts[:-1], starts[1:], strict=True):
+    for first, last in itertools.pairwise(starts):
         for row in range(int(first), int(last), 4096):
             part = vectors[row : min(row + 4096, int(last))].astype(np.float64)
             total += part.sum(0)

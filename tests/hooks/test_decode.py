@@ -79,7 +79,8 @@ def test_result_is_a_brute_force_over_the_cache(demo_model: Any, hooks: Any, ind
             for n in cell.neighbors:
                 assert abs(min(1, float(scores[index.hook_names.index(n.hook_name), n.row])) - n.similarity) < 1e-5
                 row = bank.row(n.row)
-                assert (n.token, n.position, n.prompt_index, n.context) == (row.token, row.position, row.prompt_index, row.context())
+                assert (n.token, n.context) == (row.token, row.context())
+                assert (n.position, n.prompt_index) == (row.position, row.prompt_index)
 
 
 def test_activation_is_kept_as_it_was(demo_model: Any, hooks: Any) -> None:
@@ -174,7 +175,7 @@ def test_generate_past_an_end_of_text(own_model: Any, hooks: Any) -> None:
 
 
 def test_nothing_captured(hooks: Any) -> None:
-    with pytest.raises(tll.InvalidInputError, match=r"nothing was captured: run the model with these hooks first, model\.run_with_hooks"):
+    with pytest.raises(tll.InvalidInputError, match=r"nothing was captured: run the model with these hooks first, model\.run_"):
         _ = hooks.result
 
 
@@ -232,7 +233,8 @@ def test_positions(any_model: Any, index: tll.ContextualIndex, positions: Any, e
     any_model.run_with_hooks(tokens, fwd_hooks=everything)
     for p in expected:
         name = index.hook_names[-1]
-        assert [n.row for n in hooks.result.cell(name, p).neighbors] == [n.row for n in everything.result.cell(name, p).neighbors]
+        ours, theirs = (read.result.cell(name, p).neighbors for read in (hooks, everything))
+        assert [n.row for n in ours] == [n.row for n in theirs]
 
 
 @pytest.mark.parametrize("positions", [99, -99, [1, 50]])
@@ -374,7 +376,7 @@ def test_attention_patterns_are_refused(demo_model: Any, index: tll.ContextualIn
 def test_another_width_is_refused(demo_model: Any, index: tll.ContextualIndex) -> None:
     hooks = tll.latentlens_hooks(index, "blocks.0.mlp.hook_post", model=demo_model)
     demo_model.run_with_hooks(TEXT, fwd_hooks=hooks)
-    with pytest.raises(tll.InvalidInputError, match=rf"got vectors of width {demo_model.cfg.d_mlp} .*; the index has width \[256\]"):
+    with pytest.raises(tll.InvalidInputError, match=rf"width {demo_model.cfg.d_mlp} .*; the index has width \[256\]"):
         _ = hooks.result
 
 
@@ -382,10 +384,14 @@ def test_another_width_is_refused(demo_model: Any, index: tll.ContextualIndex) -
 def test_a_hook_that_never_fires(index: tll.ContextualIndex) -> None:
     model = tll.load_demo_model("hooked")
     hooks = tll.latentlens_hooks(index, "blocks.0.hook_mlp_in", model=model)
-    # HookedTransformer says so itself from version 2.16 on; the result must not be empty without a word.
-    with pytest.raises((tll.InvalidInputError, AssertionError), match=r"nothing was captured|use_hook_mlp_in"):
+
+    def run() -> None:
         model.run_with_hooks(TEXT, fwd_hooks=hooks)
-        _ = hooks.result  # noqa: PT012
+        _ = hooks.result
+
+    # Some versions of HookedTransformer refuse the hook themselves; an empty result without a word would be wrong.
+    with pytest.raises((tll.InvalidInputError, AssertionError), match=r"nothing was captured|use_hook_mlp_in"):
+        run()
 
 
 def test_lenses_stand_beside_the_neighbors(demo_model: Any, index: tll.ContextualIndex) -> None:

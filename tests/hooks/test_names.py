@@ -1,5 +1,6 @@
 """Hook names: validation with near ones, defaults, filters, and names that fire under another name on a bridge."""
 
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,7 @@ def test_default_is_eight_spread_layers(n_layers: int) -> None:
     assert layers == sorted(layers)
     assert layers[0] == 0
     assert layers[-1] == n_layers - 1
-    gaps = [b - a for a, b in zip(layers[:-1], layers[1:], strict=True)]
+    gaps = [b - a for a, b in pairwise(layers)]
     assert not gaps or max(gaps) - min(gaps) <= 1
 
 
@@ -71,17 +72,19 @@ def test_unknown_names_in_build_bank(demo_model: Any, tmp_path: Path) -> None:
 
 
 def test_unknown_names_in_latentlens_hooks(demo_model: Any, index: tll.ContextualIndex) -> None:
-    with pytest.raises(tll.UnknownHookError, match=r"index has no hook name 'blocks.0.hook_resid_pots'; did you mean 'blocks.0"):
+    with pytest.raises(tll.UnknownHookError, match=r"has no hook name 'blocks.0.hook_resid_pots'; did you mean 'blocks.0"):
         tll.latentlens_hooks(index, "blocks.0.hook_resid_pots")
     with pytest.raises(tll.UnknownHookError, match=r"without model=, the index has no hook name 'blocks.1.hook_attn_out'"):
         tll.latentlens_hooks(index, ["blocks.1.hook_attn_out"])
-    with pytest.raises(tll.UnknownHookError, match=f"{type(demo_model).__name__} has no hook name 'blocks.1.hook_attn_ot'; did"):
+    kind = type(demo_model).__name__
+    with pytest.raises(tll.UnknownHookError, match=f"{kind} has no hook name 'blocks.1.hook_attn_ot'; did you mean"):
         tll.latentlens_hooks(index, "blocks.1.hook_attn_ot", model=demo_model)
-    assert [name for name, _ in tll.latentlens_hooks(index, "blocks.1.hook_attn_out", model=demo_model)] == ["blocks.1.hook_attn_out"]
+    hooks = tll.latentlens_hooks(index, "blocks.1.hook_attn_out", model=demo_model)
+    assert [name for name, _ in hooks] == ["blocks.1.hook_attn_out"]
 
 
 def test_aliases_answer_under_the_requested_name(demo_model: Any, tmp_path: Path) -> None:
-    names = ["hook_embed", "blocks.1.hook_resid_pre", "blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out", "blocks.1.hook_resid_post"]
+    names = ["hook_embed", *(f"blocks.1.hook_{part}" for part in ("resid_pre", "resid_mid", "mlp_out", "resid_post"))]
     bank = tll.build_bank(demo_model, TEXTS, tmp_path / "bank.h5", hook_names=names, progress=False)
     assert list(bank.hook_names) == names
     index = tll.ContextualIndex(bank, device="cpu")

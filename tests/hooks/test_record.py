@@ -57,7 +57,9 @@ def check_rows(bank: tll.Bank, model: Any, tolerance: float) -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 6e-4), ("bfloat16", 5e-3), ("float32", 2e-5)])
 def test_stored_rows_are_the_normalised_activations(demo_model: Any, tmp_path: Path, dtype: str, tolerance: float) -> None:
-    bank = tll.build_bank(demo_model, TEXTS, tmp_path / "bank.h5", hook_names=NAMES, dtype=dtype, batch_tokens=40, progress=False)
+    bank = tll.build_bank(
+        demo_model, TEXTS, tmp_path / "bank.h5", hook_names=NAMES, dtype=dtype, batch_tokens=40, progress=False
+    )
     check_rows(bank, demo_model, tolerance)
 
 
@@ -84,7 +86,7 @@ def test_after_the_last_block(demo_model: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["blocks.0.attn.hook_pattern", "blocks.0.attn.hook_attn_scores"])
 def test_attention_patterns_are_refused(demo_model: Any, tmp_path: Path, name: str) -> None:
-    with pytest.raises(tll.InvalidInputError, match=rf"{name} has shape \(1, 4, .*only activations with a vector for each token"):
+    with pytest.raises(tll.InvalidInputError, match=rf"{name} has shape \(1, 4, .*only activations with a vector for"):
         tll.build_bank(demo_model, TEXTS, tmp_path / "bank.h5", hook_names=name, progress=False)
     assert not list(tmp_path.iterdir())
 

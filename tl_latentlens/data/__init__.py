@@ -1,0 +1,1 @@
+"""The embedded corpus, its labels, the embedded model, and how it was trained."""

@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,7 @@ BOS = "<|endoftext|>"
 Passage = list[tuple[list[int], list[int]]]  # each sentence's tokens: as the first after BOS, and with a space before it
 VOCAB, N_CTX, BATCH_TOKENS = 4096, 256, 4096
 SENTENCES_A_CONCEPT, HELD_OUT_EVERY = 5, 100
+APART_SHARE = 0.3
 TOKENIZER_OWN_REPEATS = 12  # enough for every ambiguous word of the own corpus to be one token
 
 COLORS = "red blue green yellow black white orange purple brown pink gray".split()
@@ -105,7 +106,8 @@ def epoch_rows(passages: list[Passage], lengths: tuple[int, ...], bos: int, seed
     """Batches [rows, length] of packed passages, BATCH_TOKENS tokens each, the length drawn anew for every batch.
 
     Each row starts with BOS at the start of a sentence, so position 0 looks in training as it does in use; a sentence
-    that a row's end cuts off is read again, whole, at the start of the next row.
+    that a row's end cuts off is read again, whole, at the start of the next row. A share of the passages is taken apart
+    and each of its sentences read after a BOS of its own, as single sentences are in use.
     """
     rng = random.Random(seed)
     order = list(range(len(passages)))
@@ -116,8 +118,9 @@ def epoch_rows(passages: list[Passage], lengths: tuple[int, ...], bos: int, seed
     for i in order:
         sentences = list(passages[i])
         rng.shuffle(sentences)
+        apart = rng.random() < APART_SHARE
         for place, (first, later) in enumerate(sentences):
-            row += later if place and row else [bos, *first]
+            row += later if place and row and not apart else [bos, *first]
             if len(row) >= length:
                 rows.append(row[:length])
                 row = [] if len(row) == length else [bos, *first]
@@ -230,8 +233,9 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     own = own_corpus()
     tokenizer = train_tokenizer([s for p in training for s in p] + list(own[~own.held_out].text) * TOKENIZER_OWN_REPEATS)
+    sizes: dict[str, Any] = {"n_ctx": N_CTX}  # TransformerLens reads n_ctx, which GPT2Config itself does not name
     config = GPT2Config(
-        vocab_size=VOCAB, n_positions=N_CTX, n_ctx=N_CTX, n_embd=256, n_layer=6, n_head=4, bos_token_id=0, eos_token_id=0,
+        vocab_size=VOCAB, n_positions=N_CTX, **sizes, n_embd=256, n_layer=6, n_head=4, bos_token_id=0, eos_token_id=0,
         resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=0.0, architectures=["GPT2LMHeadModel"],
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
@@ -254,7 +258,7 @@ def train(
         done, log = state["step"], state["log"]
     batches = (b for epoch in range(10**6) for b in epoch_rows(passages, (N_CTX // 2, N_CTX), 0, epoch))
     compiled = torch.compile(loss_of, dynamic=False)
-    bar = tqdm(zip(range(steps), batches), total=steps, desc=f"training, {tokens / 1e6:.2f}M tokens an epoch")
+    bar = tqdm(zip(range(steps), batches, strict=False), total=steps, desc=f"training, {tokens / 1e6:.2f}M tokens an epoch")
     start = time.time()
     for step, batch in bar:
         if step < done:

@@ -15,9 +15,8 @@ from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.hooks.names import check_hook_names
 from tl_latentlens.index import ContextualIndex
 from tl_latentlens.lenses import embedding_lens, logit_lens
-from tl_latentlens.model import RunContext, flat_activation, has_hooks, running, skipped_positions, token_bytes
+from tl_latentlens.model import RunContext, flat_activation, running, skipped_positions, token_bytes, without_hooks
 from tl_latentlens.results import LensResult
-
 
 # Activations in the space of the residual stream, which the model's unembedding can read.
 _RESIDUAL = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out|in|out)|hook_(pos_)?embed")
@@ -53,7 +52,7 @@ class LatentLensHook:
         self.top_k = top_k
         self.logit_lens = logit_lens
         self.embedding_lens = embedding_lens
-        self.positions = [positions] if isinstance(positions, int) else positions
+        self.positions = [int(positions)] if isinstance(positions, int | np.integer) else positions
         self.model = model
         self._captured: dict[str, list[_Capture]] = {}
         self._result: LensResult | None = None
@@ -66,12 +65,14 @@ class LatentLensHook:
             hook: The HookPoint.
             name: The hook name it was asked for under; None: the hook point's own name, which on a bridge may be another.
         """
-        name = name or hook.name
+        name = str(name or hook.name)
         batch, pos = activation.shape[:2]
         vectors = flat_activation(name, activation, (batch, pos)).clone()
         earlier = self._captured.get(name, [])
         context = running(batch, pos)
-        goes_on = bool(earlier) and pos == 1 and earlier[-1].activation.shape[0] == batch and not _starts_prompt(context)
+        goes_on = bool(earlier) and pos == 1 and earlier[-1].activation.shape[0] == batch and context.goes_on
+        if name in self._captured and not goes_on:
+            self._captured.clear()  # a new run: what it does not reach must not show the last one
         self._captured[name] = [*(earlier if goes_on else []), _Capture(vectors, context)]
         self._result = None
 
@@ -83,9 +84,12 @@ class LatentLensHook:
             InvalidInputError: No run was captured, or a NaN activation.
             ModelMismatchError: The model that ran is not the bank's.
         """
-        model = self.model or (self._captured and next(iter(self._captured.values()))[-1].context.model) or None
-        if model is not None and not has_hooks(model):  # somebody's hooks may change what a replay gives
-            self.index.check_model(model)
+        model = self.model
+        if model is None and self._captured:
+            model = next(iter(self._captured.values()))[-1].context.model
+        if model is not None:
+            with without_hooks(model):  # somebody's hooks may change what a replay gives
+                self.index.check_model(model)
         if self._result is None:
             self._result = self._decode(model)
         return self._result
@@ -146,13 +150,6 @@ class LatentLensHook:
         except IndexError as error:
             raise InvalidInputError(f"positions={self.positions!r} is outside the run's {pos} positions") from error
         return chosen
-
-
-def _starts_prompt(context: RunContext) -> bool:
-    """True where a run of one token is a prompt of its own: a lone BOS."""
-    if context.tokens is None or context.model is None or context.model.tokenizer is None:
-        return False
-    return bool((context.tokens == context.model.tokenizer.bos_token_id).all())
 
 
 class LensHooks(Sequence):

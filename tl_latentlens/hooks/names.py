@@ -1,5 +1,6 @@
 """Hook names: check them against a model, and choose them where the user leaves it open."""
 
+import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -28,7 +29,7 @@ def expand_hook_names(model: Any, spec: str | Sequence[str] | Callable[[str], bo
         return [f"blocks.{layer}.hook_resid_post" for layer in layers]
     names = [spec] if isinstance(spec, str) else spec
     if callable(names):
-        names = [name for name in model.hook_dict if names(name)]
+        names = sorted((name for name in model.hook_dict if names(name)), key=_forward_order)
     names = list(names)
     if not names:
         raise InvalidInputError("no hook name was chosen; give at least one, for instance 'blocks.0.hook_resid_post'")
@@ -36,6 +37,15 @@ def expand_hook_names(model: Any, spec: str | Sequence[str] | Callable[[str], bo
         raise InvalidInputError(f"a hook name was given twice: {names}")
     check_hook_names(names, model.hook_dict, type(model).__name__)
     return names
+
+
+def _forward_order(name: str) -> tuple[int, int]:
+    """Block, and place of the residual stream within it; a bridge lists its hook points in another order."""
+    match = re.match(r"blocks\.(\d+)\.", name)
+    if match is None:
+        return (-1 if name in ("hook_embed", "hook_pos_embed") else 10**9), 0
+    parts = ("resid_pre", "attn", "resid_mid", "mlp", "resid_post")
+    return int(match[1]), next((i for i, part in enumerate(parts) if part in name), len(parts))
 
 
 def check_hook_names(names: Sequence[str], known: Any, where: str) -> None:

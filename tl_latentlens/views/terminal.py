@@ -41,7 +41,9 @@ def _token_table(result: LensResult, batch: int, pos: int, neighbors: int, width
     taken = sum(max(len(heading), *(_longest(text) for text in texts)) + 2 for heading, texts in columns.items())
     room = max(30, width - taken - len(columns) - 4)  # two spaces a column are counted; what is left are separators
     contexts = [Text("\n").join(_context(n, cell.hook_name, room) for n in cell.neighbors[:neighbors]) for cell in cells]
-    table = Table(box=box.SIMPLE_HEAD, title=_title(result, batch, pos), title_justify="left", title_style="", header_style="dim")
+    table = Table(
+        box=box.SIMPLE_HEAD, title=_title(result, batch, pos), title_justify="left", title_style="", header_style="dim"
+    )
     order = ["hook", "cos", "nearest contextual tokens", *(h for h in _LENSES if h in columns)]
     columns["nearest contextual tokens"] = contexts
     for heading in order:
