@@ -306,8 +306,8 @@ class Layout:
     @cached_property
     def plan(self) -> Plan:
         """The plan, its arrays memory-mapped."""
-        arrays = (self.map(name) for name in ("tokens", "prompt_starts", "row_tokens"))
-        return Plan(*arrays, self.settings, self.n_truncated)
+        tokens, starts, rows = (self.map(name) for name in ("tokens", "prompt_starts", "row_tokens"))
+        return Plan(tokens, starts, rows, self.settings, self.n_truncated)
 
     def region(self, name: str) -> tuple[int, int]:
         """Offset and size of a dataset, in bytes from the start of the file."""
@@ -323,7 +323,7 @@ class Layout:
     def map_file(self, name: str) -> np.ndarray:
         """Memory-map a dataset anew, as it stands in the file."""
         offset, shape, dtype = self._datasets[name]
-        return np.memmap(self.path, dtype, "c", offset, shape) if np.prod(shape) else np.empty(shape, dtype)
+        return np.memmap(self.path, dtype, mode="c", offset=offset, shape=shape) if np.prod(shape) else np.empty(shape, dtype)
 
     def close(self) -> None:
         """Drop the memory maps."""
@@ -408,7 +408,7 @@ def check_metadata(path: Path) -> None:
     record = read_user_block(path)
     if metadata_digest(path, record["size"], record["unhashed"]) != record["digest"]:
         raise BankCorruptError(
-            f"{path}: metadata does not match its checksum; the file was truncated or changed: copy it again or rebuild it"
+            f"{path}: metadata does not match its checksum; the file was cut or changed: copy the bank again or rebuild it"
         )
 
 

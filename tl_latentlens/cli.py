@@ -52,7 +52,7 @@ def demo(
 
     model = tll.load_demo_model(kind)
     console.print(
-        f"[dim]1. run {len(tll.load_corpus('demo')):,} sentences through a small GPT-2, keep every token's vectors[/]"
+        f"[dim]1. run {len(list(tll.load_corpus('demo'))):,} sentences through a small GPT-2, keep every token's vectors[/]"
     )
     built = tll.build_bank(model, "demo", bank)
     rows, layers = f"{built.n_rows:,} contextual tokens", f"{len(built.hook_names)} hook names"

@@ -154,9 +154,9 @@ def sense_accuracy(model: GPT2LMHeadModel, corpus: pd.DataFrame, tokenizer: PreT
     senses = corpus[corpus.kind == "sense"]
     vectors = []
     with torch.inference_mode():
-        for row in senses.itertuples():
-            encoded = tokenizer(BOS + row.text, return_offsets_mapping=True)
-            match = re.search(rf"\b{row.concept}\b", row.text)
+        for text, concept in zip(senses["text"], senses["concept"], strict=True):
+            encoded = tokenizer(BOS + text, return_offsets_mapping=True)
+            match = re.search(rf"\b{concept}\b", text)
             assert match is not None
             end = match.end() + len(BOS)
             position = next(i for i, (_, stop) in enumerate(encoded["offset_mapping"]) if stop >= end)
@@ -181,7 +181,9 @@ def evaluate(model: GPT2LMHeadModel, held_out: list[list[str]], tokenizer: PreTr
     figures = {
         "nats_per_token_held_out_sentences": held_out_loss(model, [s for p in held_out for s in p], tokenizer),
         "nats_per_token_held_out_passages": held_out_loss(model, [" ".join(p) for p in held_out], tokenizer),
-        "nats_per_token_held_out_sense_sentences": held_out_loss(model, list(corpus[corpus.held_out].text), tokenizer),
+        "nats_per_token_held_out_sense_sentences": held_out_loss(
+            model, corpus.loc[corpus.held_out, "text"].tolist(), tokenizer
+        ),
         "sense_accuracy_by_layer": sense_accuracy(model, corpus, tokenizer),
     }
     model.train(was_training)
@@ -199,7 +201,7 @@ def training_passages(
         texts = list(group.text)
         passages += [texts[i : i + 5] for i in range(0, len(texts), 5)] * own_repeats
     characters = sum(len(sentence) for passage in passages for sentence in passage)
-    rng, scenes = random.Random(0), list(corpus[corpus.kind == "scene"].text)
+    rng, scenes = random.Random(0), corpus.loc[corpus.kind == "scene", "text"].tolist()
     missing = characters * retold_share / (1 - retold_share)
     while missing > 0:
         passages.append([retold_list(rng, scenes) for _ in range(3)])

@@ -39,13 +39,13 @@ def _token_table(result: LensResult, batch: int, pos: int, neighbors: int, width
         if any(readings):
             columns[heading] = [Text("\n".join(f"{score:4.0%} {visible(t)}" for t, score in r[:neighbors])) for r in readings]
     taken = sum(max(len(heading), *(_longest(text) for text in texts)) + 2 for heading, texts in columns.items())
-    room = max(30, width - taken - len(columns) - 4)  # two spaces a column are counted; what is left are separators
+    room = max(16, width - taken - len(columns) - 4)  # two spaces a column are counted; what is left are separators
     contexts = [Text("\n").join(_context(n, cell.hook_name, room) for n in cell.neighbors[:neighbors]) for cell in cells]
     table = Table(
         box=box.SIMPLE_HEAD, title=_title(result, batch, pos), title_justify="left", title_style="", header_style="dim"
     )
-    order = ["hook", "cos", "nearest contextual tokens", *(h for h in _LENSES if h in columns)]
-    columns["nearest contextual tokens"] = contexts
+    order = ["hook", "cos", "neighbors", *(h for h in _LENSES if h in columns)]
+    columns["neighbors"] = contexts
     for heading in order:
         at_least = max(_longest(text) for text in columns[heading])
         table.add_column(heading, no_wrap=True, min_width=at_least, justify="right" if heading == "cos" else "left")

@@ -1,0 +1,86 @@
+"""The commands as a user types them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import tl_latentlens as tll
+from tl_latentlens import cli
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tl-latentlens", *arguments])
+        monkeypatch.setenv("COLUMNS", "160")
+        # rich consoles bind stdout when they are made, before capsys replaces it
+        monkeypatch.setattr(cli, "console", cli.Console(width=160))
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main()
+        code = exit_info.value.code
+        captured = capsys.readouterr()
+        return 0 if code is None else int(code), captured.out, captured.err
+
+    return command
+
+
+def test_build_info_verify_decode(run, tmp_path: Path, texts: list[str]) -> None:
+    corpus, bank = tmp_path / "corpus.txt", tmp_path / "own.h5"
+    corpus.write_text("\n".join(texts))
+    hook = "blocks.2.hook_resid_post"
+    code, out, _ = run("build", str(corpus), str(bank), "--model", "demo", "-n", hook, "-n", "blocks.4.hook_resid_post")
+    assert code == 0
+    assert hook in out
+    assert tll.Bank.open(bank).hook_names == (hook, "blocks.4.hook_resid_post")
+    code, out, _ = run("info", str(bank))
+    assert code == 0
+    assert "demo_model" in out
+    assert "d_model 256" in out
+    code, out, _ = run("verify", str(bank))
+    assert code == 0
+    assert "every checksum matches" in out
+    csv, html = tmp_path / "out.csv", tmp_path / "out.html"
+    text = "He rowed the boat to the bank"
+    code, out, _ = run("decode", str(bank), text, "--word", "bank", "--csv", str(csv), "--html", str(html))
+    assert code == 0
+    assert "He rowed the boat to the" in out
+    assert "1.00" in out, "the text's own bank is a row of the bank"
+    assert set(pd.read_csv(csv).hook_name) == {hook, "blocks.4.hook_resid_post"}
+    assert "plotly" in html.read_text()
+
+
+def test_errors_are_one_line(run, tmp_path: Path) -> None:
+    code, _, err = run("info", str(tmp_path / "none.h5"))
+    assert code == 1
+    assert "no bank file at" in err
+    assert "Traceback" not in err
+    not_a_bank = tmp_path / "text.h5"
+    not_a_bank.write_text("hello")
+    code, _, err = run("verify", str(not_a_bank))
+    assert code == 1
+    assert "is not a tl-latentlens bank" in err
+    code, _, err = run("build", str(tmp_path / "missing.txt"), str(tmp_path / "x.h5"))
+    assert code == 1
+    assert "no corpus file" in err
+
+
+def test_a_word_that_is_no_token_is_named(run, bank: tll.Bank) -> None:
+    code, _, err = run("decode", str(bank.path), "The river bank", "--word", "ocean")
+    assert code == 1
+    assert "no token of the text is 'ocean'" in err
+
+
+@pytest.mark.parametrize("command", ["demo", "build", "info", "verify", "decode"])
+def test_help_shows_an_example(command: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", "from tl_latentlens.cli import main; main()", command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"Example: tl-latentlens {command}" in " ".join(shown.stdout.replace("│", " ").split())

@@ -1,0 +1,77 @@
+"""Terminal table, HTML table and heatmap show what was read, and escape what they show."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import tl_latentlens as tll
+from tl_latentlens.views.terminal import lens_table
+from tl_latentlens.views.text import clip, short_hook_name, visible
+
+
+@pytest.fixture(scope="module")
+def result(any_model: Any, index: tll.ContextualIndex) -> tll.LensResult:
+    hooks = tll.latentlens_hooks(index, embedding_lens=True)
+    any_model.run_with_hooks("She put the <i>money</i> in the bank before noon.", fwd_hooks=hooks)
+    return hooks.result
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_table_fits_and_marks_the_token(result: tll.LensResult, width: int) -> None:
+    assert result.tokens is not None
+    pos = result.tokens[0].index(" bank")
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(lens_table(result, neighbors=2, positions=[(0, pos)], width=width))
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= width for line in lines)
+    shown = "\n".join(lines)
+    assert "in the bank before noon" in shown
+    assert "logit lens" in shown
+    assert "embedding lens" in shown
+    assert shown.count("resid_post") >= len(result.hook_names)
+
+
+def test_html_escapes_tokens(result: tll.LensResult) -> None:
+    html = result._repr_html_()
+    assert "<i>money" not in html
+    assert "&lt;" in html
+    assert "logit lens" in html
+
+
+def test_heatmap_has_a_cell_for_each_token_and_hook(result: tll.LensResult) -> None:
+    pytest.importorskip("plotly")
+    heat = result.plot().data[0]
+    assert len(heat.y) == len(result.hook_names)
+    assert len(heat.x) == len(result.positions)
+    best = result.cell(result.hook_names[0], int(result.positions[0][1])).neighbors[0]
+    assert heat.z[0][0] == pytest.approx(best.similarity)
+    assert best.token.strip() in heat.customdata[0][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("blocks.3.hook_resid_post", "3 resid_post"),
+        ("blocks.11.attn.hook_z", "11 attn.z"),
+        ("hook_embed", "hook_embed"),
+    ],
+)
+def test_short_hook_name(name: str, short: str) -> None:
+    assert short_hook_name(name) == short
+
+
+@pytest.mark.parametrize(("token", "shown"), [(" a", " a"), ("a", "a"), ("  a", "␣ a"), (" ", "␣"), ("\n", "↵"), (None, "?")])
+def test_visible(token: str | None, shown: str) -> None:
+    assert visible(token) == shown
+
+
+def test_clip_keeps_the_token_and_the_budget() -> None:
+    context = "…" + "left " * 30 + "«token»" + " right" * 30
+    for width in (30, 60, 120):
+        before, token, after = clip(context, width)
+        assert token == "token"
+        assert len(before) + len(token) + len(after) <= width + 1
+        assert len(before) > len(after)
+    assert clip("short «token» text", 80) == ("short ", "token", " text")
