@@ -84,38 +84,39 @@ def tokenize(model: Any, texts: Iterable[str]) -> Prompts:
     Raises:
         InvalidInputError: The model has no tokenizer.
     """
-    tokenizer, cfg = model.tokenizer, model.cfg
+    tokenizer = model.tokenizer
     if tokenizer is None:
-        raise InvalidInputError(
-            "the model has no tokenizer; give it one (model.set_tokenizer) before building a bank from text"
-        )
-    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
-    prepend = bool(getattr(cfg, "default_prepend_bos", True)) and bos is not None
-    drop_eos = bool(getattr(cfg, "tokenizer_appends_eos", False))
+        raise InvalidInputError("the model has no tokenizer; give it one (model.set_tokenizer) to build a bank from text")
+    before, after = _around_text(model)
+    room = model.cfg.n_ctx - len(before) - len(after)
     pieces: list[np.ndarray] = []
-    lengths: list[int] = []
     texts = iter(texts)
     truncated = 0
     while batch := list(islice(texts, _TOKENIZE_TEXTS)):
-        for ids in tokenizer(batch, verbose=False)["input_ids"]:
-            if drop_eos and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-                ids = ids[:-1]
-            has_bos = bool(ids) and ids[0] == bos
-            if prepend and not has_bos:
-                ids = [bos, *ids]
-            elif has_bos and not prepend:
-                ids = ids[1:]
-            truncated += len(ids) > cfg.n_ctx
-            pieces.append(np.array(ids[: cfg.n_ctx], np.int32))
-            lengths.append(len(pieces[-1]))
+        for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
+            truncated += len(ids) > room
+            pieces.append(np.array([*before, *ids[:room], *after], np.int32))
+    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
     starts = np.r_[0, np.cumsum(lengths)].astype(np.int64)
     tokens = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
     special = np.zeros(len(tokens), bool)
-    if prepend:
-        special[starts[:-1][np.diff(starts) > 0]] = True
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in (bos, tokenizer.eos_token_id):
+    for place in range(len(before)):
+        special[starts[:-1] + place] = True
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         special |= tokens == tokenizer.pad_token_id
     return Prompts(tokens, starts, special, truncated)
+
+
+def _around_text(model: Any) -> tuple[list[int], list[int]]:
+    """The ids that `model.to_tokens` puts before (BOS) and after a text; what it does depends on model and tokenizer."""
+    bare = model.tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = model.to_tokens("a")[0].tolist()
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    raise InvalidInputError(
+        f"model.to_tokens('a') gives {whole}, which does not hold the tokenizer's own {bare}; make a plan from your own tokens (make_plan) instead"
+    )
 
 
 def token_bytes(model: Any, ids: Sequence[int]) -> dict[int, bytes]:
@@ -337,12 +338,11 @@ def skipped_positions(
         skipped = (text.cumsum(-1) == 0) | (text.flip(-1).cumsum(-1).flip(-1) == 0)
     else:
         skipped = torch.zeros_like(tokens, dtype=torch.bool)
-    bos = None if tokenizer is None else tokenizer.bos_token_id
-    if bos is None and tokenizer is not None:
-        bos = tokenizer.cls_token_id
-    if bos is not None:
+    if tokenizer is not None:
         first = ~skipped & ((~skipped).long().cumsum(-1) == 1)
-        skipped = skipped | (first & (tokens == bos))
+        for start in (tokenizer.bos_token_id, tokenizer.cls_token_id):
+            if start is not None:
+                skipped = skipped | (first & (tokens == start))
     return skipped
 
 
