@@ -27,7 +27,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Any:
     tokenizer = transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(WORDS)})
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     config = transformers.BertConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=64, architectures=["BertForMaskedLM"], **sizes
+        vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=0.5, architectures=["BertForMaskedLM"], **sizes
     )
     torch.manual_seed(0)
     transformers.BertForMaskedLM(config).save_pretrained(folder)
