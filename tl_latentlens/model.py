@@ -115,7 +115,7 @@ def _around_text(model: Any) -> tuple[list[int], list[int]]:
         if whole[start : start + len(bare)] == bare:
             return whole[:start], whole[start + len(bare) :]
     raise InvalidInputError(
-        f"model.to_tokens('a') gives {whole}, which does not hold the tokenizer's own {bare}; make a plan from your own tokens (make_plan) instead"
+        f"model.to_tokens('a') gives {whole}, which does not hold the tokenizer's own {bare}; plan your own tokens with make_plan"
     )
 
 
