@@ -115,7 +115,7 @@ def _around_text(model: Any) -> tuple[list[int], list[int]]:
         if whole[start : start + len(bare)] == bare:
             return whole[:start], whole[start + len(bare) :]
     raise InvalidInputError(
-        f"model.to_tokens('a') gives {whole}, which does not hold the tokenizer's own {bare}; plan your own tokens with make_plan"
+        f"model.to_tokens('a') gives {whole}, which does not hold the tokenizer's own {bare}; plan your own tokens (make_plan)"
     )
 
 
@@ -298,10 +298,10 @@ def running(batch: int, pos: int) -> RunContext:
                 ):
                     tokens = ids
             prompt, sampled = names.get("input_tokens"), names.get("sampled_tokens_list")
-            if tokens is None and isinstance(prompt, Tensor) and sampled:
-                # HookedTransformer.generate runs on embeddings; their ids stand beside them.
+            if isinstance(prompt, Tensor) and isinstance(sampled, list):
+                # HookedTransformer.generate runs on embeddings, 2.16 with made-up ids; the true ones stand beside them.
                 ids = torch.cat([prompt, *sampled], 1)[:, -pos:]
-                tokens = ids if tuple(ids.shape) == (batch, pos) else None
+                tokens = ids if tuple(ids.shape) == (batch, pos) else tokens
             given = names.get("attention_mask")
             if (
                 mask is None

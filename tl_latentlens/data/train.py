@@ -284,6 +284,8 @@ def train(
             torch.save({"model": model.state_dict(), "optimizers": states, "step": step + 1, "log": log}, checkpoint)
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
+    settings = out / "tokenizer_config.json"  # transformers 4 does not know the class that 5 writes
+    settings.write_text(settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     model.float()  # the figures are of the weights as saved, rounded to half precision
     record = {
         **evaluate(model, held_out, tokenizer),
