@@ -299,9 +299,11 @@ def running(batch: int, pos: int) -> RunContext:
                     tokens = ids
             prompt, sampled = names.get("input_tokens"), names.get("sampled_tokens_list")
             if isinstance(prompt, Tensor) and isinstance(sampled, list):
-                # HookedTransformer.generate runs on embeddings, 2.16 with made-up ids; the true ones stand beside them.
+                # HookedTransformer.generate runs on embeddings; their ids stand beside them. 2.16 makes up ids, and a mask
+                # that follows from those, for the forward pass.
                 ids = torch.cat([prompt, *sampled], 1)[:, -pos:]
                 tokens = ids if tuple(ids.shape) == (batch, pos) else tokens
+                mask = mask if "initial_attention_mask" in names else None
             given = names.get("attention_mask")
             if (
                 mask is None
