@@ -297,13 +297,6 @@ def running(batch: int, pos: int) -> RunContext:
                     and not ids.is_floating_point()
                 ):
                     tokens = ids
-            prompt, sampled = names.get("input_tokens"), names.get("sampled_tokens_list")
-            if isinstance(prompt, Tensor) and isinstance(sampled, list):
-                # HookedTransformer.generate runs on embeddings; their ids stand beside them. 2.16 makes up ids, and a mask
-                # that follows from those, for the forward pass.
-                ids = torch.cat([prompt, *sampled], 1)[:, -pos:]
-                tokens = ids if tuple(ids.shape) == (batch, pos) else tokens
-                mask = mask if "initial_attention_mask" in names else None
             given = names.get("attention_mask")
             if (
                 mask is None
@@ -313,6 +306,13 @@ def running(batch: int, pos: int) -> RunContext:
                 and given.shape[1] >= pos
             ):
                 mask = given[:, -pos:]
+            prompt, sampled = names.get("input_tokens"), names.get("sampled_tokens_list")
+            if isinstance(prompt, Tensor) and isinstance(sampled, list):
+                # HookedTransformer.generate runs on embeddings; their ids stand beside them. 2.16 makes up ids, and a mask
+                # that follows from those, for the forward pass.
+                ids = torch.cat([prompt, *sampled], 1)[:, -pos:]
+                tokens = ids if tuple(ids.shape) == (batch, pos) else tokens
+                mask = mask if "initial_attention_mask" in names else None
             if step is None and frame.f_code.co_name in ("generate", "generate_stream", "_sample"):
                 step = bool(names["sampled_tokens_list"]) if "sampled_tokens_list" in names else True
             if _is_model(owner):

@@ -144,12 +144,14 @@ def held_out_loss(model: GPT2LMHeadModel, texts: list[str], tokenizer: PreTraine
     return total / count
 
 
-def sense_accuracy(model: GPT2LMHeadModel, corpus: pd.DataFrame, tokenizer: PreTrainedTokenizerFast) -> list[float]:
-    """How often a held-out ambiguous word is nearer (cosine) to a training use of its own sense than of another sense.
+def sense_accuracy(model: GPT2LMHeadModel, corpus: pd.DataFrame, tokenizer: PreTrainedTokenizerFast) -> dict[str, list[float]]:
+    """How often a held-out ambiguous word is nearer (cosine) to the training uses of its own sense than of another.
 
-    For each held-out sentence, the share of all (own sense, other sense) pairs of training sentences in which the own
-    sense is nearer; then the mean over held-out sentences. In [0, 1], chance 0.5. One figure a layer of resid_post
-    but the last (Hugging Face gives that one after ln_final).
+    `pairs`: for each held-out sentence, the share of all (own sense, other sense) pairs of training sentences in which
+    the own sense is nearer; then the mean over held-out sentences. Chance is 0.5.
+    `nearest`: the share of held-out sentences whose nearest training use has the own sense, as a lens would read it.
+    Chance is the mean of 1 / number of senses, `nearest_chance`.
+    In [0, 1], one figure for each layer of resid_post but the last (Hugging Face gives that one after ln_final).
     """
     senses = corpus[corpus.kind == "sense"]
     vectors = []
@@ -165,12 +167,17 @@ def sense_accuracy(model: GPT2LMHeadModel, corpus: pd.DataFrame, tokenizer: PreT
     units = F.normalize(torch.stack(vectors).transpose(0, 1), dim=-1)
     similarity = units @ units.transpose(1, 2)
     word, sense, held = senses.concept.to_numpy(), senses.sense.to_numpy(), senses.held_out.to_numpy().astype(bool)
-    wins = []
+    pairs, nearest, chance = [], [], []
     for i in np.flatnonzero(held):
         own = torch.from_numpy((word == word[i]) & (sense == sense[i]) & ~held)
         other = torch.from_numpy((word == word[i]) & (sense != sense[i]) & ~held)
-        wins.append((similarity[:, i, own, None] > similarity[:, i, None, other]).float().mean((1, 2)))
-    return torch.stack(wins).mean(0).tolist()
+        to_own, to_other = similarity[:, i, own], similarity[:, i, other]
+        pairs.append((to_own[:, :, None] > to_other[:, None, :]).float().mean((1, 2)))
+        nearest.append((to_own.amax(-1) > to_other.amax(-1)).float())
+        chance.append(1 / len(set(sense[word == word[i]])))
+    by_layer = {"pairs": pairs, "nearest": nearest}
+    figures = {name: torch.stack(shares).mean(0).tolist() for name, shares in by_layer.items()}
+    return figures | {"nearest_chance": [float(np.mean(chance))]}
 
 
 def evaluate(model: GPT2LMHeadModel, held_out: list[list[str]], tokenizer: PreTrainedTokenizerFast) -> dict:
@@ -184,7 +191,7 @@ def evaluate(model: GPT2LMHeadModel, held_out: list[list[str]], tokenizer: PreTr
         "nats_per_token_held_out_sense_sentences": held_out_loss(
             model, corpus.loc[corpus.held_out, "text"].tolist(), tokenizer
         ),
-        "sense_accuracy_by_layer": sense_accuracy(model, corpus, tokenizer),
+        "sense_accuracy": sense_accuracy(model, corpus, tokenizer),
     }
     model.train(was_training)
     return figures
