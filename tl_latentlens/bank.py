@@ -347,7 +347,7 @@ def user_block_size(n_hooks: int) -> int:
     return 1 << max(12, (1024 + 200 * n_hooks - 1).bit_length())  # five regions a hook name, each up to 40 characters
 
 
-def encode_user_block(size: int, complete: bool, unhashed: list[tuple[int, int]], digest: str) -> bytes:
+def encode_user_block(size: int, complete: bool, unhashed: Sequence[Sequence[int]], digest: str) -> bytes:
     """One line of JSON, its checksum on a second line, zeros to `size`."""
     record = {"format": FORMAT, "version": VERSION, "size": size, "complete": complete, "digest": digest, "unhashed": unhashed}
     line = json.dumps(record).encode()
@@ -381,7 +381,7 @@ def read_user_block(path: Path) -> dict[str, Any]:
     return record
 
 
-def metadata_digest(path: Path, start: int, unhashed: list[tuple[int, int]]) -> str:
+def metadata_digest(path: Path, start: int, unhashed: Sequence[Sequence[int]]) -> str:
     """xxh3-128 over all bytes from `start` on, but for the given (offset, size) regions, and over the file's size."""
     digest = xxhash.xxh3_128()
     size = path.stat().st_size

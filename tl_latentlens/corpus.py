@@ -37,7 +37,7 @@ class TextStream:
 
 
 def load_corpus(
-    source: str | Path | Sequence[str] | datasets.Dataset | datasets.IterableDataset,
+    source: str | Path | Iterable[str] | datasets.Dataset | datasets.IterableDataset,
     *,
     text_column: str = "text",
     split: str = "train",
@@ -146,7 +146,7 @@ def _require_column(column: str, columns: list[str], where: str) -> None:
         raise CorpusError(f"{where} has no column {column!r}; it has {columns}; pass text_column=...")
 
 
-def _require_text(texts: Iterable[str], first: int = 0) -> None:
+def _require_text(texts: Iterable[Any], first: int = 0) -> None:
     for number, text in enumerate(texts, start=first):
         if not isinstance(text, str):
             raise CorpusError(f"text {number} is {type(text).__name__} ({text!r}), expected str; drop or convert it first")

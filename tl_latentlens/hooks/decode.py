@@ -1,7 +1,7 @@
 """Hooks that read: capture activations while the model runs, decode them against an index when the result is asked for."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -152,25 +152,13 @@ class LatentLensHook:
         return chosen
 
 
-class LensHooks(Sequence):
+class LensHooks(list[tuple[str, Callable[..., None]]]):
     """A list of (hook name, function) pairs, the shape that TransformerLens takes, with the `result` of the run."""
 
     def __init__(self, hook: LatentLensHook, hook_names: Sequence[str]) -> None:
         """Bind each requested name to the hook: on a bridge the hook point's own name differs."""
+        super().__init__((name, partial(hook, name=name)) for name in hook_names)
         self.hook = hook
-        self._pairs: list[tuple[str, Callable[..., None]]] = [(name, partial(hook, name=name)) for name in hook_names]
-
-    def __getitem__(self, place: Any) -> Any:
-        """A pair, or a list of pairs for a slice."""
-        return self._pairs[place]
-
-    def __len__(self) -> int:
-        """Number of hooked names."""
-        return len(self._pairs)
-
-    def __iter__(self) -> Iterator[tuple[str, Callable[..., None]]]:
-        """Iterate over the pairs."""
-        return iter(self._pairs)
 
     @property
     def result(self) -> LensResult:
