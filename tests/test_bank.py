@@ -11,11 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from tl_latentlens import bank as bank_module
-from tl_latentlens.bank import Bank, Fingerprint, ModelInfo, encode_user_block, metadata_digest, partial_path, read_user_block
+from tl_latentlens import bank_format as bank_module
+from tl_latentlens.bank import Bank
+from tl_latentlens.bank_format import (
+    Fingerprint,
+    ModelInfo,
+    ModelRecord,
+    encode_user_block,
+    metadata_digest,
+    partial_path,
+    read_user_block,
+)
 from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError, UnknownHookError
 from tl_latentlens.plan import Plan, PlanSettings, make_plan, prompts_from_lists
-from tl_latentlens.writer import BankWriter, ModelRecord
+from tl_latentlens.writer import BankWriter
 
 GOLDEN = Path(__file__).parent / "data" / "golden_v1.h5"
 POST, MID = "blocks.0.hook_resid_post", "blocks.1.hook_resid_mid"

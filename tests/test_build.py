@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import tl_latentlens as tll
+from tl_latentlens import bank_create as create_module
 from tl_latentlens import build as build_module
 from tl_latentlens import corpus as corpus_module
-from tl_latentlens import writer as writer_module
-from tl_latentlens.bank import partial_path
+from tl_latentlens.bank_format import partial_path
 
 FIRST, LAST = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
 TOLERANCE = {"float16": 2e-3, "bfloat16": 1e-2, "float32": 1e-5}
@@ -267,7 +267,7 @@ def test_progress_is_shown_when_asked_for(
 
 
 def test_interrupted_build_goes_on(any_model: Any, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "_BLOCK_BATCHES", 1)
+    monkeypatch.setattr(create_module, "_BLOCK_BATCHES", 1)
     path = tmp_path / "a.h5"
     with counted_runs() as whole_runs:
         whole = build(any_model, texts, tmp_path / "whole.h5", batch_tokens=8)

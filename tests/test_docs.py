@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tl_latentlens as tll
-from tl_latentlens.bank import read_user_block
+from tl_latentlens.bank_format import read_user_block
 
 DOCS = Path(__file__).parents[1] / "docs"
 PACKAGE = Path(tll.__file__).parent

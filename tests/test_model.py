@@ -13,13 +13,13 @@ from conftest import TEXTS, available_kinds
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import tl_latentlens as tll
+from tl_latentlens.hooks.run_context import skipped_positions
 from tl_latentlens.loading import load_model
 from tl_latentlens.model import (
     DEMO_MODEL,
     check_fingerprint,
     fingerprint,
     flat_activation,
-    skipped_positions,
     token_bytes,
     tokenize,
 )

@@ -24,11 +24,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tl_latentlens import bank_create as create_module
 from tl_latentlens import writer as writer_module
-from tl_latentlens.bank import Bank, Fingerprint, ModelInfo, encode_user_block, partial_path, user_block_size
+from tl_latentlens.bank import Bank
+from tl_latentlens.bank_format import Fingerprint, ModelInfo, ModelRecord, encode_user_block, partial_path, user_block_size
 from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError
 from tl_latentlens.plan import Plan, PlanSettings, make_plan, prompts_from_lists
-from tl_latentlens.writer import BankWriter, Batch, ModelRecord
+from tl_latentlens.writer import BankWriter, Batch
 
 HOOK_A, HOOK_B = "blocks.0.hook_resid_post", "blocks.1.attn.hook_z"
 WIDTHS = {HOOK_A: 6, HOOK_B: 3}
@@ -107,7 +109,7 @@ def plan() -> Plan:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two or three batches of 16 tokens fill a block: it closes with the prompt that brings it to 16."""
-    monkeypatch.setattr(writer_module, "_BLOCK_BATCHES", 1)
+    monkeypatch.setattr(create_module, "_BLOCK_BATCHES", 1)
 
 
 @contextmanager
@@ -148,8 +150,8 @@ def test_batches_hold_every_row_once_in_padded_prompts(
     plan: Plan, batch_tokens: int, block_batches: int, block_bytes: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer_module, "_BLOCK_BATCHES", block_batches)
-        patch.setattr(writer_module, "_BLOCK_BYTES", block_bytes)
+        patch.setattr(create_module, "_BLOCK_BATCHES", block_batches)
+        patch.setattr(create_module, "_BLOCK_BYTES", block_bytes)
         path = Path(folder) / "a.h5"
         acts = activations(plan)
         seen: Counter[int] = Counter()
@@ -229,8 +231,8 @@ def test_batch_tokens_below_one_is_refused(tmp_path: Path, plan: Plan, batch_tok
 def test_bank_holds_what_was_given(
     tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, dtype: str, batches: int, size: int
 ) -> None:
-    monkeypatch.setattr(writer_module, "_BLOCK_BATCHES", batches)
-    monkeypatch.setattr(writer_module, "_BLOCK_BYTES", size)
+    monkeypatch.setattr(create_module, "_BLOCK_BATCHES", batches)
+    monkeypatch.setattr(create_module, "_BLOCK_BYTES", size)
     acts = activations(plan)
     fill(tmp_path / "a.h5", plan, dtype=dtype, batch_tokens=16)
     bank = Bank.open(tmp_path / "a.h5")
@@ -461,7 +463,7 @@ _CHILD = """
 import sys, time
 sys.path.insert(0, {tests!r})
 import test_writer as t
-t.writer_module._BLOCK_BATCHES = 1
+t.create_module._BLOCK_BATCHES = 1
 plan = t.make_rows()
 acts = t.activations(plan)
 with t.BankWriter.create({path!r}, plan, t.make_record(plan), batch_tokens=16) as writer:
@@ -555,7 +557,7 @@ def other_dtype(plan: Plan) -> dict[str, Any]:
     [
         (other_plan, r"differs in plan \(corpus, tokens or settings\): the file has \w{64}, this call \w{64}\. Delete it"),
         (other_seed, r"differs in plan"),
-        (other_model, r'differs in model: the file has .*"tiny".* this call .*"another"'),
+        (other_model, r'differs in model: the file has {'name': 'tiny'.* this call {'name': 'another''),
         (
             other_hooks,
             r"differs in hook names: the file has .*blocks\.1\.attn\.hook_z.* this call .*blocks\.1\.hook_resid_post",
@@ -660,7 +662,7 @@ def test_vectors_of_another_dtype_are_refused_or_converted(tmp_path: Path, plan:
 
 
 def test_full_disk_shows_before_the_run(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(create_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     needed = plan.n_rows * (2 * (6 + 3) + 4 * 2)
     assert needed > 1000
     with pytest.raises(BankError, match=f"it needs {needed:,} bytes and .* has 1,000 free"):
@@ -674,7 +676,7 @@ def test_space_that_cannot_be_reserved_shows_before_the_run(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(writer_module.os, "posix_fallocate", full)
+    monkeypatch.setattr(create_module.os, "posix_fallocate", full)
     with pytest.raises(BankError, match=r"no space for a\.h5.*: it needs [\d,]+ bytes") as caught:
         BankWriter.create(tmp_path / "a.h5", plan, make_record(plan))
     assert isinstance(caught.value.__cause__, OSError)

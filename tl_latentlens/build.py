@@ -8,6 +8,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from tl_latentlens.bank import Bank
+from tl_latentlens.bank_format import ModelRecord
 from tl_latentlens.corpus import load_corpus
 from tl_latentlens.errors import BankError
 from tl_latentlens.hooks.names import expand_hook_names
@@ -24,7 +25,7 @@ from tl_latentlens.model import (
     tokenize,
 )
 from tl_latentlens.plan import Plan, PlanSettings, make_plan
-from tl_latentlens.writer import BankWriter, ModelRecord
+from tl_latentlens.writer import BankWriter
 
 _FINGERPRINT_PROMPTS, _FINGERPRINT_TOKENS = 4, 16
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.hooks.names import check_hook_names
+from tl_latentlens.hooks.run_context import RunContext, running, skipped_positions
 from tl_latentlens.index import ContextualIndex
 from tl_latentlens.lenses import embedding_lens, logit_lens
-from tl_latentlens.model import RunContext, flat_activation, running, skipped_positions, token_bytes, without_hooks
+from tl_latentlens.model import flat_activation, token_bytes, without_hooks
 from tl_latentlens.results import LensResult
 
 # Activations in the space of the residual stream, which the model's unembedding can read.
