@@ -557,7 +557,7 @@ def other_dtype(plan: Plan) -> dict[str, Any]:
     [
         (other_plan, r"differs in plan \(corpus, tokens or settings\): the file has \w{64}, this call \w{64}\. Delete it"),
         (other_seed, r"differs in plan"),
-        (other_model, r'differs in model: the file has {'name': 'tiny'.* this call {'name': 'another''),
+        (other_model, r"differs in model: the file has \{'name': 'tiny'.* this call \{'name': 'another'"),
         (
             other_hooks,
             r"differs in hook names: the file has .*blocks\.1\.attn\.hook_z.* this call .*blocks\.1\.hook_resid_post",
