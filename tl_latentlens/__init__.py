@@ -19,7 +19,7 @@ from tl_latentlens.hooks.record import bank_hooks
 from tl_latentlens.index import ContextualIndex, SearchResult
 from tl_latentlens.lenses import embedding_lens, logit_lens
 from tl_latentlens.loading import load_demo_model, load_model
-from tl_latentlens.plan import Plan, make_plan
+from tl_latentlens.plan import Plan, PlanSettings, Prompts, make_plan, prompts_from_lists
 from tl_latentlens.results import DirectionResult, LensResult, Neighbor
 from tl_latentlens.search import VectorSearch
 from tl_latentlens.writer import BankWriter
@@ -42,6 +42,8 @@ __all__ = [
     "ModelMismatchError",
     "Neighbor",
     "Plan",
+    "PlanSettings",
+    "Prompts",
     "Row",
     "SearchResult",
     "UnknownHookError",
@@ -58,5 +60,6 @@ __all__ = [
     "logit_lens",
     "make_plan",
     "plan_corpus",
+    "prompts_from_lists",
     "record_model",
 ]

@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import shutil
-from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -38,8 +37,8 @@ def create_partial(partial: Path, plan: Plan, record: ModelRecord, dtype: str, b
         lock_file(descriptor, fresh)
         try:
             _create_file(fresh, plan, record, dtype, batch_tokens)
-            with suppress(FileExistsError):  # another builder was faster; the lock on the partial file tells who goes on
-                os.link(fresh, partial)
+            if not partial.exists():  # else another builder was faster; the lock on the partial file tells who goes on
+                fresh.rename(partial)
         finally:
             fresh.unlink(missing_ok=True)
     finally:
@@ -94,7 +93,8 @@ def _create_file(path: Path, plan: Plan, record: ModelRecord, dtype: str, batch_
                 file[f"hooks/{name}/vectors"].attrs["bfloat16"] = True
     with path.open("r+b") as raw:
         try:
-            os.posix_fallocate(raw.fileno(), 0, path.stat().st_size)
+            if hasattr(os, "posix_fallocate"):  # macOS has none
+                os.posix_fallocate(raw.fileno(), 0, path.stat().st_size)
         except OSError as error:
             raise BankError(no_space) from error
     _seal_empty(path, size)

@@ -142,6 +142,7 @@ class Layout:
     def close(self) -> None:
         """Drop the memory maps."""
         self._maps.clear()
+        self.__dict__.pop("plan", None)
 
 
 def partial_path(path: Path) -> Path:

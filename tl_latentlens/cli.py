@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tl_latentlens.errors import InvalidInputError, LatentLensError
@@ -92,16 +93,21 @@ def build(
     import tl_latentlens as tll
 
     texts = tll.load_corpus(corpus, text_column=text_column, split=split, limit=limit)
-    built = tll.build_bank(
-        tll.load_model(model, kind=kind, device=device),
-        texts,
-        bank,
-        hook_names=hook_name,
-        max_rows_per_token=max_rows_per_token or None,
-        dtype=dtype,
-        seed=seed,
-        batch_tokens=batch_tokens,
-    )
+    loaded = tll.load_model(model, kind=kind, device=device)
+    try:
+        built = tll.build_bank(
+            loaded,
+            texts,
+            bank,
+            hook_names=hook_name,
+            max_rows_per_token=max_rows_per_token or None,
+            dtype=dtype,
+            seed=seed,
+            batch_tokens=batch_tokens,
+        )
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the same command goes on where it was")
+        raise typer.Exit(130) from None
     console.print(_info_table(built))
 
 
@@ -125,7 +131,7 @@ def verify(bank: BankArgument) -> None:
     import tl_latentlens as tll
 
     tll.Bank.open(bank).verify()
-    console.print(f"{bank}: every checksum matches")
+    console.print(f"{bank}: every checksum matches", markup=False)
 
 
 @app.command()
@@ -157,10 +163,10 @@ def decode(
     _print_result(hooks.result, word, neighbors=top_k)
     if csv is not None:
         hooks.result.to_dataframe().to_csv(csv, index=False)
-        console.print(f"wrote {csv}")
+        console.print(f"wrote {csv}", markup=False)
     if html is not None:
         hooks.result.plot().write_html(html, include_plotlyjs=True)
-        console.print(f"wrote {html}")
+        console.print(f"wrote {html}", markup=False)
 
 
 def _print_result(result: Any, word: str | None, neighbors: int) -> None:
@@ -178,7 +184,7 @@ def _print_result(result: Any, word: str | None, neighbors: int) -> None:
 def _info_table(bank: Any) -> Table:
     model, plan = bank.model_info, bank.plan
     cap = plan.settings.max_rows_per_token
-    table = Table(show_header=False, title=str(bank.path), title_justify="left", title_style="bold")
+    table = Table(show_header=False, title=escape(str(bank.path)), title_justify="left", title_style="bold")
     table.add_column(style="dim")
     table.add_column()
     weights = f"{model.dtype}{', mean-centred' if model.centered else ''}"
@@ -201,8 +207,5 @@ def main() -> None:
     try:
         app()
     except LatentLensError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; a build resumes with the same command")
-        sys.exit(130)

@@ -69,6 +69,8 @@ def load_corpus(
         if source.column_names is not None:
             _require_column(text_column, source.column_names, "the dataset")
         texts = TextStream(source, text_column)
+    elif isinstance(source, TextStream):
+        texts = source
     elif isinstance(source, Iterable) and not isinstance(source, Mapping | pd.DataFrame):  # their keys are no texts
         texts = list(source)
     else:
@@ -119,7 +121,7 @@ def _read_csv(path: Path, column: str) -> list[str]:
 
 def _read_jsonl(path: Path, column: str) -> list[str]:
     texts = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -65,6 +66,10 @@ def label_features(
     outside = [f for f in numbers if not 0 <= f < len(weight)]
     if outside:
         raise InvalidInputError(f"got feature {outside[0]}; the SAE has features 0 to {len(weight) - 1}")
+    dead = (weight[numbers] == 0).all(-1)
+    if bool(dead.any()):
+        first = [numbers[i] for i in torch.nonzero(dead)[:10, 0].tolist()]
+        raise InvalidInputError(f"{int(dead.sum())} features have a decoder row of zeros, first {first}; leave them out")
     metadata = getattr(getattr(sae, "cfg", None), "metadata", None)
     written = getattr(metadata, "hook_name_out", None) or getattr(metadata, "hook_name", None)
     hook_name = written if written in index.hook_names else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -43,11 +44,14 @@ class SearchResult:
             flat = [flat[i * size : (i + 1) * size] for i in range(groups)]
         return flat[0] if self.rows.ndim == 1 else flat
 
+    @cached_property
+    def _on_host(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.rows.cpu(), self.hook_ids.cpu(), self.similarities.cpu()
+
     def neighbors_of(self, query: int) -> list[Neighbor]:
         """Neighbors of one query, counted over the flattened leading shape."""
         k = self.rows.shape[-1]
-        parts = (self.rows, self.hook_ids, self.similarities)
-        rows, hooks, similarities = (part.reshape(-1, k)[query].tolist() for part in parts)
+        rows, hooks, similarities = (part.reshape(-1, k)[query].tolist() for part in self._on_host)
         return [self.index.neighbor(*found) for found in zip(rows, hooks, similarities, strict=True)]
 
 
@@ -139,7 +143,7 @@ class ContextualIndex:
         width = tensor.shape[-1] if tensor.ndim else 0
         wanted = [hook_names] if isinstance(hook_names, str) else hook_names
         names = self.hook_names if wanted is None else _require_names(wanted, self.hook_names, "the index")
-        fitting = [name for name in names if self.d(name) == width]
+        fitting = [name for name in self.hook_names if name in names and self.d(name) == width]
         if not fitting:
             widths = sorted({self.d(name) for name in names})
             raise InvalidInputError(f"got vectors of width {width} (shape {tuple(tensor.shape)}); the index has width {widths}")
@@ -226,4 +230,4 @@ def _require_names(names: Sequence[str], available: Sequence[str], what: str) ->
     unknown = [name for name in names if name not in available]
     if unknown:
         raise UnknownHookError(f"{what} has no hook name {unknown[0]!r}; it has {list(available)}")
-    return list(names)
+    return list(dict.fromkeys(names))

@@ -43,6 +43,8 @@ def load_model(name: str, *, kind: str | None = None, device: str | None = None)
     with _quiet():
         if not (folder / "config.json").is_file():
             return _named(name, kind, device)
+        if kind == "hooked" and "llama" in str(folder).lower() and "bridge" in available:
+            kind = "bridge"  # HookedTransformer takes such a path for Meta's original weights
         if kind == "bridge":
             from transformer_lens.model_bridge import TransformerBridge
 

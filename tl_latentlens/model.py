@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -165,15 +165,28 @@ def run_hooked(
     was_training = model.training
     model.eval()  # a new HookedTransformer is in training mode
     extra: dict[str, Any] = {} if mask is None else {"attention_mask": mask.long()}
-    stop = None if is_bidirectional(model) else _layer_after([name for name, _ in fwd_hooks], model.cfg.n_layers)
+    stop = None if is_bidirectional(model) else _layer_after([name for name, _ in fwd_hooks])
+    if stop == model.cfg.n_layers and hasattr(model, "adapter"):
+        # A bridge does not stop behind its last block, and would compute logits though none are asked for.
+        stop = None
+        if "ln_final.hook_in" in model.hook_dict:
+            fwd_hooks = [*fwd_hooks, ("ln_final.hook_in", _stop)]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), suppress(_StopRun):
             model.run_with_hooks(tokens, fwd_hooks=fwd_hooks, return_type=None, stop_at_layer=stop, **extra)
     finally:
         model.train(was_training)
 
 
-def _layer_after(hook_names: Iterable[str], n_layers: int) -> int | None:
+class _StopRun(Exception):  # noqa: N818 - it ends a run, it is no error
+    """Raised from a hook behind the last one that is needed."""
+
+
+def _stop(activation: Tensor, hook: Any) -> None:
+    raise _StopRun
+
+
+def _layer_after(hook_names: Iterable[str]) -> int | None:
     """First layer that no hook needs, or None where the whole model must run."""
     layers = []
     for name in hook_names:
@@ -183,8 +196,7 @@ def _layer_after(hook_names: Iterable[str], n_layers: int) -> int | None:
             layers.append(int(match[1]) + 1)
         else:
             return None
-    last = max(layers)
-    return last if last < n_layers else None
+    return max(layers)
 
 
 def fingerprint(model: Any, prompts: Sequence[Sequence[int]], hook_names: Sequence[str]) -> Fingerprint:

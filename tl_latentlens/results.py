@@ -1,7 +1,8 @@
 """What a search or a lens found, as frozen data; text is built only when it is asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,7 +105,7 @@ class LensResult:
     logit_lens: dict[str, TokenReading] = field(repr=False)
     embedding_lens: dict[str, TokenReading] = field(repr=False)
 
-    @property
+    @cached_property
     def positions(self) -> Int[np.ndarray, "cells 2"]:
         """(batch, pos) of each decoded token, in reading order."""
         return np.argwhere(self.decoded)
@@ -126,7 +127,11 @@ class LensResult:
 
     def cells(self) -> list[Cell]:
         """Every cell: hook names in order, within each the tokens in reading order."""
-        return [self._cell(name, i) for name in self.hook_names for i in range(len(self.positions))]
+        return list(self.iter_cells())
+
+    def iter_cells(self) -> Iterator[Cell]:
+        """The cells one by one, for results too large to build at once."""
+        return (self._cell(name, i) for name in self.hook_names for i in range(len(self.positions)))
 
     def _cell(self, hook_name: str, i: int) -> Cell:
         batch, pos = self.positions[i].tolist()

@@ -8,6 +8,8 @@ device, the dtype of the pass or the chunk size, and ties always go to the lower
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,9 @@ from torch import Tensor
 from tl_latentlens.errors import InvalidInputError
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_UNIT_TOLERANCE = 1e-2  # rows this near to length 1 are unit vectors rounded to half precision, and are used as stored
+# Rows this near to length 1 are unit vectors rounded to their type, and are used as stored.
+_UNIT_TOLERANCE = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float32: 1e-5}
+_LARGEST_TOLERANCE = max(_UNIT_TOLERANCE.values())
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,12 @@ class VectorSearch:
         self._center = None if center is None else center.to(device, torch.float64)
         self._scale: Float[Tensor, " n"] | None = None
         if self._center is not None or unit_length is None or not unit_length:
+            tolerance = _UNIT_TOLERANCE.get(self._vectors.dtype, 1e-5)
             lengths = torch.cat([self._exact_rows(slice(*span)).norm(dim=-1) for span in self._spans(1)] or [torch.zeros(0)])
             if not bool(torch.isfinite(lengths).all()):
                 row = int(torch.nonzero(~torch.isfinite(lengths))[0])
                 raise InvalidInputError(f"vectors hold NaN or inf, first in row {row}; remove such rows before searching")
-            if self._center is not None or unit_length is False or bool(((lengths - 1).abs() > _UNIT_TOLERANCE).any()):
+            if self._center is not None or unit_length is False or bool(((lengths - 1).abs() > tolerance).any()):
                 self._scale = torch.where(lengths > 0, 1 / lengths, 0.0)
         if self._scale is not None and self._pass_dtype == torch.float16:
             self._pass_dtype = torch.bfloat16  # rows of any length can leave float16's range
@@ -110,7 +115,8 @@ class VectorSearch:
         k = min(k, len(self))
         if not flat.shape[0] or not k:
             shape = (*units.shape[:-1], k)
-            return TopK(torch.zeros(shape, device=self.device), torch.zeros(shape, dtype=torch.int64, device=self.device))
+            none = torch.zeros(shape, dtype=torch.float32, device=self.device)
+            return TopK(none, none.long())
         n_candidates = min(len(self), 2 * k + 32)
         a_query = 8 * self.d * n_candidates + 64 * n_candidates + 16 * self.d
         parts = [self._search(part, k, n_candidates) for part in flat.split(max(1, self.memory_budget // (4 * a_query)))]
@@ -119,7 +125,7 @@ class VectorSearch:
         return TopK(similarities.reshape(*units.shape[:-1], k), rows.reshape(*units.shape[:-1], k))
 
     def _search(self, queries: Float[Tensor, "q d"], k: int, n_candidates: int) -> TopK:
-        best = torch.full((len(queries), 0), 0.0, device=self.device)
+        best = torch.zeros((len(queries), 0), dtype=torch.float32, device=self.device)
         rows = torch.zeros((len(queries), 0), dtype=torch.int64, device=self.device)
         for first, last in self._spans(len(queries)):
             scores = self._approximate(queries, first, last)
@@ -137,11 +143,11 @@ class VectorSearch:
                 doubtful = torch.nonzero(~certain)[:, 0]
                 again = self._scan(queries[doubtful], found.similarities[doubtful, -1], k)
                 found.similarities[doubtful], found.rows[doubtful] = again.similarities, again.rows
-        return TopK(found.similarities.clamp(-1, 1), found.rows)
+        return found
 
     def _scan(self, queries: Float[Tensor, "q d"], at_least: Float[Tensor, " q"], k: int) -> TopK:
         """Top-k given that the k-th similarity is `at_least`: score exactly every row that may reach it."""
-        best = torch.full((len(queries), k), -torch.inf, device=self.device)
+        best = torch.full((len(queries), k), -torch.inf, dtype=torch.float32, device=self.device)
         rows = torch.full((len(queries), k), len(self), dtype=torch.int64, device=self.device)
         threshold = (at_least - 2 * self._error_bound())[:, None]
         for first, last in self._spans(len(queries)):
@@ -156,7 +162,8 @@ class VectorSearch:
 
     def _approximate(self, queries: Float[Tensor, "q d"], first: int, last: int) -> Float[Tensor, "q rows"]:
         part = self._vectors[first:last].to(self._pass_dtype)
-        scores = (queries.to(self._pass_dtype) @ part.T).float()
+        with _full_accumulation():
+            scores = (queries.to(self._pass_dtype) @ part.T).float()
         if self._center is not None:
             scores -= (queries.double() @ self._center).float()[:, None]
         if self._scale is not None:
@@ -165,7 +172,7 @@ class VectorSearch:
 
     def _exact_scores(self, queries: Float[Tensor, "q d"], rows: Int[Tensor, "q m"]) -> Float[Tensor, "q m"]:
         """Similarities in float64, rounded once to float32, a bounded number of rows at a time."""
-        exact = torch.empty(rows.shape, device=self.device)
+        exact = torch.empty(rows.shape, dtype=torch.float32, device=self.device)
         step = max(1, self.memory_budget // (32 * self.d * len(queries)))
         for start in range(0, rows.shape[1], step):
             at = rows[:, start : start + step]
@@ -173,7 +180,7 @@ class VectorSearch:
             scores = (self._exact_rows(at) * queries[:, None].double()).sum(-1)
             if self._scale is not None:
                 scores = scores * self._scale[at]
-            exact[:, start : start + step] = scores.float()
+            exact[:, start : start + step] = scores.clamp(-1, 1).float()
         return exact
 
     def _exact_rows(self, rows: Any) -> Float[Tensor, "... d"]:
@@ -186,10 +193,10 @@ class VectorSearch:
         product = 2.0**-24
         if self._pass_dtype == torch.float32:
             # "high" multiplies in TF32 (2^-11) and "medium" in bfloat16, where the hardware has them.
-            unit_roundoff = {"highest": 0.0, "high": 2.0**-11, "medium": 2.0**-8}[torch.get_float32_matmul_precision()]
+            unit_roundoff = {"highest": 0.0, "high": 2.0**-11}.get(_float32_precision(), 2.0**-8)
         else:
             product += unit_roundoff  # the product is rounded to the same type
-        length = 1.0 + _UNIT_TOLERANCE
+        length = 1.0 + _LARGEST_TOLERANCE
         bound = 2 * unit_roundoff + product + self.d * 2.0**-23
         if self._center is not None and self._scale is not None:
             # |v| / |v - c| <= 1 + |c| / |v - c|, whatever the length of the row v.
@@ -203,6 +210,25 @@ class VectorSearch:
         a_row = 8 * self.d + 12 * n_queries
         step = max(1, self.memory_budget // (2 * a_row))
         return [(first, min(first + step, len(self))) for first in range(0, len(self), step)]
+
+
+def _float32_precision() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set per backend (fp32_precision), which this getter refuses to sum up
+        return "medium"
+
+
+@contextmanager
+def _full_accumulation() -> Iterator[None]:
+    """Half-precision products on CUDA summed in float32: by default cuBLAS may round partial sums on the way."""
+    flags = torch.backends.cuda.matmul
+    before = flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction
+    flags.allow_fp16_reduced_precision_reduction = flags.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction = before
 
 
 def _rank(similarities: Float[Tensor, "q m"], rows: Int[Tensor, "q m"], k: int) -> TopK:

@@ -47,6 +47,7 @@ class Batch:
         row_batch: Where each row stands in the batch, [n].
         row_pos: Its position, [n].
         block: The bank's block that these rows belong to.
+        n_tokens: Tokens without padding.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -55,11 +56,7 @@ class Batch:
     row_batch: Int[Tensor, " rows"]
     row_pos: Int[Tensor, " rows"]
     block: int
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens without padding."""
-        return int(self.attention_mask.sum())
+    n_tokens: int
 
 
 class BankWriter:
@@ -181,9 +178,12 @@ class BankWriter:
             raise InvalidInputError(f"{hook_name}: got vectors of shape {tuple(vectors.shape)}, expected {expected}")
         ready = None
         if vectors.is_cuda:
-            vectors, norms = _to_pinned(vectors), _to_pinned(norms)
             ready = torch.cuda.Event()
-            ready.record()
+            stream = torch.cuda.current_stream(vectors.device)
+            vectors, norms = _to_pinned(vectors), _to_pinned(norms)
+            ready.record(stream)
+        elif vectors.device.type != "cpu":
+            vectors, norms = vectors.cpu(), norms.cpu()
         self._queue.put((hook_name, batch, vectors, norms, ready))
 
     def _block_prompts(self, block: int) -> Int[np.ndarray, " prompts"]:
@@ -207,9 +207,9 @@ class BankWriter:
         row_batch = np.repeat(np.arange(len(prompts)), count)
         rows = np.arange(len(row_batch)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
         row_pos = self.plan.row_tokens[rows] - starts[row_batch]
-        tensors = (torch.from_numpy(array).to(device) for array in (tokens, mask, row_batch, row_pos))
+        tensors = (_to_device(array, device) for array in (tokens, mask, row_batch, row_pos))
         tokens_t, mask_t, row_batch_t, row_pos_t = tensors
-        return Batch(tokens_t, mask_t, rows, row_batch_t, row_pos_t, block)
+        return Batch(tokens_t, mask_t, rows, row_batch_t, row_pos_t, block, int(lengths.sum()))
 
     def _drain(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -256,7 +256,7 @@ class BankWriter:
             self._put(f"hooks/{name}/vectors", vectors, first * vectors.shape[1] * vectors.itemsize)
             self._put(f"hooks/{name}/norms", norms, first * norms.itemsize)
             self._put(f"hooks/{name}/checksums", np.uint64(block_checksum(vectors, norms)), block * 8)
-        os.fdatasync(self._descriptor)  # the bytes first, the journal after them, also across a power cut
+        _sync(self._descriptor)  # the bytes first, the journal after them, also across a power cut
         self._put("journal", np.uint8(1), block)
         self._done[block] = True
 
@@ -290,13 +290,18 @@ class BankWriter:
             mean, std = _moments(self._layout.map(f"hooks/{name}/vectors").view(DTYPES[self.dtype][0]), self._starts)
             self._put(f"hooks/{name}/mean", mean, 0)
             self._put(f"hooks/{name}/std", std, 0)
-        os.fdatasync(self._descriptor)
+        _sync(self._descriptor)
         size = read_user_block(partial)["size"]
         unhashed = _payload(self._layout)
         block = encode_user_block(size, True, unhashed, metadata_digest(partial, size, unhashed))
         os.pwrite(self._descriptor, block, 0)
         os.fsync(self._descriptor)
+        if self.path.exists():
+            raise BankError(f"{self.path} appeared while it was being built; the new bank is complete in {partial}")
         partial.rename(self.path)
+
+
+_sync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 def _payload(layout: Layout) -> list[tuple[int, int]]:
@@ -319,8 +324,15 @@ def _as_stored(vectors: Tensor) -> np.ndarray:
     return vectors.view(torch.uint16).numpy() if vectors.dtype == torch.bfloat16 else vectors.numpy()
 
 
+def _to_device(array: np.ndarray, device: torch.device | str | None) -> Tensor:
+    tensor = torch.from_numpy(array)
+    if device is None or torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # a copy from pageable memory would wait for the model
+
+
 def _to_pinned(tensor: Tensor) -> Tensor:
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
     return pinned.copy_(tensor, non_blocking=True)
 
 

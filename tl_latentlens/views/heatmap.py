@@ -41,7 +41,7 @@ def heatmap(result: LensResult, batch: int = 0) -> go.Figure:
 def _hover(cell: Cell) -> str:
     lines = [f"<b>{html.escape(visible(cell.token))}</b> at {html.escape(short_hook_name(cell.hook_name))}"]
     for n in cell.neighbors:
-        before, token, after = (html.escape(part) for part in clip(n.context, 80))
+        before, token, after = (html.escape(part) for part in clip(n.context, n.token, 80))
         lines.append(f"{n.similarity:.3f} {before}<b>{token}</b>{after} <i>{html.escape(short_hook_name(n.hook_name))}</i>")
     if cell.logit_lens:
         lines.append("logit lens: " + ", ".join(f"{html.escape(visible(t))} {score:.0%}" for t, score in cell.logit_lens))

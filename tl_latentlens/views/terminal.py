@@ -80,5 +80,5 @@ def _title(result: LensResult, batch: int, pos: int) -> Text:
 def _context(neighbor: Neighbor, hook_name: str, room: int) -> Text:
     """The neighbor in its context; the hook name it was found at is added where it is another than the query's."""
     found_at = "" if neighbor.hook_name == hook_name else f"  at {short_hook_name(neighbor.hook_name)}"
-    before, token, after = clip(neighbor.context, room - len(found_at))
+    before, token, after = clip(neighbor.context, neighbor.token, room - len(found_at))
     return Text.assemble((before, "dim"), (token, "bold yellow"), (after, "dim"), (found_at, "magenta"))

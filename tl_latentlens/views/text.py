@@ -23,13 +23,13 @@ def visible(token: str | None) -> str:
     return "␣" * (start - 1) + (" " if start else "") + stripped + "␣" * (len(inner) - start - len(stripped))
 
 
-def clip(context: str, width: int) -> tuple[str, str, str]:
+def clip(context: str, token: str, width: int) -> tuple[str, str, str]:
     """A context «so» as (before, token, after) in at most `width` characters, most of them before the token.
 
     What stands before a token is what a causal model saw.
     """
-    before, _, rest = context.partition("«")
-    token, _, after = rest.partition("»")
+    token = token.strip() or token  # the marked token is looked for, since a text may hold guillemets of its own
+    before, _, after = context.partition(f"«{token}»")
     room_after = min(len(after), max(width // 4, width - len(before) - len(token)))
     room_before = max(8, width - len(token) - room_after)
     if len(before) > room_before:
