@@ -70,8 +70,10 @@ def test_visible(token: str | None, shown: str) -> None:
 def test_clip_keeps_the_token_and_the_budget() -> None:
     context = "…" + "left " * 30 + "«token»" + " right" * 30
     for width in (30, 60, 120):
-        before, token, after = clip(context, width)
+        before, token, after = clip(context, " token", width)
         assert token == "token"
         assert len(before) + len(token) + len(after) <= width + 1
         assert len(before) > len(after)
-    assert clip("short «token» text", 80) == ("short ", "token", " text")
+    quoted = "said «no» to the «token» there"
+    assert clip(quoted, "token", 80) == ("said «no» to the ", "token", " there")
+    assert clip("short «token» text", "token", 80) == ("short ", "token", " text")

@@ -156,7 +156,7 @@ class ContextualIndex:
         similarities, rows, hooks = [], [], []
         for name in fitting:
             for first, part in self._parts[name]:
-                found = part.top_k(queries, top_k)
+                found = part.rank(queries, top_k)
                 similarities.append(found.similarities)
                 rows.append(found.rows + first)
                 hooks.append(torch.full_like(found.rows, self.hook_names.index(name)))
@@ -164,7 +164,10 @@ class ContextualIndex:
         best = torch.cat(similarities, -1).sort(dim=-1, descending=True, stable=True)
         order = best.indices[..., :top_k]
         return SearchResult(
-            best.values[..., :top_k], torch.cat(rows, -1).gather(-1, order), torch.cat(hooks, -1).gather(-1, order), self
+            best.values[..., :top_k].clamp(-1, 1),
+            torch.cat(rows, -1).gather(-1, order),
+            torch.cat(hooks, -1).gather(-1, order),
+            self,
         )
 
     def row(self, row: int) -> Row:

@@ -97,7 +97,6 @@ class VectorSearch:
         """Width of the vectors."""
         return self._vectors.shape[1]
 
-    @torch.no_grad()
     def top_k(self, queries: Float[Tensor, "... d"] | np.ndarray, k: int) -> TopK:
         """The k nearest rows of each query (all rows, where there are fewer).
 
@@ -108,6 +107,12 @@ class VectorSearch:
         Raises:
             InvalidInputError: A wrong width, `k` below 1, or a query with NaN or inf, or of length zero.
         """
+        found = self.rank(queries, k)
+        return TopK(found.similarities.clamp(-1, 1), found.rows)
+
+    @torch.no_grad()
+    def rank(self, queries: Float[Tensor, "... d"] | np.ndarray, k: int) -> TopK:
+        """As `top_k`, for ranking several searches together: rounding of the rows may take a similarity just past 1."""
         if k < 1:
             raise InvalidInputError(f"got top_k={k}; expected at least 1")
         units = unit_queries(queries, self.d, self.device)
@@ -180,7 +185,7 @@ class VectorSearch:
             scores = (self._exact_rows(at) * queries[:, None].double()).sum(-1)
             if self._scale is not None:
                 scores = scores * self._scale[at]
-            exact[:, start : start + step] = scores.clamp(-1, 1).float()
+            exact[:, start : start + step] = scores.float()
         return exact
 
     def _exact_rows(self, rows: Any) -> Float[Tensor, "... d"]:

@@ -47,7 +47,8 @@ def _token_table(result: LensResult, batch: int, pos: int, neighbors: int, width
     order = ["hook", "cos", "neighbors", *(h for h in _LENSES if h in columns)]
     columns["neighbors"] = contexts
     for heading in order:
-        at_least = max(_longest(text) for text in columns[heading])
+        # Only the contexts may give way where the terminal is narrow.
+        at_least = 8 if heading == "neighbors" else max(len(heading), *(_longest(text) for text in columns[heading]))
         table.add_column(heading, no_wrap=True, min_width=at_least, justify="right" if heading == "cos" else "left")
     for line in zip(*(columns[heading] for heading in order), strict=True):
         table.add_row(*line)
@@ -79,6 +80,6 @@ def _title(result: LensResult, batch: int, pos: int) -> Text:
 
 def _context(neighbor: Neighbor, hook_name: str, room: int) -> Text:
     """The neighbor in its context; the hook name it was found at is added where it is another than the query's."""
-    found_at = "" if neighbor.hook_name == hook_name else f"  at {short_hook_name(neighbor.hook_name)}"
+    found_at = "" if neighbor.hook_name == hook_name or room < 34 else f"  at {short_hook_name(neighbor.hook_name)}"
     before, token, after = clip(neighbor.context, neighbor.token, room - len(found_at))
     return Text.assemble((before, "dim"), (token, "bold yellow"), (after, "dim"), (found_at, "magenta"))
