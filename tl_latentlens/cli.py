@@ -23,7 +23,7 @@ console = Console()
 
 DEMO_SENTENCES = (
     "She deposited her money and her savings at the bank",
-    "They rowed the boat across the river to the muddy bank",
+    "We fished in the river and sat on the grassy bank",
 )
 DEMO_WORD = "bank"
 
@@ -152,7 +152,7 @@ def decode(
 ) -> None:
     """Run texts through a model and read every token by its nearest neighbors in a bank, beside the logit lens.
 
-    Example: `tl-latentlens decode demo.h5 "They rowed to the muddy bank" --model demo --word bank`
+    Example: `tl-latentlens decode demo.h5 "We fished and sat on the grassy bank" --model demo --word bank`
     """
     import tl_latentlens as tll
 
