@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import tl_latentlens as tll
-from tl_latentlens.loading import KINDS, load_model
 
 TEXTS = [
     "The river ran over its bank after the storm.",
@@ -101,8 +100,6 @@ def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """A small byte-level tokenizer with BOS, EOS and padding of their own."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    from tokenizers import decoders
-
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
@@ -129,6 +126,3 @@ def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-__all__ = ["ARCHITECTURES", "KINDS", "TEXTS", "available_kinds", "load_model", "make_tokenizer"]

@@ -395,3 +395,13 @@ def test_demo_model_folder_is_in_the_package() -> None:
 def test_load_model_names_available_kinds() -> None:
     with pytest.raises(tll.InvalidInputError, match=r"got kind='torch'; the installed TransformerLens has \["):
         load_model("demo", kind="torch")
+
+
+@pytest.mark.skipif(len(available_kinds()) < 2, reason="needs both model classes")
+def test_demo_model_has_equal_residuals_on_both_classes() -> None:
+    models = [tll.load_demo_model(kind) for kind in available_kinds()]
+    tokens = models[0].to_tokens("She carried the heavy crate to the bank and sat down on it.")
+    names = [f"blocks.{layer}.hook_resid_{part}" for layer in range(6) for part in ("pre", "mid", "post")]
+    first, second = (model.run_with_cache(tokens, names_filter=lambda name: name in names)[1] for model in models)
+    for name in names:
+        torch.testing.assert_close(first[name], second[name], atol=1e-4, rtol=0)
