@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import tl_latentlens as tll
 
+torch.set_num_threads(1)  # the models here are small: more threads only cost, above all on a busy machine
+
 TEXTS = [
     "The river ran over its bank after the storm.",
     "She put the money in the bank before noon.",
