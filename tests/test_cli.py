@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import transformers
+from conftest import available_kinds
 
 import tl_latentlens as tll
 from tl_latentlens import cli
@@ -48,7 +50,7 @@ def test_build_info_verify_decode(run, tmp_path: Path, texts: list[str]) -> None
     text = "He rowed the boat to the bank"
     code, out, _ = run("decode", str(bank), text, "--word", "bank", "--csv", str(csv), "--html", str(html))
     assert code == 0
-    assert "He rowed the boat to the" in out
+    assert "He rowed the boat to the «bank»" in out
     assert "1.00" in out, "the text's own bank is a row of the bank"
     assert set(pd.read_csv(csv).hook_name) == {hook, "blocks.4.hook_resid_post"}
     assert "plotly" in html.read_text()
@@ -72,7 +74,7 @@ def test_errors_are_one_line(run, tmp_path: Path) -> None:
 def test_a_word_that_is_no_token_is_named(run, bank: tll.Bank) -> None:
     code, _, err = run("decode", str(bank.path), "The river bank", "--word", "ocean")
     assert code == 1
-    assert "no token of the text is 'ocean'" in err
+    assert "no token of the text ends the word 'ocean'" in err
 
 
 @pytest.mark.parametrize("command", ["demo", "build", "info", "verify", "decode"])
@@ -84,3 +86,24 @@ def test_help_shows_an_example(command: str) -> None:
         check=True,
     )
     assert f"Example: tl-latentlens {command}" in " ".join(shown.stdout.replace("│", " ").split())
+
+
+def test_a_folder_that_only_a_bridge_can_load(tmp_path: Path, any_model) -> None:
+    """transformers 5 writes no n_ctx, without which TransformerLens makes no HookedTransformer of a GPT-2."""
+    if "bridge" not in available_kinds():
+        pytest.skip("no bridge in this TransformerLens")
+    config = transformers.GPT2Config(
+        vocab_size=4096, n_positions=64, n_embd=32, n_layer=2, n_head=2, architectures=["GPT2LMHeadModel"]
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    any_model.tokenizer.save_pretrained(tmp_path)
+    assert type(tll.load_model(str(tmp_path))).__name__ == "TransformerBridge"
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line(run, bank: tll.Bank, tmp_path: Path) -> None:
+    code, _, err = run("decode", str(bank.path), "text", "--model", str(tmp_path / "nowhere"))
+    assert code == 1
+    assert "no Hugging Face model at" in err
+    code, _, err = run("decode", str(bank.path), "text", "--model", "nobody/has-this-model")
+    assert code == 1
+    assert "cannot load 'nobody/has-this-model'" in err

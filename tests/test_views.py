@@ -27,7 +27,7 @@ def test_table_fits_and_marks_the_token(result: tll.LensResult, width: int) -> N
     lines = console.export_text().splitlines()
     assert all(len(line) <= width for line in lines)
     shown = "\n".join(lines)
-    assert "in the bank before noon" in shown
+    assert "in the «bank» before noon" in shown
     assert "logit lens" in shown
     assert "embedding lens" in shown
     assert shown.count("resid_post") >= len(result.hook_names)
@@ -77,3 +77,10 @@ def test_clip_keeps_the_token_and_the_budget() -> None:
     quoted = "said «no» to the «token» there"
     assert clip(quoted, "token", 80) == ("said «no» to the ", "token", " there")
     assert clip("short «token» text", "token", 80) == ("short ", "token", " text")
+
+
+def test_printed_results_are_tables(result: tll.LensResult, index: tll.ContextualIndex) -> None:
+    shown = str(result)
+    assert "pos 1 " in shown
+    assert "neighbors" in shown
+    assert "similarity" in str(tll.decode_directions(index.banks[0].vectors(index.hook_names[0])[:2], index, top_k=2))

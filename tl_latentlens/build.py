@@ -80,8 +80,11 @@ def build_bank(
     record = record_model(model, plan, names)
     with (
         BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=batch_tokens) as writer,
-        tqdm(total=writer.tokens_left, unit=" tokens", unit_scale=True, desc=path.name, disable=not progress) as bar,
+        tqdm(total=writer.tokens_to_run, unit=" tokens", unit_scale=True, desc=path.name, disable=not progress) as bar,
     ):
+        if writer.tokens_left < writer.tokens_to_run:
+            bar.initial = bar.n = writer.tokens_to_run - writer.tokens_left  # so that the rate counts this run alone
+            bar.set_description(f"{path.name} (resumed)")
         for batch in writer.batches(device):
             run_hooked(model, batch.tokens, batch.attention_mask, bank_hooks(writer, batch))
             bar.update(batch.n_tokens)

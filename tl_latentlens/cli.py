@@ -64,9 +64,10 @@ def demo(
     _print_result(hooks.result, DEMO_WORD, neighbors=3)
     console.print(
         "\nThe word is the same; what stands around its neighbors tells what the model made of it.\n"
-        f'Your own text:   tl-latentlens decode {bank} "The judge walked into the court" --model demo\n'
+        f'Your own text:   tl-latentlens decode {bank} "The judge walked into the court" --word court\n'
         "Your own model:  tl-latentlens build corpus.txt gpt2.h5 --model gpt2\n",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -140,7 +141,7 @@ def decode(
     text: Annotated[list[str], typer.Argument(help="one or more texts")],
     model: ModelOption = "demo",
     hook_name: HookOption = None,
-    word: Annotated[str | None, typer.Option(help="read only tokens of this text (spaces aside); default: all")] = None,
+    word: Annotated[str | None, typer.Option(help="read only the token that ends this word; default: all")] = None,
     top_k: Annotated[int, typer.Option(help="neighbors for each token and hook name")] = 3,
     transform: Annotated[str, typer.Option(help="`raw`, or `center`: take each hook name's mean away first")] = "raw",
     csv: Annotated[Path | None, typer.Option(help="write all readings to this file too")] = None,
@@ -155,9 +156,14 @@ def decode(
     Example: `tl-latentlens decode demo.h5 "We fished and sat on the grassy bank" --model demo --word bank`
     """
     import tl_latentlens as tll
+    from tl_latentlens.model import tokenize
 
     index = tll.ContextualIndex(bank, device=device, transform=transform)
     loaded = tll.load_model(model, kind=kind, device=device)
+    index.check_model(loaded)  # first of all: a forgotten --model shows as a bank of another model
+    n_truncated = tokenize(loaded, text).n_truncated
+    if n_truncated:
+        console.print(f"{n_truncated} of {len(text)} texts were longer than n_ctx = {loaded.cfg.n_ctx} tokens and were cut")
     hooks = tll.latentlens_hooks(index, hook_name, top_k=top_k, model=loaded)
     loaded.run_with_hooks(list(text), fwd_hooks=hooks)
     _print_result(hooks.result, word, neighbors=top_k)
@@ -174,11 +180,19 @@ def _print_result(result: Any, word: str | None, neighbors: int) -> None:
 
     positions = [tuple(place) for place in result.positions.tolist()]
     if word is not None:
-        matching = [(b, p) for b, p in positions if result.tokens[b][p].strip() == word.strip()]
+        matching = [(b, p) for b, p in positions if _word_up_to(result.tokens[b], p) == word.strip()]
         if not matching:
-            raise InvalidInputError(f"no token of the text is {word!r}; its tokens are {result.tokens}")
+            raise InvalidInputError(f"no token of the text ends the word {word!r}; its tokens are {result.tokens}")
         positions = matching
     console.print(lens_table(result, neighbors=neighbors, positions=positions))
+
+
+def _word_up_to(tokens: list[str], pos: int) -> str:
+    """The word that a token ends: its earlier pieces, back to the one that starts with a space, and itself."""
+    start = pos
+    while start > 0 and not tokens[start].startswith(" ") and not tokens[start - 1].startswith("<"):
+        start -= 1
+    return "".join(tokens[start : pos + 1]).strip()
 
 
 def _info_table(bank: Any) -> Table:

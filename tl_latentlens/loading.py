@@ -29,27 +29,41 @@ def load_model(name: str, *, kind: str | None = None, device: str | None = None)
 
     Args:
         name: "demo", a folder in Hugging Face format, or a name that TransformerLens knows ("gpt2").
-        kind: "hooked", "bridge", or None for HookedTransformer where it is installed.
+        kind: "hooked", "bridge", or None: HookedTransformer where it is installed and knows the model, else the bridge.
         device: Where to put it; None: where TransformerLens puts it.
 
     Raises:
-        InvalidInputError: An unknown kind, or one that the installed TransformerLens lacks.
+        InvalidInputError: A kind that the installed TransformerLens lacks, or a model that cannot be loaded.
     """
     available = [k for k, there in zip(KINDS, (_has_hooked(), _has_bridge()), strict=True) if there]
-    kind = kind or available[0]
-    if kind not in available:
+    if kind is not None and kind not in available:
         raise InvalidInputError(f"got kind={kind!r}; the installed TransformerLens has {available}")
     folder = DEMO_MODEL if name == "demo" else Path(name).expanduser()
-    with _quiet():
-        if not (folder / "config.json").is_file():
-            return _named(name, kind, device)
-        if kind == "hooked" and "llama" in str(folder).lower() and "bridge" in available:
-            kind = "bridge"  # HookedTransformer takes such a path for Meta's original weights
-        if kind == "bridge":
-            from transformer_lens.model_bridge import TransformerBridge
+    if not (folder / "config.json").is_file() and (folder.is_absolute() or name.startswith((".", "~"))):
+        raise InvalidInputError(f"no Hugging Face model at {folder}: it has no config.json")
+    failures = []
+    for candidate in available if kind is None else [kind]:
+        try:
+            with _quiet():
+                return _load(name, folder, candidate, device)
+        # TransformerLens and transformers raise all of these for models, files and settings that they do not know.
+        except (OSError, ValueError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
+            failures.append(
+                f"as {candidate}: {type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
+            )
+    raise InvalidInputError(
+        f"cannot load {name!r} {'; '.join(failures)}. Give a folder with a model, or a name TransformerLens knows"
+    )
 
-            return TransformerBridge.boot_transformers(str(folder), device=device).eval()
+
+def _load(name: str, folder: Path, kind: str, device: str | None) -> Any:
+    if not (folder / "config.json").is_file():
+        return _named(name, kind, device)
+    if kind == "hooked":
         return _hooked_from_folder(folder, device)
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(str(folder), device=device).eval()
 
 
 def _has_hooked() -> bool:

@@ -250,7 +250,8 @@ def check_fingerprint(model: Any, stored: Fingerprint, info: ModelInfo) -> None:
     if ours.tokenizer != info.tokenizer and model.tokenizer is not None:
         raise ModelMismatchError(f"another tokenizer: {both}; load the model that built the bank, or rebuild the bank")
     if (ours.d_model, ours.n_layers) != (info.d_model, info.n_layers):
-        sizes = f"d_model {info.d_model} against {ours.d_model}, n_layers {info.n_layers} against {ours.n_layers}"
+        pairs = {"d_model": (info.d_model, ours.d_model), "n_layers": (info.n_layers, ours.n_layers)}
+        sizes = ", ".join(f"{name} {there} against {here}" for name, (there, here) in pairs.items() if there != here)
         raise ModelMismatchError(f"another model: {both}; {sizes}")
     replayed = fingerprint(model, stored.prompts, list(stored.activations))
     for name, theirs in stored.activations.items():

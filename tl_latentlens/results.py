@@ -105,6 +105,11 @@ class LensResult:
     logit_lens: dict[str, TokenReading] = field(repr=False)
     embedding_lens: dict[str, TokenReading] = field(repr=False)
 
+    def __str__(self) -> str:
+        from tl_latentlens.views.terminal import as_text
+
+        return as_text(self)
+
     @cached_property
     def positions(self) -> Int[np.ndarray, "cells 2"]:
         """(batch, pos) of each decoded token, in reading order."""
@@ -211,6 +216,11 @@ class DirectionResult:
     ids: Sequence[int]
     positive: "SearchResult" = field(repr=False)
     negative: "SearchResult" = field(repr=False)
+
+    def __str__(self) -> str:
+        columns = ["direction", "sign", "rank", "similarity", "hook_name", "context"]
+        with pd.option_context("display.max_colwidth", 100):
+            return self.to_dataframe()[columns].to_string(index=False)
 
     def neighbors(self, direction: int) -> tuple[list[Neighbor], list[Neighbor]]:
         """Neighbors of +v and of -v for the n-th direction."""

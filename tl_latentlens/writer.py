@@ -8,7 +8,7 @@ A block counts as done when its bytes are on disk and its checksum stands in the
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -139,9 +139,16 @@ class BankWriter:
             self._layout.close()
 
     @property
+    def tokens_to_run(self) -> int:
+        """Tokens of all prompts that a build runs."""
+        return self._tokens_of(range(len(self._done)))
+
+    @property
     def tokens_left(self) -> int:
-        """Tokens of the prompts that are still to be run."""
-        blocks = np.flatnonzero(~self._done).tolist()
+        """Those that are still to be run; fewer where a build is resumed."""
+        return self._tokens_of(np.flatnonzero(~self._done).tolist())
+
+    def _tokens_of(self, blocks: Iterable[int]) -> int:
         return sum(int(self._run_lengths(self._block_prompts(block)).sum()) for block in blocks)
 
     def width(self, hook_name: str) -> int:

@@ -161,6 +161,9 @@ class LensHooks(list[tuple[str, Callable[..., None]]]):
         super().__init__((name, partial(hook, name=name)) for name in hook_names)
         self.hook = hook
 
+    def __repr__(self) -> str:
+        return f"LensHooks({[name for name, _ in self]})"
+
     @property
     def result(self) -> LensResult:
         """What was read from the last run; see `LatentLensHook.result`."""

@@ -1,9 +1,10 @@
 """A lens result as a table for the terminal."""
 
+import io
 from collections.abc import Sequence
 
 from rich import box, get_console
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +29,13 @@ def lens_table(
     return Group(*(_token_table(result, batch, pos, neighbors, width or get_console().width) for batch, pos in shown))
 
 
+def as_text(result: LensResult, *, width: int = 120) -> str:
+    """The same tables as plain text."""
+    text = io.StringIO()
+    Console(file=text, width=width).print(lens_table(result, width=width))
+    return text.getvalue()
+
+
 def _token_table(result: LensResult, batch: int, pos: int, neighbors: int, width: int) -> Table:
     cells = [result.cell(name, pos, batch) for name in result.hook_names]
     columns: dict[str, list[Text]] = {
@@ -42,7 +50,11 @@ def _token_table(result: LensResult, batch: int, pos: int, neighbors: int, width
     room = max(16, width - taken - len(columns) - 4)  # two spaces a column are counted; what is left are separators
     contexts = [Text("\n").join(_context(n, cell.hook_name, room) for n in cell.neighbors[:neighbors]) for cell in cells]
     table = Table(
-        box=box.SIMPLE_HEAD, title=_title(result, batch, pos), title_justify="left", title_style="", header_style="dim"
+        box=box.SIMPLE_HEAD,
+        title=_title(result, batch, pos, width - 24),
+        title_justify="left",
+        title_style="",
+        header_style="dim",
     )
     order = ["hook", "cos", "neighbors", *(h for h in _LENSES if h in columns)]
     columns["neighbors"] = contexts
@@ -63,23 +75,21 @@ def _reading(cell: Cell, heading: str) -> list[tuple[str, float]]:
     return (cell.logit_lens if heading == "logit lens" else cell.embedding_lens) or []
 
 
-def _title(result: LensResult, batch: int, pos: int) -> Text:
-    """The prompt, the token that is read reversed; padding and BOS are left out."""
+def _title(result: LensResult, batch: int, pos: int, room: int) -> Text:
+    """The position and the token that is read, marked in what stands around it."""
+    title = Text(f"batch {batch}, pos {pos}  " if len(result.decoded) > 1 else f"pos {pos}  ", style="bold")
     if result.tokens is None:
-        return Text(f"batch {batch}, position {pos}", style="bold")
-    title = Text()
-    for i, token in enumerate(result.tokens[batch]):
-        bare = token.lstrip() or "␣"
-        if i == pos:
-            title.append(token[: len(token) - len(token.lstrip())])
-            title.append(bare, style="bold reverse")
-        elif result.decoded[batch, i] or not token.startswith("<"):
-            title.append(token.replace("\n", "↵"))
-    return title
+        return title
+    tokens = [token.replace("\n", "↵") for token in result.tokens[batch]]
+    token = tokens[pos]
+    before, after = "".join(tokens[:pos]), "".join(tokens[pos + 1 :])
+    lead = " " if token.startswith(" ") and token.strip() else ""
+    before, token, after = clip(f"{before}{lead}«{token.strip() or token}»{after}", token, room)
+    return title + Text.assemble((before, "not bold"), (f"«{token}»", "bold reverse"), (after, "not bold"))
 
 
 def _context(neighbor: Neighbor, hook_name: str, room: int) -> Text:
     """The neighbor in its context; the hook name it was found at is added where it is another than the query's."""
     found_at = "" if neighbor.hook_name == hook_name or room < 34 else f"  at {short_hook_name(neighbor.hook_name)}"
-    before, token, after = clip(neighbor.context, neighbor.token, room - len(found_at))
-    return Text.assemble((before, "dim"), (token, "bold yellow"), (after, "dim"), (found_at, "magenta"))
+    before, token, after = clip(neighbor.context, neighbor.token, room - len(found_at) - 2)
+    return Text.assemble((before, "dim"), (f"«{token}»", "bold yellow"), (after, "dim"), (found_at, "magenta"))
