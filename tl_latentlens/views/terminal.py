@@ -80,7 +80,10 @@ def _title(result: LensResult, batch: int, pos: int, room: int) -> Text:
     title = Text(f"batch {batch}, pos {pos}  " if len(result.decoded) > 1 else f"pos {pos}  ", style="bold")
     if result.tokens is None:
         return title
+    shown = result.decoded[batch]
     tokens = [token.replace("\n", "↵") for token in result.tokens[batch]]
+    # BOS and padding, written like <s>, stand around the text and not in it.
+    tokens = ["" if not shown[i] and i != pos and t.startswith("<") and t.endswith(">") else t for i, t in enumerate(tokens)]
     token = tokens[pos]
     before, after = "".join(tokens[:pos]), "".join(tokens[pos + 1 :])
     lead = " " if token.startswith(" ") and token.strip() else ""
