@@ -151,10 +151,6 @@ class BankWriter:
     def _tokens_of(self, blocks: Iterable[int]) -> int:
         return sum(int(self._run_lengths(self._block_prompts(block)).sum()) for block in blocks)
 
-    def width(self, hook_name: str) -> int:
-        """Width of a hook name's vectors."""
-        return self._layout.widths[hook_name]
-
     def batches(self, device: torch.device | str | None = None) -> Iterator[Batch]:
         """The batches that remain, block by block, prompts of like length together, on `device`."""
         for block in np.flatnonzero(~self._done).tolist():

@@ -106,6 +106,8 @@ class LatentLensHook:
                 "nothing was captured: run the model with these hooks first, "
                 "model.run_with_hooks(text, fwd_hooks=latentlens_hooks(index))"
             )
+        if model is None and (self.logit_lens or self.embedding_lens):
+            raise InvalidInputError("the logit lens needs the model: LatentLensHook(index, model=model), or logit_lens=False")
         joined = {name: torch.cat([c.activation for c in captures], 1) for name, captures in self._captured.items()}
         tokens, skipped = self._input(model)
         decoded = self._chosen(next(iter(joined.values())).shape[:2], skipped)
@@ -119,8 +121,6 @@ class LatentLensHook:
                     logits[name] = logit_lens(model, vectors, self.top_k)
                 if self.embedding_lens:
                     embeddings[name] = embedding_lens(model, vectors, self.top_k)
-        if model is None and (self.logit_lens or self.embedding_lens):
-            raise InvalidInputError("the logit lens needs the model: LatentLensHook(index, model=model), or logit_lens=False")
         strings = None
         if tokens is not None:
             texts = token_bytes(model, tokens.unique().tolist())
