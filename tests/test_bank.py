@@ -1,7 +1,12 @@
 """The bank file, read: any HDF5 reader can, no changed byte passes, and the format stays what it was."""
 
 import json
+import os
+import random
 import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from tl_latentlens import bank_format as bank_module
+from tl_latentlens import bank_head
 from tl_latentlens.bank import Bank
-from tl_latentlens.bank_format import (
-    Fingerprint,
-    ModelInfo,
-    ModelRecord,
-    encode_user_block,
-    metadata_digest,
-    partial_path,
-    read_user_block,
-)
+from tl_latentlens.bank_format import Fingerprint, ModelInfo, ModelRecord, partial_path
+from tl_latentlens.bank_head import Stored, read_head
 from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError, UnknownHookError
+from tl_latentlens.index import ContextualIndex
 from tl_latentlens.plan import Plan, PlanSettings, make_plan, prompts_from_lists
 from tl_latentlens.writer import BankWriter
 
@@ -45,8 +44,8 @@ TOKEN_BYTES = {
 TEXTS = [[BOS, 1, 2, 3], [BOS], [BOS, 4, 5, 6, 2], [BOS, 7, 8, 2]]
 
 
-def hand_made_plan() -> Plan:
-    return make_plan(prompts_from_lists(TEXTS, [[i == 0 for i in range(len(t))] for t in TEXTS]), PlanSettings(None, 3))
+def hand_made_plan(texts: Sequence[Sequence[int]] = TEXTS) -> Plan:
+    return make_plan(prompts_from_lists(texts, [[token == BOS for token in text] for text in texts]), PlanSettings(None, 3))
 
 
 def hand_made_activations() -> dict[str, np.ndarray]:
@@ -57,9 +56,11 @@ def hand_made_activations() -> dict[str, np.ndarray]:
     return {POST: halves * scale, MID: -axes * scale * 100000}
 
 
-def write_bank(path: Path, dtype: str = "bfloat16") -> None:
+def write_bank(
+    path: Path, dtype: str = "bfloat16", texts: Sequence[Sequence[int]] = TEXTS, hook_names: Sequence[str] = (POST, MID)
+) -> None:
     """A small bank of hand-made arrays; tests/data/golden_v1.h5 is `write_bank(path)` of the first release."""
-    plan, acts = hand_made_plan(), hand_made_activations()
+    plan, acts = hand_made_plan(texts), {name: hand_made_activations()[name] for name in hook_names}
     known = Fingerprint(((BOS, 1, 2), (BOS,)), {name: array[:4] for name, array in acts.items()})
     record = ModelRecord(INFO, {name: array.shape[1] for name, array in acts.items()}, known, TOKEN_BYTES, (BOS,))
     kind = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
@@ -69,6 +70,23 @@ def write_bank(path: Path, dtype: str = "bfloat16") -> None:
                 rows = torch.from_numpy(array[batch.rows])
                 norms = torch.linalg.vector_norm(rows, dim=-1)
                 writer.write(name, batch, (rows / norms[:, None]).to(kind), norms)
+
+
+def head_of(path: Path) -> bank_head.Head:
+    with path.open("rb") as file:
+        return read_head(file)
+
+
+def stored_in(file: h5py.File) -> dict[str, Stored]:
+    """Where HDF5 says each dataset stands."""
+    found: dict[str, Stored] = {}
+
+    def add(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[name] = Stored(item.id.get_offset(), item.dtype.name, item.shape)
+
+    file.visititems(add)
+    return found
 
 
 @pytest.fixture(params=["bfloat16", "float16", "float32"])
@@ -96,6 +114,7 @@ def test_any_hdf5_reader_reads_it(tmp_path: Path, dtype: str) -> None:
     bank = Bank.open(path)
     stored = {"float16": "float16", "bfloat16": "uint16", "float32": "float32"}[dtype]
     with h5py.File(path, "r") as file:
+        assert head_of(path).datasets == stored_in(file)
         for name, width in ((POST, 4), (MID, 2)):
             group = file["hooks"][name]
             assert {key: (d.shape, str(d.dtype)) for key, d in group.items()} == {
@@ -253,56 +272,125 @@ def test_verify_of_an_unknown_hook_name(made: Bank) -> None:
 # No changed byte passes
 
 
+@contextmanager
+def changed(path: Path, offset: int, data: bytes) -> Iterator[None]:
+    """Other bytes in the file, in place; then the ones before."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        before = os.pread(descriptor, len(data), offset)
+        os.pwrite(descriptor, data, offset)
+        yield
+        os.pwrite(descriptor, before, offset)
+    finally:
+        os.close(descriptor)
+
+
+def index_of(path: Path, **kwargs: Any) -> ContextualIndex:
+    return ContextualIndex(path, device="cpu", **kwargs)
+
+
 def open_and_verify(path: Path) -> None:
     with Bank.open(path) as bank:
         bank.verify()
 
 
-def test_every_changed_byte_is_found(path: Path) -> None:
-    original = path.read_bytes()
-    assert len(original) < 40_000
+def finds(load: Callable[[Path], Any], path: Path) -> bool:
+    """True where a damaged file is refused by name; any other exception comes through and fails the test."""
+    try:
+        load(path)
+    except BankError as error:
+        return str(path) in str(error)
+    return False
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """One hook name: the fewest bytes to change."""
+    write_bank(tmp_path / "small.h5", hook_names=[POST])
+    return tmp_path / "small.h5"
+
+
+def test_every_changed_byte_is_found_when_vectors_are_loaded(small: Path) -> None:
+    original, bits = small.read_bytes(), random.Random(4)
     missed = []
-    with path.open("r+b", buffering=0) as file:
-        for at, byte in enumerate(original):
-            file.seek(at)
-            file.write(bytes([byte ^ (1 << at % 8)]))
-            try:
-                open_and_verify(path)
-            except BankError:
-                pass
-            else:
+    for at, byte in enumerate(original):
+        with changed(small, at, bytes([byte ^ (1 << bits.randrange(8))])):
+            if not finds(index_of, small):
                 missed.append(at)
-            file.seek(at)
-            file.write(bytes([byte]))
     assert missed == []
+    assert small.read_bytes() == original
+    index_of(small)
+
+
+def test_every_changed_byte_of_vectors_and_norms_is_found_by_verify(path: Path) -> None:
+    original, head = path.read_bytes(), head_of(path)
+    passed = set()
+    for name in (f"hooks/{hook}/{part}" for hook in (POST, MID) for part in ("vectors", "norms")):
+        for at in range(head.datasets[name].offset, head.datasets[name].offset + head.datasets[name].n_bytes):
+            for flip in (1, 128, 255):
+                with changed(path, at, bytes([original[at] ^ flip])):
+                    bank = Bank.open(path)  # looks at metadata only
+                    if not finds(lambda _, bank=bank: bank.verify(), path):
+                        passed.add((at, flip))
+    assert passed == set()
     open_and_verify(path)
 
 
-def test_every_bit_of_the_first_line_is_found(path: Path) -> None:
-    original = path.read_bytes()
-    end = original.index(b"\0") + 2
-    for at in range(end):
+def test_every_changed_bit_of_the_head_is_found(small: Path) -> None:
+    original = small.read_bytes()
+    for at in range(original.index(b"\0") + 2):
         for bit in range(8):
-            changed = bytearray(original[:4096])
-            changed[at] ^= 1 << bit
-            with path.open("r+b") as file:
-                file.write(changed)
-            with pytest.raises(BankError):
-                Bank.open(path)
+            with changed(small, at, bytes([original[at] ^ (1 << bit)])):
+                assert finds(Bank.open, small), (at, bit)
 
 
-@pytest.mark.parametrize("end", [0, 1, 17, 100, 4095, 4096, 4097, 5000, 9000, -2000, -1000, -100, -8, -1])
-def test_a_truncated_file_is_found(path: Path, end: int) -> None:
-    data = path.read_bytes()
-    path.write_bytes(data[:end])
-    with pytest.raises(BankError):
-        Bank.open(path)
+def test_every_shorter_file_is_found(small: Path) -> None:
+    for size in reversed(range(small.stat().st_size)):
+        os.truncate(small, size)
+        assert finds(Bank.open, small), size
 
 
-@pytest.mark.parametrize("tail", [b"\0", b"\0" * 4096, b"x"])
+@pytest.mark.parametrize("sector", [512, 4096])
+def test_every_lost_sector_is_found(path: Path, sector: int) -> None:
+    original = path.read_bytes()
+    n_lost = 0
+    for start in range(0, len(original), sector):
+        for lost in (b"\0" * sector, b"\xff" * sector, random.Random(start).randbytes(sector)):
+            part = original[start : start + sector]
+            if lost[: len(part)] != part:
+                n_lost += 1
+                with changed(path, start, lost[: len(part)]):
+                    assert finds(index_of, path), start
+    assert n_lost > 2 * len(original) // sector
+    index_of(path)
+
+
+@pytest.mark.parametrize("tail", [b"\0", b"\0" * 4096, b"x", b"\n"])
 def test_a_longer_file_is_found(path: Path, tail: bytes) -> None:
     with path.open("ab") as file:
         file.write(tail)
+    with pytest.raises(BankCorruptError, match=r"a\.h5: metadata does not match its checksum; .*copy the bank again"):
+        Bank.open(path)
+
+
+def test_swapped_blocks_are_found(tmp_path: Path) -> None:
+    """Two blocks of equal size, in part, whole, and with their checksums."""
+    path = tmp_path / "a.h5"
+    write_bank(path, texts=[[BOS, BOS, BOS, 1, 2, 3, 4, 5], [BOS, BOS, BOS, 5, 4, 3, 2, 1]])
+    assert Bank.open(path).blocks() == [(0, 5), (5, 10)]
+    data, datasets = path.read_bytes(), head_of(path).datasets
+    for names in (["vectors"], ["norms"], ["vectors", "norms"]):
+        swapped = bytearray(data)
+        for place in (datasets[f"hooks/{POST}/{name}"] for name in names):
+            middle, end = place.offset + place.n_bytes // 2, place.offset + place.n_bytes
+            swapped[place.offset : end] = data[middle:end] + data[place.offset : middle]
+        path.write_bytes(swapped)
+        Bank.open(path)
+        with pytest.raises(BankCorruptError, match=rf"hook name '{POST}', block 0 \(rows 0 to 4\)"):
+            index_of(path)
+    place = datasets[f"hooks/{POST}/checksums"]  # swapped with their blocks: the digest knows
+    swapped[place.offset : place.offset + 16] = data[place.offset + 8 : place.offset + 16] + data[place.offset :][:8]
+    path.write_bytes(swapped)
     with pytest.raises(BankCorruptError, match="metadata does not match its checksum"):
         Bank.open(path)
 
@@ -322,9 +410,21 @@ def test_a_changed_vector_is_named(path: Path, part: str) -> None:
     bank = Bank.open(path)
     first, last = blocks[-1]
     message = rf"a\.h5: hook name '{MID}', block {len(blocks) - 1} \(rows {first} to {last - 1}\) does not match its checksum"
-    with pytest.raises(BankCorruptError, match=message):
-        bank.verify()
+    for load in (bank.verify, lambda: index_of(path), lambda: ContextualIndex(bank, MID, "cpu")):
+        with pytest.raises(BankCorruptError, match=message):
+            load()
     bank.verify([POST])
+    assert ContextualIndex(path, POST, "cpu").hook_names == (POST,)
+
+
+def test_an_index_without_verification_takes_a_changed_vector(path: Path) -> None:
+    place = head_of(path).datasets[f"hooks/{MID}/vectors"]
+    assert index_of(path).search(np.array([1.0, 0.0])).similarities.max() == 0
+    with changed(path, place.offset + 1, b"\x3f"):  # -1 in bfloat16 is 0xbf80
+        with pytest.raises(BankCorruptError, match=rf"'{MID}', block 0"):
+            index_of(path)
+        found = index_of(path, verify=False).search(np.array([1.0, 0.0]))
+        assert (found.similarities[0], found.rows[0], found.hook_ids[0]) == (1, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -334,44 +434,129 @@ def test_a_changed_vector_is_named(path: Path, part: str) -> None:
 def test_changed_metadata_does_not_open(path: Path, part: str) -> None:
     with h5py.File(path, "r") as file:
         offset = file[part].id.get_offset()
-    bank = Bank.open(path)
     change(path, offset)
-    for check in (bank.verify, lambda: Bank.open(path)):
+    with pytest.raises(BankCorruptError, match=r"metadata does not match its checksum; .*copy the bank again"):
+        Bank.open(path)
+
+
+def test_verify_reads_the_metadata_again(path: Path) -> None:
+    """A disk that fails later changes no time of the file."""
+    bank = Bank.open(path)
+    times = path.stat()
+    with changed(path, head_of(path).datasets["tokens"].offset, b"\7"):
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         with pytest.raises(BankCorruptError, match=r"metadata does not match its checksum; .*copy the bank again"):
-            check()
+            bank.verify()
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    bank.verify()
 
 
-def test_damaged_user_block_is_named(path: Path) -> None:
-    change(path, 60)
-    with pytest.raises(BankCorruptError, match="the user block at the start of the file is damaged"):
-        Bank.open(path)
-    change(path, 60)
-    change(path, 4000)
-    with pytest.raises(BankCorruptError, match="the user block at the start of the file is damaged"):
-        Bank.open(path)
+def test_damaged_head_is_named(path: Path) -> None:
+    half = head_of(path).size // 2
+    for offset, why in (
+        (70, r"its checksum does not match"),
+        (half - 1, r"its checksum does not match"),
+        (half, r"its two copies differ"),
+        (2 * half - 1, r"its two copies differ"),
+    ):
+        change(path, offset)
+        with pytest.raises(BankCorruptError, match=rf"a\.h5: the head at the start of the file is damaged \({why}\); copy the"):
+            Bank.open(path)
+        change(path, offset)
+    Bank.open(path)
 
 
 def test_bank_of_a_later_version(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = read_user_block(path)
-    monkeypatch.setattr(bank_module, "VERSION", 2)
-    block = encode_user_block(record["size"], True, record["unhashed"], record["digest"])
+    head = head_of(path)
+    monkeypatch.setattr(bank_head, "VERSION", 2)
+    block = 2 * head.encode()
     monkeypatch.undo()
     with path.open("r+b") as file:
         file.write(block)
-    with pytest.raises(BankError, match="bank version 2; this package reads up to 1: upgrade tl-latentlens"):
+    with pytest.raises(BankError, match=r"a\.h5: is of bank version 2; this package reads up to 1: upgrade tl-latentlens"):
         Bank.open(path)
 
 
-def test_hdf5_that_cannot_be_read_is_a_bank_error(path: Path) -> None:
-    """Checksums that fit a file of nonsense: nothing HDF5 raises comes through."""
-    record = read_user_block(path)
-    size = record["size"]
-    path.write_bytes(b"\0" * size + b"nonsense" * 100)
-    block = encode_user_block(size, True, [], metadata_digest(path, size, []))
-    with path.open("r+b") as file:
-        file.write(block)
-    with pytest.raises(BankCorruptError, match="cannot be read as HDF5"):
-        Bank.open(path)
+# A file that changes while it is open
+
+
+def another_file(path: Path) -> None:
+    """A bank of the same size and time under the same name."""
+    times = path.stat()
+    shutil.copy2(path, path.with_name("b.h5"))
+    path.with_name("b.h5").rename(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def another_bank(path: Path) -> None:
+    write_bank(path.with_name("b.h5"), "float32", hook_names=[MID, POST])
+    path.with_name("b.h5").rename(path)
+
+
+def other_bytes_in_place(path: Path) -> None:
+    times = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+
+
+def cut_in_place(path: Path) -> None:
+    times = path.stat()
+    os.truncate(path, times.st_size - 1)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def grown_in_place(path: Path) -> None:
+    times = path.stat()
+    os.truncate(path, times.st_size + 1)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("swap", [another_file, another_bank, other_bytes_in_place, cut_in_place, grown_in_place])
+def test_a_file_changed_after_opening_is_not_read(path: Path, swap: Callable[[Path], None]) -> None:
+    bank, verified = Bank.open(path), Bank.open(path)
+    verified.verify()
+    swap(path)
+    for read in (
+        lambda: bank.vectors(POST),
+        lambda: bank.norms(MID),
+        lambda: bank.mean(POST),
+        lambda: bank.std(POST),
+        lambda: bank.fingerprint,
+        lambda: bank.plan,
+        lambda: bank.verify(),
+        lambda: ContextualIndex(bank, device="cpu"),
+        lambda: ContextualIndex(verified, device="cpu", verify=False),
+    ):
+        with pytest.raises(BankError, match=r"a\.h5: was changed or replaced since it was opened; open it again"):
+            read()
+
+
+def test_what_was_mapped_stays_when_the_file_is_replaced(path: Path) -> None:
+    bank = Bank.open(path)
+    vectors, before = bank.vectors(POST), np.array(bank.vectors(POST))
+    another_bank(path)
+    np.testing.assert_array_equal(vectors, before)
+    np.testing.assert_array_equal(bank.vectors(POST), before)
+    assert Bank.open(path).dtype == "float32"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files by /proc")
+def test_a_bank_keeps_one_file_open_however_many_hook_names(path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    index = index_of(path)
+    (bank,) = index.banks
+    held = [bank.vectors(POST), bank.norms(POST), bank.vectors(MID), bank.norms(MID), bank.row(1).context()]
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    del index, held
+    bank.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_deleted_after_opening(path: Path) -> None:
+    bank = Bank.open(path)
+    path.unlink()
+    with pytest.raises(BankError, match=r"a\.h5 cannot be read: .*No such file"):
+        bank.vectors(POST)
 
 
 # What is no bank
@@ -403,7 +588,7 @@ def test_unfinished_bank(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"hello\n", "«\n".encode() * 3000, b"\x89HDF\r\n\x1a\n", b"\0" * 5000])
 def test_other_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.h5").write_bytes(content)
-    with pytest.raises(BankError, match=r"a\.h5 is not a tl-latentlens bank; make one with build_bank"):
+    with pytest.raises(BankError, match=r"a\.h5: is not a tl-latentlens bank, or its first bytes are damaged"):
         Bank.open(tmp_path / "a.h5")
 
 
@@ -424,8 +609,12 @@ def test_folder(tmp_path: Path) -> None:
 
 
 def test_golden_file_reads_as_ever() -> None:
-    assert GOLDEN.stat().st_size <= 40_000
-    assert GOLDEN.read_bytes().startswith(b'{"format": "tl-latentlens bank", "version": 1, "size": 4096, "complete": true, ')
+    data = GOLDEN.read_bytes()
+    assert len(data) < 60_000
+    start = b'{"format": "tl-latentlens bank", "version": 1, "size": 8192, "complete": true, "digest": "'
+    assert data.startswith(start + head_of(GOLDEN).digest.encode() + b'", "attributes": {"model": {"name": "tiny", ')
+    assert data[:4096] == data[4096:8192]
+    assert data[8192:].startswith(b"\x89HDF\r\n\x1a\n")
     with Bank.open(GOLDEN) as bank:
         bank.verify()
         assert (bank.n_rows, bank.hook_names, bank.dtype, bank.model_info) == (10, (POST, MID), "bfloat16", INFO)
@@ -466,3 +655,7 @@ def test_banks_written_today_are_laid_out_as_the_golden_file(path: Path) -> None
 
     with h5py.File(GOLDEN, "r") as golden, h5py.File(path, "r") as today:
         assert structure(today) == structure(golden)
+        assert stored_in(golden) == head_of(GOLDEN).datasets
+    then, now = head_of(GOLDEN), head_of(path)
+    assert replace(now.attributes, versions={}) == replace(then.attributes, versions={})
+    assert list(now.datasets) == list(then.datasets)

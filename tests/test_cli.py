@@ -1,7 +1,9 @@
 """The commands as a user types them."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +13,7 @@ from conftest import available_kinds
 
 import tl_latentlens as tll
 from tl_latentlens import cli
+from tl_latentlens.bank_format import partial_path
 
 
 @pytest.fixture
@@ -54,6 +57,23 @@ def test_build_info_verify_decode(run, tmp_path: Path, texts: list[str]) -> None
     assert "1.00" in out, "the text's own bank is a row of the bank"
     assert set(pd.read_csv(csv).hook_name) == {hook, "blocks.4.hook_resid_post"}
     assert "plotly" in html.read_text()
+
+
+def test_ctrl_c_says_in_one_line_how_to_resume(tmp_path: Path) -> None:
+    path = tmp_path / "own.h5"
+    command = [sys.executable, "-c", "from tl_latentlens.cli import main; main()", "build", "demo", str(path)]
+    command += ["-n", "blocks.5.hook_resid_post", "--batch-tokens", "64"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not partial_path(path).exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    lines = [line for line in err.replace("\r", "\n").splitlines() if line.strip() and "own.h5:" not in line]
+    assert lines == [f"stopped; {partial_path(path)} keeps what is done, and the same call resumes it"]
+    assert [p.name for p in tmp_path.iterdir()] == ["own.h5.partial"]
 
 
 def test_errors_are_one_line(run, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tl_latentlens as tll
-from tl_latentlens.bank_format import read_user_block
+from tl_latentlens.bank_head import Head, read_head
 
 DOCS = Path(__file__).parents[1] / "docs"
 PACKAGE = Path(tll.__file__).parent
@@ -69,9 +69,11 @@ def test_checksum_snippet_finds_a_changed_byte_anywhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = documented.path.read_bytes()
-    names: dict[str, Any] = {"json": json, "h5py": h5py}
-    first_vector, first_norm = (offset for offset, _ in read_user_block(documented.path)["unhashed"][:2])
-    for at in (40, read_user_block(documented.path)["size"] + 9, first_vector + 3, first_norm + 1, len(data) - 1):
+    names: dict[str, Any] = {"json": json, "h5py": h5py, "np": np}
+    head = head_of(documented.path)
+    hook = f"hooks/{documented.hook_names[0]}"
+    first_vector, first_norm = (head.datasets[f"{hook}/{part}"].offset for part in ("vectors", "norms"))
+    for at in (40, head.size // 2 + 9, head.size - 1, head.size + 9, first_vector + 3, first_norm + 1, len(data) - 1):
         (tmp_path / "demo.h5").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         with pytest.raises(AssertionError):
             exec(snippets("bank_format.md")[2], dict(names))
@@ -103,13 +105,24 @@ def test_format_page_lists_every_dataset_with_its_dtype(documented: tll.Bank) ->
             assert dict(hook["vectors"].attrs) == ({"bfloat16": True} if documented.dtype == "bfloat16" else {})
 
 
-def test_format_page_lists_the_user_block(documented: tll.Bank) -> None:
-    block = read_user_block(documented.path)
-    assert list(block) == [row[0].strip("`") for row in table("bank_format.md", "key")]
+def test_format_page_lists_the_head(documented: tll.Bank) -> None:
+    head = head_of(documented.path)
+    record = json.loads(documented.path.read_bytes().split(b"\n")[0])
+    assert list(record) == [row[0].strip("`") for row in table("bank_format.md", "key")]
+    assert {"format_version", *record["attributes"]} == {row[0].strip("`") for row in table("bank_format.md", "attribute")}
     with h5py.File(documented.path, "r") as file:
-        assert file.userblock_size == block["size"]
-        payload = [file[f"hooks/{name}/{part}"] for name in documented.hook_names for part in ("vectors", "norms")]
-        assert block["unhashed"] == [[item.id.get_offset(), item.nbytes] for item in payload]
+        assert file.userblock_size == record["size"] == head.size
+        for name, value in record["attributes"].items():
+            assert json.loads(file.attrs[name]) == value
+        for name, (offset, dtype, shape) in record["datasets"].items():
+            dataset = file[name]
+            assert [dataset.id.get_offset(), dataset.dtype.name, list(dataset.shape)] == [offset, dtype, shape]
+            assert offset % 64 == 0
+
+
+def head_of(path: Path) -> Head:
+    with path.open("rb") as file:
+        return read_head(file)
 
 
 def test_quickstart_and_index_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, any_model: Any) -> None:

@@ -1,4 +1,4 @@
-"""The index against a brute force over every hook name, and the models it refuses."""
+"""The index against a brute force over every hook name, and what may stand in one index."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
-from conftest import ARCHITECTURES, TEXTS, available_kinds, make_tokenizer
+from conftest import TEXTS
 
 import tl_latentlens as tll
-from tl_latentlens.loading import load_model
-from tl_latentlens.model import DEMO_MODEL
+from tl_latentlens import index as index_module
 
 NAMES = ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post", "blocks.5.hook_resid_post"]
 
@@ -63,16 +61,18 @@ def brute(
     query = query.astype(np.float64) / np.linalg.norm(query.astype(np.float64))
     if center_of is not None:
         query = query - np.mean(list(stored(index, center_of).values()), 0)
-        query /= np.linalg.norm(query)
     found = []
     for name in names:
         vectors = stored(index, name)
         mean = np.mean(list(vectors.values()), 0) if index.transform == "center" else 0.0
+        without_means = index.transform == "center_writing" and "hook_resid" in name
+        asked = query - query.mean() if without_means else query
+        asked = asked / np.linalg.norm(asked)
         for row, vector in vectors.items():
-            centered = vector - mean
-            length = np.linalg.norm(centered) if index.transform == "center" else 1.0
+            compared = vector - (vector.mean() if without_means else mean)
+            length = np.linalg.norm(compared) if without_means or index.transform == "center" else 1.0
             # Rounded once to float32, as the index does: a tie is a tie there.
-            found.append((float(np.float32((centered * query).sum() / length)), index.hook_names.index(name), row))
+            found.append((float(np.float32((compared * asked).sum() / length)), index.hook_names.index(name), row))
     return sorted(found, key=lambda f: (-f[0], f[1], f[2]))[:top_k]
 
 
@@ -202,7 +202,9 @@ def test_center_refusals(mixed_bank: tll.Bank) -> None:
         index.search(queries(2, 256), query_hook_name="nowhere")
     with pytest.raises(tll.InvalidInputError, match="1024"):
         index.search(queries(2, 256), query_hook_name="blocks.0.mlp.hook_post")
-    with pytest.raises(tll.InvalidInputError, match=r"got transform='whiten'; expected 'auto' or one of \['raw', 'center'\]"):
+    with pytest.raises(
+        tll.InvalidInputError, match=r"got transform='whiten'; expected 'auto' or one of \['raw', 'center', 'cen"
+    ):
         tll.ContextualIndex(mixed_bank, transform="whiten")
 
 
@@ -275,10 +277,14 @@ def test_ties_across_banks_go_by_row(any_model: Any, folder: Path) -> None:
 
 
 def test_banks_of_different_models_are_refused(bank: tll.Bank, folder: Path) -> None:
-    small = load_model(str(save_gpt2(folder / "other", make_tokenizer())), kind=available_kinds()[0])
-    other = tll.build_bank(small, TEXTS, folder / "other.h5", progress=False)
-    with pytest.raises(tll.ModelMismatchError, match="banks of different models"):
-        tll.ContextualIndex([bank, other])
+    model = tll.load_demo_model().to(torch.bfloat16)
+    other = tll.build_bank(model, TEXTS[:3], folder / "other.h5", hook_names=NAMES, progress=False)
+    with pytest.raises(tll.ModelMismatchError, match=r"banks of different models: .*'float32'.* and .*'bfloat16'") as refused:
+        tll.ContextualIndex([bank, other], device="cpu")
+    with pytest.warns(UserWarning, match="banks of different models") as warned:
+        index = tll.ContextualIndex([bank, other], device="cpu", allow_mismatch=True)
+    assert [str(w.message) for w in warned] == [str(refused.value)]
+    check(index, queries(3, 256), 4, NAMES)
 
 
 @pytest.mark.parametrize(("value", "kind"), [(float("nan"), "NaN or inf"), (float("inf"), "NaN or inf"), (0.0, "zero")])
@@ -343,76 +349,134 @@ def test_repr_names_what_is_in_it(index: tll.ContextualIndex) -> None:
     assert "blocks.0.hook_resid_post" in text
 
 
-def save_gpt2(path: Path, tokenizer: Any, **changes: Any) -> Path:
-    """A small random GPT-2 with a tokenizer of one's choice."""
-    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    settings = {**ARCHITECTURES["gpt2"], **changes}
-    config = transformers.AutoConfig.for_model("gpt2", vocab_size=len(tokenizer), **ids, **settings)
-    torch.manual_seed(1)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+# Activations without their means
 
 
-def test_check_model_accepts_every_class(demo_model: Any, index: tll.ContextualIndex) -> None:
-    index.check_model(demo_model, force=True)
+OUTSIDE = ["blocks.1.attn.hook_z", "blocks.0.mlp.hook_post"]
 
 
-def test_check_model_refuses_another_tokenizer(index: tll.ContextualIndex, tmp_path: Path) -> None:
-    other = load_model(str(save_gpt2(tmp_path / "other", make_tokenizer())), kind=available_kinds()[0])
-    with pytest.raises(tll.ModelMismatchError, match=r"another tokenizer: the bank is of .*, the model is .*; load the model"):
-        index.check_model(other)
-
-
-def test_check_model_refuses_another_architecture(index: tll.ContextualIndex, tmp_path: Path) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO_MODEL)
-    other = load_model(str(save_gpt2(tmp_path / "other", tokenizer)), kind=available_kinds()[0])
-    with pytest.raises(tll.ModelMismatchError, match=r"another model: .* d_model 256 against 32, n_layers 6 against 3"):
-        index.check_model(other)
-
-
-@pytest.mark.parametrize("kind", available_kinds())
-def test_check_model_refuses_other_weights(index: tll.ContextualIndex, kind: str) -> None:
-    model = tll.load_demo_model(kind)
-    index.check_model(model)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += 0.5 * weight.std() * torch.randn_like(weight)
-    index.check_model(model)  # checked once already
-    with pytest.raises(tll.ModelMismatchError, match=r"activations differ at blocks.*: the weights differ; load the model as"):
-        index.check_model(model, force=True)
-
-
-def raw_and_centred(kind: str, offset: float) -> tuple[Any, Any]:
-    """The demo model with `offset` added to every embedding, raw and with center_writing_weights."""
-    models = []
-    for _ in range(2):
-        model = tll.load_demo_model(kind)
+@pytest.fixture(scope="module")
+def written() -> dict[str, Any]:
+    """The embedded model with a mean in its residual stream, raw and with center_writing_weights."""
+    models = {"raw": tll.load_demo_model(), "centred": tll.load_demo_model()}
+    for model in models.values():
         with torch.no_grad():
-            model.W_E.add_(offset)
-        models.append(model)
-    raw, centred = models
-    if hasattr(centred, "process_weights_"):
-        centred.process_weights_(fold_ln=False, center_writing_weights=True, center_unembed=False)
+            model.W_pos.add_(8.0)
+    off = dict.fromkeys(("fold_ln", "center_unembed", "fold_value_biases"), False)
+    if hasattr(models["centred"], "load_and_process_state_dict"):
+        models["centred"].load_and_process_state_dict(models["centred"].state_dict(), center_writing_weights=True, **off)
     else:
-        centred.enable_compatibility_mode()
-    return raw, centred
+        models["centred"].process_weights(center_writing_weights=True, **off)
+    return models
 
 
-# Without the offset the demo model's mean over d_model is small, and so is what centering changes: it is refused all the same.
-@pytest.mark.parametrize("offset", [2.0, 0.0])
-@pytest.mark.parametrize("kind", available_kinds())
-def test_check_model_names_centred_weights(folder: Path, kind: str, offset: float) -> None:
-    raw, centred = raw_and_centred(kind, offset)
-    assert centred.W_E.detach().mean(-1).abs().max() < 1e-6
-    banks = {}
-    for name, model in (("raw", raw), ("centred", centred)):
-        banks[name] = tll.build_bank(model, TEXTS, folder / f"{name}-{kind}-{offset}.h5", hook_names=NAMES, progress=False)
-        assert banks[name].model_info.centered == (name == "centred")
-        tll.ContextualIndex(banks[name], device="cpu").check_model(model)
-    for held, model, here in (("raw", centred, "centred"), ("centred", raw, "raw")):
-        index = tll.ContextualIndex(banks[held], device="cpu")
-        text = rf"the bank holds {held} activations and the model's weights are {here} \(center_writing_weights\)"
-        with pytest.raises(tll.ModelMismatchError, match=text):
-            index.check_model(model)
+@pytest.fixture(scope="module")
+def written_banks(written: dict[str, Any], folder: Path) -> dict[tuple[str, str], tll.Bank]:
+    """Banks of both, by how they are stored."""
+    return {
+        (which, dtype): tll.build_bank(
+            model, TEXTS, folder / f"{which}-{dtype}.h5", hook_names=[*NAMES, *OUTSIDE], dtype=dtype, progress=False
+        )
+        for which, model in written.items()
+        for dtype in ("float16", "float32")
+    }
+
+
+def activations(model: Any, name: str) -> torch.Tensor:
+    """What the model gives for a text that no bank of this file holds."""
+    return model.run_with_cache("The old man sat by the red bridge and looked at the storm.")[1][name][0, 1:].detach()
+
+
+def stretch(bank: tll.Bank, name: str) -> float:
+    """How much longer a stored vector is than what is left of it without its mean; rounding grows by it."""
+    rows = np.array(bank.vectors(name)).astype(np.float64)
+    return float((1 / np.linalg.norm(rows - rows.mean(-1, keepdims=True), axis=-1)).max())
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [("float16", 2.0**-11 + 16 * 2.0**-25), ("float32", 2.0**-21)])
+@pytest.mark.parametrize("asked", ["raw", "centred"])
+@pytest.mark.parametrize("held", ["raw", "centred"])
+def test_center_writing_is_a_search_among_centred_activations(
+    written: dict[str, Any], written_banks: dict[tuple[str, str], tll.Bank], held: str, asked: str, dtype: str, unit: float
+) -> None:
+    plain = tll.ContextualIndex(written_banks["centred", dtype], device="cpu")
+    index = tll.ContextualIndex(written_banks[held, dtype], device="cpu", transform="center_writing")
+    assert plain.transform == "raw"
+    for model in written.values():
+        index.check_model(model)
+    name = NAMES[1]
+    within = 2 * unit * max(stretch(written_banks[held, dtype], name) for name in NAMES) + 1e-6
+    assert stretch(written_banks["raw", dtype], name) > 1.5
+    expected = plain.search(activations(written["centred"], name), 6, NAMES)
+    found = index.search(activations(written[asked], name), 6, NAMES)
+    np.testing.assert_allclose(found.similarities, expected.similarities, atol=within)
+    gaps = torch.nn.functional.pad(-expected.similarities.diff(dim=-1), (1, 0), value=1.0)
+    clear = torch.minimum(gaps[:, :-1], gaps[:, 1:]) > 2 * within
+    assert clear.float().mean() > 0.4
+    assert torch.equal(found.rows[:, :-1][clear], expected.rows[:, :-1][clear])
+    assert torch.equal(found.hook_ids[:, :-1][clear], expected.hook_ids[:, :-1][clear])
+    check(index, activations(written[asked], name), 6, NAMES)
+    if (held, asked) != ("centred", "centred"):
+        unasked = tll.ContextualIndex(written_banks[held, dtype], device="cpu").search(
+            activations(written[asked], name), 6, NAMES
+        )
+        assert not torch.allclose(unasked.similarities, expected.similarities, atol=1e-2)
+
+
+def test_center_writing_leaves_what_is_outside_the_residual_stream(
+    written: dict[str, Any], written_banks: dict[tuple[str, str], tll.Bank]
+) -> None:
+    bank = written_banks["raw", "float16"]
+    index, raw = (tll.ContextualIndex(bank, device="cpu", transform=transform) for transform in ("center_writing", "raw"))
+    for name in [*OUTSIDE, NAMES[0]]:
+        vectors = activations(written["raw"], name).flatten(1) + 1.0
+        found, expected = index.search(vectors, 5, name), raw.search(vectors, 5, name)
+        assert torch.equal(found.similarities, expected.similarities) == (name in OUTSIDE)
+        assert torch.equal(found.rows, expected.rows) or name not in OUTSIDE
+    check(index, queries(4, 256) + 1, 6, [NAMES[0], OUTSIDE[0]])  # as wide as the residual stream, and ranked with it
+
+
+def test_raw_and_centred_banks_in_one_index(written: dict[str, Any], folder: Path) -> None:
+    parts = {
+        (which, half): tll.build_bank(
+            model, texts, folder / f"half-{which}-{half}.h5", hook_names=NAMES, dtype="float32", progress=False
+        )
+        for which, model in written.items()
+        for half, texts in enumerate((TEXTS[:3], TEXTS[3:]))
+    }
+    mixed, alike = ([parts["raw", 0], parts["centred", 1]], [parts["raw", 0], parts["raw", 1]])
+    for transform in ("auto", "raw", "center"):
+        with pytest.raises(tll.ModelMismatchError, match="banks of different models"):
+            tll.ContextualIndex(mixed, device="cpu", transform=transform)
+    index, expected = (tll.ContextualIndex(banks, device="cpu", transform="center_writing") for banks in (mixed, alike))
+    vectors = activations(written["raw"], NAMES[1])
+    found, expected = index.search(vectors, 6), expected.search(vectors, 6)
+    np.testing.assert_allclose(found.similarities, expected.similarities, atol=1e-5)
+    assert (found.rows == expected.rows).float().mean() > 0.9
+    assert (found.rows >= parts["raw", 0].n_rows).any()
+    for model in written.values():
+        index.check_model(model)
+
+
+def test_center_writing_names_a_query_that_is_nothing_but_its_mean(written_banks: dict[tuple[str, str], tll.Bank]) -> None:
+    index = tll.ContextualIndex(written_banks["raw", "float16"], NAMES, device="cpu", transform="center_writing")
+    vectors = queries(2, 3, 256)
+    vectors[1, 0] = 0.3
+    with pytest.raises(tll.InvalidInputError, match=r"1 queries cannot be compared: the query at index \(1, 0\) is zero"):
+        index.search(vectors)
+
+
+# The model
+
+
+def test_a_model_is_checked_once(any_model: Any, bank: tll.Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(index_module, "check_fingerprint", lambda *arguments, **settings: calls.append(settings))
+    index = tll.ContextualIndex([bank, bank], device="cpu")
+    index.check_model(any_model)
+    index.check_model(any_model)
+    assert len(calls) == 2
+    index.check_model(any_model, force=True)
+    index.check_model(tll.load_demo_model())
+    assert len(calls) == 6
+    assert not any(settings["without_means"] for settings in calls)

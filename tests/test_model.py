@@ -17,8 +17,6 @@ from tl_latentlens.hooks.run_context import skipped_positions
 from tl_latentlens.loading import load_model
 from tl_latentlens.model import (
     DEMO_MODEL,
-    check_fingerprint,
-    fingerprint,
     flat_activation,
     token_bytes,
     tokenize,
@@ -353,39 +351,6 @@ def test_run_keeps_training_mode_and_hooks(tmp_path: Path) -> None:
     before = len(fired)
     model.run_with_hooks("a", fwd_hooks=[])
     assert len(fired) == before + 1
-
-
-def test_fingerprint_is_the_cache_of_each_prompt(demo_models: dict[str, Any]) -> None:
-    names = ["blocks.2.hook_resid_post", "blocks.4.hook_resid_mid"]
-    for model in demo_models.values():
-        prompts = [model.to_tokens(text)[0].tolist() for text in TEXTS[:2]]
-        known = fingerprint(model, prompts, names)
-        for name in names:
-            caches = [model.run_with_cache(torch.tensor([prompt]))[1][name][0] for prompt in prompts]
-            np.testing.assert_allclose(known.activations[name], torch.cat(caches).detach().numpy(), atol=1e-4)
-        check_fingerprint(model, known, tll.model.describe_model(model))
-
-
-def test_fingerprint_is_not_blinded_by_one_massive_activation() -> None:
-    """Real models have activations at BOS a hundred times larger than elsewhere; the other tokens must still be compared."""
-    kind = available_kinds()[0]
-    model = tll.load_demo_model(kind)
-    with torch.no_grad():
-        model.W_E[model.tokenizer.bos_token_id, 3] += 3000.0
-    name = "blocks.1.hook_resid_post"
-    known = fingerprint(model, [model.to_tokens(TEXTS[0])[0].tolist()], [name])
-    assert np.abs(known.activations[name][0]).max() > 1000
-    check_fingerprint(model, known, tll.model.describe_model(model))
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.shape[0] != model.cfg.d_vocab:
-                weight += weight.std() * torch.randn_like(weight)
-    other = fingerprint(model, known.prompts, [name])
-    a, b = known.activations[name][1:], other.activations[name][1:]
-    cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
-    assert cosines.max() < 0.95  # the activations of every token but BOS have changed
-    with pytest.raises(tll.ModelMismatchError, match="activations differ"):
-        check_fingerprint(model, known, tll.model.describe_model(model))
 
 
 def test_demo_model_folder_is_in_the_package() -> None:

@@ -261,6 +261,142 @@ def test_center_with_rows_of_any_length(dtype: str, length: float, away: float) 
     check(found, compared_rows(vectors, center), queries, 10)
 
 
+# ---------------------------------------------------------------------------------------------------------- without means
+
+
+def without_means(rows: np.ndarray) -> np.ndarray:
+    return rows - rows.mean(-1, keepdims=True)
+
+
+def check_without_means(
+    found: TopK, vectors: torch.Tensor, queries: torch.Tensor, k: int, center: torch.Tensor | None = None
+) -> None:
+    """Against float64; only rows that agree to its own rounding may stand for one another."""
+    rows = to_float64(vectors)
+    left = without_means(rows) - (0 if center is None else to_float64(center))
+    something = np.linalg.norm(left, axis=-1) > 1e-6 * np.linalg.norm(rows, axis=-1)
+    units = unit(without_means(to_float64(queries))).astype(np.float32).astype(np.float64)
+    scores = units @ (unit(left) * something[:, None]).T
+    order = np.argsort(-scores.astype(np.float32), axis=-1, kind="stable")[:, :k]
+    ids = found.rows.numpy()
+    assert ids.shape == order.shape
+    assert all(len(set(row)) == len(row) for row in ids.tolist())
+    ours, best = np.take_along_axis(scores, ids, -1), np.take_along_axis(scores, order, -1)
+    assert (np.abs(ours - best)[ids != order] < 1e-13).all()
+    np.testing.assert_allclose(found.similarities.numpy(), ours.clip(-1, 1), rtol=0, atol=1.2e-7)
+    assert (found.similarities[~torch.from_numpy(something)[found.rows]] == 0).all()
+
+
+@settings(quick, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    kind=st.sampled_from(KINDS),
+    n=st.integers(1, 200),
+    d=st.integers(2, 24),
+    k=st.integers(1, 250) | st.integers(1, 5),
+    storage=st.sampled_from(STORAGE),
+    dtype=st.sampled_from(PASSES),
+    budget=st.sampled_from(BUDGETS),
+    normalized=st.booleans(),
+    offset=st.sampled_from([0.0, 0.1, 3.0, -1000.0]),
+)
+def test_any_search_without_means_equals_the_brute_force(
+    seed: int,
+    kind: str,
+    n: int,
+    d: int,
+    k: int,
+    storage: torch.dtype,
+    dtype: str,
+    budget: int,
+    normalized: bool,
+    offset: float,
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows = make_rows(kind, n, d, rng) + offset
+    vectors = torch.from_numpy(unit(rows) if normalized else rows).to(storage)
+    queries = make_queries(4, rows, rng)
+    queries[(without_means(queries.numpy()) ** 2).sum(-1) < 1e-4] = torch.arange(d).float()
+    search = VectorSearch(vectors, "cpu", dtype, remove_means=True, unit_length=normalized or None, memory_budget=budget)
+    check_without_means(search.top_k(queries, k), vectors, queries, k)
+
+
+@pytest.mark.parametrize("dtype", PASSES)
+@pytest.mark.parametrize("noise", [1.0, 1e-2, 1e-4])
+def test_means_far_larger_than_what_tells_rows_apart(dtype: str, noise: float) -> None:
+    """The first pass sees next to nothing but the mean, and rounds it."""
+    rng = np.random.default_rng(20)
+    rows = 10 + noise * unit(rng.standard_normal(48) + 1e-2 * rng.standard_normal((1500, 48)))
+    vectors = torch.from_numpy(rows).float()
+    queries = torch.from_numpy(10 + noise * unit(rng.standard_normal((4, 48)))).float()
+    queries[0] = vectors[7]
+    search = VectorSearch(vectors, "cpu", dtype, remove_means=True, memory_budget=10**5)
+    found = search.top_k(queries, 10)
+    check_without_means(found, vectors, queries, 10)
+    assert found.rows[0, 0] == 7
+    assert found.similarities[0, 0] == 1
+    check_without_means(search.top_k(queries, 1500), vectors, queries, 1500)
+
+
+@pytest.mark.parametrize("dtype", PASSES)
+@pytest.mark.parametrize("storage", STORAGE, ids=str)
+def test_constant_rows_have_similarity_zero(storage: torch.dtype, dtype: str) -> None:
+    rng = np.random.default_rng(21)
+    rows = rng.standard_normal((60, 12))
+    rows[[3, 17, 41]] = [[0.3], [-1e-3], [0.0]]
+    vectors = torch.from_numpy(rows).to(storage)
+    queries = torch.from_numpy(rng.standard_normal((5, 12)))
+    found = VectorSearch(vectors, "cpu", dtype, remove_means=True, memory_budget=3000).top_k(queries, 60)
+    for row in (3, 17, 41):
+        assert (found.similarities[found.rows == row] == 0).all()
+    check_without_means(found, vectors, queries, 60)
+    assert not bool(VectorSearch(vectors[[3, 17, 41]], "cpu", dtype, remove_means=True).top_k(queries, 3).similarities.any())
+
+
+def test_the_mean_of_a_query_does_not_matter() -> None:
+    vectors = torch.nn.functional.normalize(queries_of(80, 16), dim=-1)
+    search = VectorSearch(vectors, "cpu", remove_means=True)
+    queries = queries_of(3, 2, 16).double()
+    expected = search.top_k(queries, 9)
+    assert expected.rows.shape == (3, 2, 9)
+    for other in (queries + 5, 40 * (queries - 0.3)):
+        found = search.top_k(other, 9)
+        assert torch.equal(found.rows, expected.rows)
+        torch.testing.assert_close(found.similarities, expected.similarities, rtol=0, atol=1.2e-7)
+    assert not torch.equal(expected.rows, VectorSearch(vectors, "cpu").top_k(queries + 5, 9).rows)
+
+
+@pytest.mark.parametrize("constant", [1.0, -0.1, 1e-30, 3e30])
+@pytest.mark.parametrize("rounding", [0, 2.0**-23])
+@pytest.mark.parametrize("d", [1, 7, 100])
+def test_query_that_is_nothing_but_its_mean_is_named(constant: float, rounding: float, d: int) -> None:
+    search = VectorSearch(queries_of(9, d), "cpu", remove_means=True)
+    queries = queries_of(2, 3, d).double()
+    queries[1, 2] = constant
+    queries[1, 2, ::2] *= 1 + rounding
+    expected = r"the query at index \(1, 2\) is zero" if d > 1 else r"6 queries cannot be compared: .* is zero"
+    with pytest.raises(InvalidInputError, match=expected):
+        search.top_k(queries, 3)
+
+
+def test_nan_in_a_query_is_named_without_its_mean_too() -> None:
+    queries = queries_of(3, 8)
+    queries[2, 5] = float("nan")
+    with pytest.raises(InvalidInputError, match=r"1 queries cannot be compared: the query at index \(2,\) is NaN or inf"):
+        VectorSearch(queries_of(9, 8), "cpu", remove_means=True).top_k(queries, 3)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_means_and_a_center_taken_away_together(dtype: str) -> None:
+    rng = np.random.default_rng(22)
+    near = unit(without_means(rng.standard_normal(32)))
+    vectors = torch.from_numpy(10 + 0.1 * unit(near + 2e-3 * rng.standard_normal((3000, 32)))).float()
+    center = torch.from_numpy(1e-3 * rng.standard_normal(32))
+    queries = torch.from_numpy(near + 1e-2 * rng.standard_normal((6, 32))).float()
+    search = VectorSearch(vectors, "cpu", dtype, center=center, remove_means=True, memory_budget=10**5)
+    check_without_means(search.top_k(queries, 5), vectors, queries, 5, center)
+
+
 # ------------------------------------------------------------------------------------------- shapes and kinds of input
 
 
@@ -292,7 +428,7 @@ def test_no_queries_no_neighbors(search: VectorSearch, shape: tuple[int, ...]) -
 
 
 def test_no_rows_no_neighbors() -> None:
-    for kwargs in ({}, {"unit_length": False}, {"center": torch.ones(6)}):
+    for kwargs in ({}, {"unit_length": False}, {"center": torch.ones(6)}, {"remove_means": True}):
         found = VectorSearch(torch.zeros(0, 6), "cpu", **kwargs).top_k(queries_of(3, 6), 4)
         assert found.rows.shape == found.similarities.shape == (3, 0)
 
@@ -494,6 +630,18 @@ def test_working_memory_of_a_large_top_k() -> None:
     check(found, compared_rows(vectors), queries, 2500)
 
 
+def test_working_memory_without_means_stays_within_the_budget() -> None:
+    rng = np.random.default_rng(16)
+    n, d, q, budget = 4200, 32, 40, 2**18
+    vectors = torch.from_numpy(rng.standard_normal((n, d)) + 0.2).half()
+    queries = make_queries(q, vectors.double().numpy(), rng)
+    with Memory() as memory:
+        found = VectorSearch(vectors, "cpu", remove_means=True, memory_budget=budget).top_k(queries, 5)
+    assert 0 < memory.largest <= budget
+    assert memory.peak <= budget + 40 * n + 40 * q * d
+    check_without_means(found, vectors, queries, 5)
+
+
 @pytest.mark.parametrize("n", [1, 5, 999])
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("n_queries", [1, 50])
@@ -542,7 +690,11 @@ def test_top_k_below_one_is_refused(search: VectorSearch, k: int) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("storage", STORAGE, ids=str)
-@pytest.mark.parametrize("kwargs", [{}, {"unit_length": False}, {"center": torch.ones(4)}], ids=["", "any_length", "center"])
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"unit_length": False}, {"center": torch.ones(4)}, {"remove_means": True}],
+    ids=["", "any_length", "center", "means"],
+)
 def test_rows_with_nan_or_inf_are_refused(bad: float, storage: torch.dtype, kwargs: dict[str, Any]) -> None:
     vectors = torch.nn.functional.normalize(torch.ones(300, 4), dim=-1).to(storage)
     vectors[203, 1] = bad

@@ -1,24 +1,16 @@
-"""The bank file, read: open, look up rows, map vectors, verify. `writer` fills it, `bank_format` says what stands where."""
+"""The bank file, read: open, look up rows, map vectors, verify. `writer` fills it, `bank_layout` knows what stands where."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+from tqdm.auto import tqdm
 
-from tl_latentlens.bank_format import (
-    DTYPES,
-    Fingerprint,
-    Layout,
-    ModelInfo,
-    block_checksum,
-    check_metadata,
-    partial_path,
-    read_user_block,
-)
+from tl_latentlens.bank_format import Fingerprint, ModelInfo, partial_path
+from tl_latentlens.bank_layout import Layout
 from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError, UnknownHookError
 from tl_latentlens.plan import Plan
 
@@ -58,10 +50,10 @@ class Row:
 class Bank:
     """A finished bank file. Opening reads metadata only; vectors are memory-mapped when asked for."""
 
-    def __init__(self, path: Path, layout: "Layout") -> None:
+    def __init__(self, path: Path, layout: Layout) -> None:
         """Use `Bank.open`."""
         self.path = path
-        self._layout = layout
+        self.layout = layout
 
     @classmethod
     def open(cls, path: str | Path) -> "Bank":
@@ -75,10 +67,13 @@ class Bank:
         if not path.is_file():
             partial = partial_path(path)
             hint = f"; {partial.name} is there: the same build call resumes it" if partial.exists() else ""
+            if path.is_dir():
+                raise BankError(f"no bank file at {path}: it is a folder; name the file (.h5) in it")
             raise BankError(f"no bank file at {path}{hint}")
-        if not read_user_block(path)["complete"]:
+        layout = Layout(path)
+        if not layout.head.complete:
             raise BankError(f"{path} is an unfinished bank; run the same build call again to resume it")
-        return cls(path, Layout(path))
+        return cls(path, layout)
 
     def __enter__(self) -> "Bank":
         """Return the bank itself."""
@@ -93,7 +88,7 @@ class Bank:
 
     def close(self) -> None:
         """Let go of the memory maps; the bank maps them again if it is used again."""
-        self._layout.close()
+        self.layout.close()
 
     @property
     def n_rows(self) -> int:
@@ -103,58 +98,57 @@ class Bank:
     @property
     def hook_names(self) -> tuple[str, ...]:
         """The banked hook names, in the order they were asked for."""
-        return tuple(self._layout.widths)
+        return tuple(self.layout.widths)
 
     @property
     def model_info(self) -> ModelInfo:
         """The model that filled the bank."""
-        return self._layout.model
+        return self.layout.attributes.model
 
     @property
     def dtype(self) -> str:
         """How the vectors are stored: "float16", "bfloat16" or "float32"."""
-        return self._layout.dtype
+        return self.layout.attributes.dtype
 
     @property
     def versions(self) -> dict[str, str]:
         """Package versions that built the bank."""
-        return self._layout.versions
+        return self.layout.attributes.versions
 
     @property
     def plan(self) -> Plan:
         """Which rows were kept, and of which prompts; the tokens are memory-mapped."""
-        return self._layout.plan
+        return self.layout.plan
 
     @property
     def plan_digest(self) -> str:
         """sha256 of the plan: banks with the same digest have the same rows."""
-        return self._layout.plan_digest
+        return self.layout.attributes.plan_digest
 
     def d(self, hook_name: str) -> int:
         """Width of a hook name's vectors."""
         self._require(hook_name)
-        return self._layout.widths[hook_name]
+        return self.layout.widths[hook_name]
 
     def vectors(self, hook_name: str) -> Float[np.ndarray, "rows d"]:
         """The unit-length vectors of a hook name, memory-mapped; writing to them does not reach the file."""
         self._require(hook_name)
-        stored = self._layout.map(f"hooks/{hook_name}/vectors")
-        return stored.view(DTYPES[self.dtype][0])
+        return self.layout.map_vectors(hook_name)
 
     def norms(self, hook_name: str) -> Float[np.ndarray, " rows"]:
         """Length of each activation before it was normalised, float32, memory-mapped."""
         self._require(hook_name)
-        return self._layout.map(f"hooks/{hook_name}/norms")
+        return self.layout.map(f"hooks/{hook_name}/norms")
 
     def mean(self, hook_name: str) -> Float[np.ndarray, " d"]:
         """Mean of the unit-length vectors, per dimension, float64."""
         self._require(hook_name)
-        return np.array(self._layout.map(f"hooks/{hook_name}/mean"))
+        return np.array(self.layout.map(f"hooks/{hook_name}/mean"))
 
     def std(self, hook_name: str) -> Float[np.ndarray, " d"]:
         """Standard deviation of the unit-length vectors, per dimension, float64 (divided by n)."""
         self._require(hook_name)
-        return np.array(self._layout.map(f"hooks/{hook_name}/std"))
+        return np.array(self.layout.map(f"hooks/{hook_name}/std"))
 
     def row(self, row: int) -> Row:
         """Look up one row.
@@ -177,51 +171,60 @@ class Bank:
 
     def token_string(self, token_id: int) -> str:
         """The text of one token; bytes that are no whole character show as the replacement character."""
-        return self._token_bytes[token_id].decode("utf-8", errors="replace")
+        return self._bytes_of(token_id).decode("utf-8", errors="replace")
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The text of tokens in sequence, special tokens left out."""
-        special = self._layout.special_ids
-        return b"".join(self._token_bytes[i] for i in token_ids if i not in special).decode("utf-8", errors="replace")
+        special = self._special_ids
+        return b"".join(self._bytes_of(i) for i in token_ids if i not in special).decode("utf-8", errors="replace")
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """The stored prompts and activations by which the model is known again."""
-        starts = self._layout.map("fingerprint/prompt_starts").tolist()
-        tokens = self._layout.map("fingerprint/tokens").tolist()
-        prompts = tuple(tuple(tokens[a:b]) for a, b in pairwise(starts))
-        return Fingerprint(prompts, {n: np.array(self._layout.map(f"fingerprint/{n}")) for n in self.hook_names})
+        return self.layout.fingerprint
 
-    def verify(self, hook_names: Sequence[str] | None = None) -> None:
+    def verify(self, hook_names: Sequence[str] | None = None, *, progress: bool = False) -> None:
         """Check every checksum, metadata and vectors.
+
+        Args:
+            hook_names: Whose vectors to check; None: all.
+            progress: Show a progress bar.
 
         Raises:
             BankCorruptError: Naming the hook name and the block that differ.
         """
-        check_metadata(self.path)
-        for name in self.hook_names if hook_names is None else hook_names:
+        self.layout.check()
+        names = self.hook_names if hook_names is None else hook_names
+        for name in names:
             self._require(name)
-            # Mapped anew: `vectors` hands out private copies that the user may have written to.
-            parts = (self._layout.map_file(f"hooks/{name}/{part}") for part in ("vectors", "norms", "checksums"))
-            vectors, norms, expected = parts
-            for block, (first, last) in enumerate(self.blocks()):
-                if block_checksum(vectors[first:last], norms[first:last]) != int(expected[block]):
-                    raise BankCorruptError(
-                        f"{self.path}: hook name {name!r}, block {block} (rows {first} to {last - 1}) does not match its "
-                        "checksum; the file was changed or the disk is failing: copy the bank again or rebuild it"
-                    )
+        for name in tqdm(names, desc="verify", unit=" hook names", disable=not progress):
+            for block in self.layout.bad_blocks(name):
+                first, last = self.layout.blocks()[block]
+                raise BankCorruptError(
+                    f"{self.path}: hook name {name!r}, block {block} (rows {first} to {last - 1}) does not match its "
+                    "checksum; the file was changed or the disk is failing: copy the bank again or rebuild it"
+                )
 
-    def blocks(self) -> Iterator[tuple[int, int]]:
+    def blocks(self) -> list[tuple[int, int]]:
         """First row and end of each checksummed block."""
-        starts = self._layout.map("block_starts").tolist()
-        return pairwise(starts)
+        return self.layout.blocks()
 
     @cached_property
     def _token_bytes(self) -> dict[int, bytes]:
-        ids, starts = self._layout.map("token_ids").tolist(), self._layout.map("token_byte_starts").tolist()
-        blob = self._layout.map("token_bytes").tobytes()
+        ids, starts = self.layout.map("token_ids").tolist(), self.layout.map("token_byte_starts").tolist()
+        blob = self.layout.map("token_bytes").tobytes()
         return {i: blob[a:b] for i, a, b in zip(ids, starts[:-1], starts[1:], strict=True)}
 
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self.layout.attributes.special_ids)
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        try:
+            return self._token_bytes[token_id]
+        except KeyError:
+            raise BankCorruptError(f"{self.path} holds no text for token id {token_id}; rebuild it") from None
+
     def _require(self, hook_name: str) -> None:
-        if hook_name not in self._layout.widths:
+        if hook_name not in self.layout.widths:
             raise UnknownHookError(f"the bank {self.path} has no hook name {hook_name!r}; it has {list(self.hook_names)}")

@@ -8,24 +8,16 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from tl_latentlens.bank import Bank
-from tl_latentlens.bank_format import ModelRecord
+from tl_latentlens.bank_format import ModelRecord, partial_path
 from tl_latentlens.corpus import load_corpus
 from tl_latentlens.errors import BankError
+from tl_latentlens.fingerprint import check_fingerprint, fingerprint
 from tl_latentlens.hooks.names import expand_hook_names
 from tl_latentlens.hooks.record import bank_hooks
-from tl_latentlens.model import (
-    check_fingerprint,
-    describe_model,
-    fingerprint,
-    is_bidirectional,
-    model_device,
-    require_model,
-    run_hooked,
-    token_bytes,
-    tokenize,
-)
+from tl_latentlens.lock import build_lock
+from tl_latentlens.model import describe_model, is_bidirectional, model_device, require_model, run_hooked, token_bytes, tokenize
 from tl_latentlens.plan import Plan, PlanSettings, make_plan
-from tl_latentlens.writer import BankWriter
+from tl_latentlens.writer import BankWriter, require_folder, require_settings
 
 _FINGERPRINT_PROMPTS, _FINGERPRINT_TOKENS = 4, 16
 
@@ -67,27 +59,45 @@ def build_bank(
     """
     require_model(model)
     names = expand_hook_names(model, hook_names)
+    path = Path(path).expanduser()
+    require_settings(dtype, batch_tokens)
+    require_folder(path)
+    try:
+        with build_lock(path):
+            pass  # who builds it already is named now, not after the planning; what a killed build left goes
+    except BankError:
+        if not path.exists():  # a finished bank may lie where nothing can be written
+            raise
     plan = plan_corpus(model, texts, max_rows_per_token=max_rows_per_token, seed=seed)
     if progress and plan.n_truncated:
         tqdm.write(
             f"{plan.n_truncated} of {plan.n_prompts} texts were longer than n_ctx = {model.cfg.n_ctx} tokens and were cut"
         )
-    path = Path(path).expanduser()
     if path.exists():
-        return _finished(path, plan, model, names, dtype)
+        bank = _finished(path, plan, model, names, dtype)
+        if progress:
+            tqdm.write(f"{path} is complete already")
+        return bank
     device = model_device(model)
-    batch_tokens = batch_tokens or (4096 if device.type == "cpu" else 16384)
+    wanted = batch_tokens or (4096 if device.type == "cpu" else 16384)
     record = record_model(model, plan, names)
-    with (
-        BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=batch_tokens) as writer,
-        tqdm(total=writer.tokens_to_run, unit=" tokens", unit_scale=True, desc=path.name, disable=not progress) as bar,
-    ):
-        if writer.tokens_left < writer.tokens_to_run:
-            bar.initial = bar.n = writer.tokens_to_run - writer.tokens_left  # so that the rate counts this run alone
-            bar.set_description(f"{path.name} (resumed)")
-        for batch in writer.batches(device):
-            run_hooked(model, batch.tokens, batch.attention_mask, bank_hooks(writer, batch))
-            bar.update(batch.n_tokens)
+    try:
+        with (
+            BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=wanted) as writer,
+            tqdm(total=writer.tokens_to_run, unit=" tokens", unit_scale=True, desc=path.name, disable=not progress) as bar,
+        ):
+            if writer.tokens_left < writer.tokens_to_run:
+                bar.initial = bar.n = writer.tokens_to_run - writer.tokens_left  # so that the rate counts this run alone
+                bar.set_description(f"{path.name} (resumed)")
+            if progress and batch_tokens not in (None, writer.batch_tokens):
+                tqdm.write(f"{partial_path(path)} was begun with batch_tokens={writer.batch_tokens}, which stays")
+            for batch in writer.batches(device):
+                run_hooked(model, batch.tokens, batch.attention_mask, bank_hooks(writer, batch))
+                bar.update(batch.n_tokens)
+    except KeyboardInterrupt:
+        if not partial_path(path).exists():
+            raise
+        raise KeyboardInterrupt(f"stopped; {partial_path(path)} keeps what is done, and the same call resumes it") from None
     return Bank.open(path)
 
 
@@ -111,17 +121,16 @@ def record_model(model: Any, plan: Plan, hook_names: str | Sequence[str] | Calla
 
 
 def _finished(path: Path, plan: Plan, model: Any, names: list[str], dtype: str) -> Bank:
-    bank = Bank.open(path)
-    differing = [
-        f"{what}: the file has {there}, this call {here}"
-        for what, there, here in (
-            ("plan (corpus, tokens or settings)", bank.plan_digest, plan.digest),
-            ("hook names", list(bank.hook_names), names),
-            ("dtype", bank.dtype, dtype),
-        )
-        if there != here
-    ]
+    try:
+        bank = Bank.open(path)
+    except BankError as error:
+        raise type(error)(
+            f"{error} (it stands where the bank is to go and was left as it is: move it or choose another path)"
+        ) from error
+    differing = bank.layout.differences(plan, dtype, names)
     if differing:
-        raise BankError(f"{path} exists and differs in {'; '.join(differing)}. Delete it or choose another path")
+        raise BankError(
+            f"{path} exists and differs in {'; '.join(differing)}. Repeat the old call, choose another path, or delete the file"
+        )
     check_fingerprint(model, bank.fingerprint, bank.model_info)
     return bank

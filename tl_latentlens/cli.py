@@ -93,9 +93,9 @@ def build(
     """
     import tl_latentlens as tll
 
-    texts = tll.load_corpus(corpus, text_column=text_column, split=split, limit=limit)
-    loaded = tll.load_model(model, kind=kind, device=device)
     try:
+        texts = tll.load_corpus(corpus, text_column=text_column, split=split, limit=limit)
+        loaded = tll.load_model(model, kind=kind, device=device)
         built = tll.build_bank(
             loaded,
             texts,
@@ -106,8 +106,8 @@ def build(
             seed=seed,
             batch_tokens=batch_tokens,
         )
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command goes on where it was")
+    except KeyboardInterrupt as stop:
+        typer.echo(str(stop) or "stopped; nothing was written yet", err=True)
         raise typer.Exit(130) from None
     console.print(_info_table(built))
 
@@ -131,7 +131,7 @@ def verify(bank: BankArgument) -> None:
     """
     import tl_latentlens as tll
 
-    tll.Bank.open(bank).verify()
+    tll.Bank.open(bank).verify(progress=True)
     console.print(f"{bank}: every checksum matches", markup=False)
 
 
@@ -143,7 +143,10 @@ def decode(
     hook_name: HookOption = None,
     word: Annotated[str | None, typer.Option(help="read only the token that ends this word; default: all")] = None,
     top_k: Annotated[int, typer.Option(help="neighbors for each token and hook name")] = 3,
-    transform: Annotated[str, typer.Option(help="`raw`, or `center`: take each hook name's mean away first")] = "raw",
+    transform: Annotated[
+        str, typer.Option(help="`raw`; `center`: take each hook name's mean away; `center_writing`: each vector's own mean")
+    ] = "raw",
+    allow_mismatch: Annotated[bool, typer.Option(help="read on, with a warning, where the bank is of another model")] = False,
     csv: Annotated[Path | None, typer.Option(help="write all readings to this file too")] = None,
     html: Annotated[
         Path | None, typer.Option(help="write a layer × position heatmap of the first text to this file too")
@@ -158,7 +161,7 @@ def decode(
     import tl_latentlens as tll
     from tl_latentlens.model import tokenize
 
-    index = tll.ContextualIndex(bank, device=device, transform=transform)
+    index = tll.ContextualIndex(bank, device=device, transform=transform, allow_mismatch=allow_mismatch)
     loaded = tll.load_model(model, kind=kind, device=device)
     index.check_model(loaded)  # first of all: a forgotten --model shows as a bank of another model
     n_truncated = tokenize(loaded, text).n_truncated
@@ -212,7 +215,7 @@ def _info_table(bank: Any) -> Table:
         "built with": ", ".join(f"{name} {number}" for name, number in bank.versions.items()),
     }
     for key, value in lines.items():
-        table.add_row(key, value)
+        table.add_row(key, escape(value))
     return table
 
 

@@ -1,7 +1,8 @@
 """A bank (or several of one model) made searchable on a device: which rows, which hook names, which transform."""
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_latentlens.bank import Bank, Row
+from tl_latentlens.bank_format import ModelInfo
 from tl_latentlens.errors import InvalidInputError, ModelMismatchError, UnknownHookError
-from tl_latentlens.model import check_fingerprint
+from tl_latentlens.fingerprint import check_fingerprint
+from tl_latentlens.model import in_residual_stream
 from tl_latentlens.results import Neighbor
 from tl_latentlens.search import VectorSearch, as_tensor, unit_queries
 
-TRANSFORMS = ("raw", "center")
+TRANSFORMS = ("raw", "center", "center_writing")
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,12 @@ class ContextualIndex:
         transform: str = "auto",
         *,
         memory_budget: int = 256 * 2**20,
+        verify: bool = True,
+        allow_mismatch: bool = False,
     ) -> None:
         """Load vectors onto a device; on the CPU they stay memory-mapped.
+
+        Every block that is loaded is first held against its checksum.
 
         Args:
             bank: A bank, a path, or a list of either: banks of one model, their rows one after the other. Banks with the
@@ -77,12 +84,18 @@ class ContextualIndex:
             device: None: CUDA where there is one, else the CPU.
             dtype: Precision of the approximate first pass of a search; the result is exact for all (see `VectorSearch`).
             transform: "raw" ("auto") compares activations as they are. "center" takes each hook name's mean away from its
-                rows, and from queries whose hook name is given; directions are not centred.
+                rows, and from queries whose hook name is given; directions are not centred. "center_writing" takes each
+                vector's own mean over d_model away, in the residual stream, as TransformerLens' center_writing_weights does:
+                raw and centred LayerNorm models and banks then agree.
             memory_budget: Most bytes of working memory for a search.
+            verify: Check the loaded blocks: one pass over the bytes, as fast as they come from disk or page cache. False for
+                a bank that `Bank.verify` has just passed.
+            allow_mismatch: Warn where a model or a bank is not the first bank's, and go on.
 
         Raises:
             UnknownHookError: A hook name that no bank has.
             ModelMismatchError: Banks of different models.
+            BankCorruptError: A block that does not match its checksum.
         """
         sources = [bank] if isinstance(bank, Bank | str | Path) else list(bank)
         self.banks = [source if isinstance(source, Bank) else Bank.open(source) for source in sources]
@@ -92,15 +105,20 @@ class ContextualIndex:
             raise InvalidInputError(f"got transform={transform!r}; expected 'auto' or one of {list(TRANSFORMS)}")
         self.transform = "raw" if transform == "auto" else transform
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.allow_mismatch = allow_mismatch
         self.model_info = self.banks[0].model_info
         for other in self.banks[1:]:
-            if other.model_info != self.model_info:
-                raise ModelMismatchError(
-                    f"banks of different models: {self.model_info} and {other.model_info}; index them apart"
-                )
+            first, second = self._comparable(self.model_info), self._comparable(other.model_info)
+            if names := [name for name in first if first[name] != second[name]]:
+                sides = (", ".join(f"{name}={side[name]!r}" for name in names) for side in (first, second))
+                centering = " or, without their means, with transform='center_writing'" * (names == ["centered"])
+                self._mismatch(f"banks of different models: {' and '.join(sides)}; index them apart{centering}")
         available = list(dict.fromkeys(name for bank in self.banks for name in bank.hook_names))
         hook_names = [hook_names] if isinstance(hook_names, str) else hook_names
         self.hook_names = tuple(available if hook_names is None else _require_names(hook_names, available, "the index"))
+        if verify:
+            for one in self.banks:
+                one.verify([name for name in self.hook_names if name in one.hook_names])
         self._first_rows, self.n_rows = _first_rows(self.banks)
         self._means: dict[str, Float[Tensor, " d"]] = {}
         self._parts = {
@@ -187,12 +205,28 @@ class ContextualIndex:
         """Replay the bank's fingerprint on a model; done once for each model unless `force`.
 
         Raises:
-            ModelMismatchError: Another model, tokenizer, or weight processing than the bank's.
+            ModelMismatchError: Another model, tokenizer, or weight processing than the bank's; with `allow_mismatch` a
+                warning instead.
         """
         if force or model not in self._checked:
             for bank in self.banks:
-                check_fingerprint(model, bank.fingerprint, bank.model_info)
+                try:
+                    check_fingerprint(
+                        model, bank.fingerprint, bank.model_info, without_means=self.transform == "center_writing"
+                    )
+                except ModelMismatchError as error:
+                    self._mismatch(str(error))
             self._checked[model] = True
+
+    def _mismatch(self, message: str) -> None:
+        if not self.allow_mismatch:
+            raise ModelMismatchError(message)
+        warnings.warn(message, stacklevel=3)
+
+    def _comparable(self, info: ModelInfo) -> dict[str, Any]:
+        """What banks of one index must have in common: not the class, which gives the same activations."""
+        apart = {"class_name", *(["centered"] if self.transform == "center_writing" else [])}
+        return {name: value for name, value in asdict(info).items() if name not in apart}
 
     def _having(self, hook_name: str) -> list[tuple[int, Bank]]:
         """First row and bank for each plan that has a hook name, in row order; of two banks with the same rows, the first."""
@@ -212,9 +246,14 @@ class ContextualIndex:
         return self._means[hook_name]
 
     def _searcher(self, bank: Bank, name: str, dtype: str, memory_budget: int) -> VectorSearch:
-        center = self._mean(name) if self.transform == "center" else None
         return VectorSearch(
-            bank.vectors(name), self.device, dtype, unit_length=True, center=center, memory_budget=memory_budget
+            bank.vectors(name),
+            self.device,
+            dtype,
+            unit_length=True,
+            center=self._mean(name) if self.transform == "center" else None,
+            remove_means=self.transform == "center_writing" and in_residual_stream(name),
+            memory_budget=memory_budget,
         )
 
 

@@ -19,13 +19,14 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_latentlens.bank_format import Fingerprint, ModelInfo
-from tl_latentlens.errors import InvalidInputError, ModelMismatchError
+from tl_latentlens.bank_format import ModelInfo
+from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.plan import Prompts
 
 DEMO_MODEL = Path(__file__).parent / "data" / "demo_model"
+NO_TOKENIZER = hashlib.sha256(b"").hexdigest()  # stands for the vocabulary of a model without tokenizer
 _TOKENIZE_TEXTS = 4096  # texts handed to the tokenizer at once
-_FINGERPRINT_TOLERANCE = 5e-2  # of each vector's length: wider than the noise between devices and batch sizes
+_RESIDUAL = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out|in|out)|hook_(pos_)?embed")
 
 
 def require_model(model: Any) -> None:
@@ -63,7 +64,6 @@ def describe_model(model: Any) -> ModelInfo:
     require_model(model)
     cfg, weight = model.cfg, getattr(model, "W_E", None)
     name = str(getattr(cfg, "model_name", "custom"))
-    centered = weight is not None and float(weight.detach().float().mean(-1).abs().max()) < 1e-6
     vocabulary = json.dumps(sorted(model.tokenizer.get_vocab().items())) if model.tokenizer is not None else ""
     return ModelInfo(
         name=Path(name).name if Path(name).is_dir() else name,  # a local folder is named by its last part alone
@@ -73,9 +73,15 @@ def describe_model(model: Any) -> ModelInfo:
         d_vocab=int(cfg.d_vocab),
         n_ctx=int(cfg.n_ctx),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        centered=centered,
+        centered=weight is not None and _is_centered(weight.detach().float()),
         tokenizer=hashlib.sha256(vocabulary.encode()).hexdigest(),
     )
+
+
+def _is_centered(embedding: Float[Tensor, "d_vocab d_model"]) -> bool:
+    """Means of raw rows are about their length / d_model; where centred ones were rounded to bfloat16, 1 % of that."""
+    length = torch.linalg.vector_norm(embedding) / embedding.shape[0] ** 0.5
+    return bool(embedding.mean(-1).abs().max() * embedding.shape[1] < 0.1 * length)
 
 
 def tokenize(model: Any, texts: Iterable[str]) -> Prompts:
@@ -199,31 +205,6 @@ def _layer_after(hook_names: Iterable[str]) -> int | None:
     return max(layers)
 
 
-def fingerprint(model: Any, prompts: Sequence[Sequence[int]], hook_names: Sequence[str]) -> Fingerprint:
-    """The activations that the model gives for each prompt alone, float32.
-
-    Raises:
-        InvalidInputError: A hook name that never fires, or whose activation is not [batch, pos, ...].
-    """
-    seen: dict[str, list[np.ndarray]] = {name: [] for name in hook_names}
-
-    def keep(name: str) -> Callable:
-        def hook_fn(activation: Tensor, hook: Any) -> None:
-            seen[name].append(flat_activation(name, activation, tokens.shape)[0].float().cpu().numpy())
-
-        return hook_fn
-
-    for prompt in prompts:
-        tokens = torch.tensor([list(prompt)], device=model_device(model))
-        run_hooked(model, tokens, None, [(name, keep(name)) for name in hook_names])
-    silent = [name for name, parts in seen.items() if len(parts) != len(prompts)]
-    if silent:
-        raise InvalidInputError(
-            f"{silent} did not fire when the model ran; leave them out, or switch them on (model.set_use_...)"
-        )
-    return Fingerprint(tuple(map(tuple, prompts)), {name: np.concatenate(parts) for name, parts in seen.items()})
-
-
 def flat_activation(name: str, activation: Tensor, batch_pos: Sequence[int]) -> Float[Tensor, "batch pos d"]:
     """An activation as [batch, pos, d]; heads are laid side by side.
 
@@ -239,37 +220,9 @@ def flat_activation(name: str, activation: Tensor, batch_pos: Sequence[int]) -> 
     return rearrange(activation.detach(), "batch pos ... -> batch pos (...)")
 
 
-def check_fingerprint(model: Any, stored: Fingerprint, info: ModelInfo) -> None:
-    """Replay the stored prompts and compare.
-
-    Raises:
-        ModelMismatchError: The model is not the one of the bank, naming both and, where it can be told, the cause.
-    """
-    ours = describe_model(model)
-    both = f"the bank is of {info.name} ({info.class_name}), the model is {ours.name} ({ours.class_name})"
-    if ours.tokenizer != info.tokenizer and model.tokenizer is not None:
-        raise ModelMismatchError(f"another tokenizer: {both}; load the model that built the bank, or rebuild the bank")
-    if (ours.d_model, ours.n_layers) != (info.d_model, info.n_layers):
-        pairs = {"d_model": (info.d_model, ours.d_model), "n_layers": (info.n_layers, ours.n_layers)}
-        sizes = ", ".join(f"{name} {there} against {here}" for name, (there, here) in pairs.items() if there != here)
-        raise ModelMismatchError(f"another model: {both}; {sizes}")
-    replayed = fingerprint(model, stored.prompts, list(stored.activations))
-    for name, theirs in stored.activations.items():
-        found = replayed.activations[name]
-        if found.shape == theirs.shape:
-            # Row by row: one massive activation, as at BOS, must not hide the others.
-            apart = np.linalg.norm(found - theirs, axis=-1)
-            shifted = found - theirs - (found - theirs).mean(-1, keepdims=True)
-            only_centered = ours.centered != info.centered and np.linalg.norm(shifted) < 0.5 * np.linalg.norm(apart)
-            if (apart <= _FINGERPRINT_TOLERANCE * np.linalg.norm(theirs, axis=-1)).all() and not only_centered:
-                continue
-        cause = "the weights differ"
-        if ours.centered != info.centered:
-            here, there = ("centred", "raw") if ours.centered else ("raw", "centred")
-            cause = f"the bank holds {there} activations and the model's weights are {here} (center_writing_weights)"
-        raise ModelMismatchError(
-            f"{both}, and their activations differ at {name}: {cause}; load the model as the bank's was loaded"
-        )
+def in_residual_stream(hook_name: str) -> bool:
+    """True for activations in the space of the residual stream, which the model's unembedding can read."""
+    return _RESIDUAL.fullmatch(hook_name) is not None
 
 
 @contextmanager

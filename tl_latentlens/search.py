@@ -24,6 +24,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 # Rows this near to length 1 are unit vectors rounded to their type, and are used as stored.
 _UNIT_TOLERANCE = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float32: 1e-5}
 _LARGEST_TOLERANCE = max(_UNIT_TOLERANCE.values())
+_NOTHING_LEFT = 1e-6  # of a row's length: what is less than that after centring is rounding
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class VectorSearch:
         *,
         unit_length: bool | None = None,
         center: Float[Tensor, " d"] | None = None,
+        remove_means: bool = False,
         memory_budget: int = 256 * 2**20,
     ) -> None:
         """Hold `vectors` on `device` in the precision they have; a CPU search reads a memory map where it lies.
@@ -61,6 +63,8 @@ class VectorSearch:
                 same for all.
             unit_length: The rows are unit vectors (up to rounding) and are used as stored; None looks.
             center: Subtract this vector from each row before comparing; the rows stay as they are in memory.
+            remove_means: Subtract each row's own mean over d from it, and each query's, before comparing. A row that has
+                nothing left by either has no direction, and similarity 0 to all.
             memory_budget: Most bytes of working memory for a search, beside the vectors.
 
         Raises:
@@ -76,15 +80,21 @@ class VectorSearch:
         self.memory_budget = memory_budget
         self._pass_dtype = torch.float32 if dtype == "auto" else DTYPES[dtype]
         self._center = None if center is None else center.to(device, torch.float64)
+        self._remove_means = remove_means
         self._scale: Float[Tensor, " n"] | None = None
-        if self._center is not None or unit_length is None or not unit_length:
+        as_stored = self._center is None and not remove_means
+        if not as_stored or unit_length is None or not unit_length:
             tolerance = _UNIT_TOLERANCE.get(self._vectors.dtype, 1e-5)
-            lengths = torch.cat([self._exact_rows(slice(*span)).norm(dim=-1) for span in self._spans(1)] or [torch.zeros(0)])
+            spans = [slice(*span) for span in self._spans(1)] or [slice(0, 0)]
+            lengths = torch.cat([self._exact_rows(span).norm(dim=-1) for span in spans])
             if not bool(torch.isfinite(lengths).all()):
                 row = int(torch.nonzero(~torch.isfinite(lengths))[0])
                 raise InvalidInputError(f"vectors hold NaN or inf, first in row {row}; remove such rows before searching")
-            if self._center is not None or unit_length is False or bool(((lengths - 1).abs() > tolerance).any()):
-                self._scale = torch.where(lengths > 0, 1 / lengths, 0.0)
+            if not as_stored or unit_length is False or bool(((lengths - 1).abs() > tolerance).any()):
+                stored = lengths if as_stored else torch.cat([self._vectors[span].double().norm(dim=-1) for span in spans])
+                least = 0.0 if as_stored else _NOTHING_LEFT * stored
+                self._scale = torch.where(lengths > least, 1 / lengths, 0.0)
+                self._stretch = float((stored * self._scale).max()) if len(self) else 1.0
         if self._scale is not None and self._pass_dtype == torch.float16:
             self._pass_dtype = torch.bfloat16  # rows of any length can leave float16's range
 
@@ -115,7 +125,7 @@ class VectorSearch:
         """As `top_k`, for ranking several searches together: rounding of the rows may take a similarity just past 1."""
         if k < 1:
             raise InvalidInputError(f"got top_k={k}; expected at least 1")
-        units = unit_queries(queries, self.d, self.device)
+        units = unit_queries(queries, self.d, self.device, remove_means=self._remove_means)
         flat = units.reshape(-1, self.d)
         k = min(k, len(self))
         if not flat.shape[0] or not k:
@@ -190,6 +200,8 @@ class VectorSearch:
 
     def _exact_rows(self, rows: Any) -> Float[Tensor, "... d"]:
         exact = self._vectors[rows].double()
+        if self._remove_means:
+            exact = exact - exact.mean(-1, keepdim=True)
         return exact if self._center is None else exact - self._center
 
     def _error_bound(self) -> float:
@@ -201,14 +213,12 @@ class VectorSearch:
             unit_roundoff = {"highest": 0.0, "high": 2.0**-11}.get(_float32_precision(), 2.0**-8)
         else:
             product += unit_roundoff  # the product is rounded to the same type
-        length = 1.0 + _LARGEST_TOLERANCE
-        bound = 2 * unit_roundoff + product + self.d * 2.0**-23
+        length = 1.0 + _LARGEST_TOLERANCE if self._scale is None else self._stretch
+        if self._remove_means:
+            product += 2.0**-23  # queries have mean 0 up to rounding: a row's own mean adds next to nothing to its product
         if self._center is not None and self._scale is not None:
-            # |v| / |v - c| <= 1 + |c| / |v - c|, whatever the length of the row v.
-            length = 1.0 + 2 * float(self._scale.max()) * float(self._center.norm())
-        elif self._scale is not None:
-            length = 1.0
-        return bound * length
+            length += float(self._scale.max()) * float(self._center.norm())
+        return (2 * unit_roundoff + product + self.d * 2.0**-23) * length
 
     def _spans(self, n_queries: int) -> list[tuple[int, int]]:
         """Chunks of rows whose scores, and whose copy in the precision of the pass, fit half the memory budget."""
@@ -261,8 +271,10 @@ def _from_numpy(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array)
 
 
-def unit_queries(queries: Float[Tensor, "... d"] | np.ndarray, d: int, device: torch.device) -> Float[Tensor, "... d"]:
-    """Queries as float32 unit vectors on `device`.
+def unit_queries(
+    queries: Float[Tensor, "... d"] | np.ndarray, d: int, device: torch.device, *, remove_means: bool = False
+) -> Float[Tensor, "... d"]:
+    """Queries as float32 unit vectors on `device`, each without its own mean over d where asked for.
 
     Raises:
         InvalidInputError: Another width than `d`, or a query with NaN or inf, or of length zero; the message says where.
@@ -274,6 +286,10 @@ def unit_queries(queries: Float[Tensor, "... d"] | np.ndarray, d: int, device: t
         )
     exact = tensor.double()
     lengths = exact.norm(dim=-1, keepdim=True)
+    if remove_means:
+        exact = exact - exact.mean(-1, keepdim=True)
+        left = exact.norm(dim=-1, keepdim=True)
+        lengths = torch.where(left > _NOTHING_LEFT * lengths, left, 0 * left)
     bad = ~torch.isfinite(lengths[..., 0]) | (lengths[..., 0] == 0)
     if bool(bad.any()):
         where = tuple(torch.nonzero(bad)[0].tolist())

@@ -5,11 +5,13 @@ A block counts as done when its bytes are on disk and its checksum stands in the
 `hooks.record`; nothing here knows a model.
 """
 
+import errno
 import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,20 +21,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_latentlens.bank import Bank
-from tl_latentlens.bank_create import create_partial, lock_file
-from tl_latentlens.bank_format import (
-    DTYPES,
-    Layout,
-    ModelInfo,
-    ModelRecord,
-    block_checksum,
-    encode_user_block,
-    metadata_digest,
-    partial_path,
-    read_user_block,
-)
-from tl_latentlens.errors import BankError, InvalidInputError, UnknownHookError
+from tl_latentlens.bank_create import create_partial
+from tl_latentlens.bank_format import DTYPES, ModelRecord, block_checksum, partial_path
+from tl_latentlens.bank_head import digest_of, read_head
+from tl_latentlens.bank_layout import Layout
+from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError, UnknownHookError
+from tl_latentlens.lock import build_lock
 from tl_latentlens.plan import Plan
 
 
@@ -68,16 +62,18 @@ class BankWriter:
     ...                              fwd_hooks=bank_hooks(writer, batch))
     """
 
-    def __init__(self, path: Path, layout: Layout, descriptor: int) -> None:
+    def __init__(self, path: Path, layout: Layout, descriptor: int, held: ExitStack) -> None:
         """Use `BankWriter.create`."""
         self.path = path
         self.plan = layout.plan
-        self.dtype = layout.dtype
+        self.dtype = layout.attributes.dtype
+        self.batch_tokens = layout.attributes.batch_tokens
         self.hook_names = tuple(layout.widths)
         self._layout = layout
         self._descriptor = descriptor
+        self._held = held
         self._starts = layout.map("block_starts")
-        self._done = np.array(layout.map("journal"), bool)
+        self._done = np.array(layout.map("journal")) == 1
         self._buffers: dict[int, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
         self._missing: dict[tuple[int, str], np.ndarray] = {}
         self._failure: BaseException | None = None
@@ -103,26 +99,30 @@ class BankWriter:
                 plan, model or setting (the message says which).
         """
         path = Path(path).expanduser()
-        if dtype not in DTYPES:
-            raise InvalidInputError(f"got dtype={dtype!r}; expected one of {list(DTYPES)}")
-        if batch_tokens < 1:
-            raise InvalidInputError(f"got batch_tokens={batch_tokens}; expected at least 1")
-        if path.exists():
-            raise BankError(f"{path} exists already; open it with Bank.open, or choose another path")
-        if not path.parent.is_dir():
-            raise BankError(f"no folder {path.parent} to write {path.name} in; create it first")
+        require_settings(dtype, batch_tokens)
+        require_folder(path)
         partial = partial_path(path)
-        if not partial.exists():
-            create_partial(partial, plan, record, dtype, batch_tokens)
-        descriptor = os.open(partial, os.O_RDWR)
-        try:
-            lock_file(descriptor, partial)
+        with ExitStack() as held:
+            held.enter_context(build_lock(path))
+            if path.exists():
+                raise BankError(f"{path} exists already; open it with Bank.open, or choose another path")
+            if not partial.exists():
+                create_partial(partial, plan, record, dtype, batch_tokens)
+            try:
+                descriptor = os.open(partial, os.O_RDWR)
+                held.callback(os.close, descriptor)
+                _mend_head(descriptor)
+            except OSError as error:
+                raise BankError(f"{partial} cannot be written: {error}") from error
             layout = Layout(partial)
-            _require_same(partial, layout, plan, record, dtype)
-            return cls(path, layout, descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
+            held.callback(layout.close)
+            differing = layout.differences(plan, dtype, tuple(record.widths), record)
+            if differing:
+                raise BankError(
+                    f"{partial} cannot be resumed, it differs in {'; '.join(differing)}. Repeat the old call, choose another "
+                    "path, or delete the file"
+                )
+            return cls(path, layout, descriptor, held.pop_all())
 
     def __enter__(self) -> "BankWriter":
         """Return the writer itself."""
@@ -135,8 +135,7 @@ class BankWriter:
             if kind is None and self._done.all():
                 self._finish()
         finally:
-            os.close(self._descriptor)
-            self._layout.close()
+            self._held.close()
 
     @property
     def tokens_to_run(self) -> int:
@@ -160,7 +159,7 @@ class BankWriter:
             prompts, lengths = prompts[order], lengths[order]
             first = 0
             while first < len(prompts):
-                count = max(1, self._layout.batch_tokens // int(lengths[first]))
+                count = max(1, self.batch_tokens // int(lengths[first]))
                 yield self._batch(block, prompts[first : first + count], lengths[first : first + count], device)
                 first += count
 
@@ -226,7 +225,7 @@ class BankWriter:
         if ready is not None:
             ready.synchronize()
         lengths = norms.numpy()
-        bad = ~np.isfinite(lengths) | (lengths == 0)
+        bad = ~np.isfinite(lengths) | (lengths < np.finfo(np.float32).tiny)  # smaller numbers have lost their digits
         if bad.any():
             row = int(batch.rows[np.flatnonzero(bad)[0]])
             at = int(self.plan.row_tokens[row])
@@ -259,21 +258,28 @@ class BankWriter:
             self._put(f"hooks/{name}/vectors", vectors, first * vectors.shape[1] * vectors.itemsize)
             self._put(f"hooks/{name}/norms", norms, first * norms.itemsize)
             self._put(f"hooks/{name}/checksums", np.uint64(block_checksum(vectors, norms)), block * 8)
-        _sync(self._descriptor)  # the bytes first, the journal after them, also across a power cut
+        self._sync()  # the bytes first, the journal after them, also across a power cut
         self._put("journal", np.uint8(1), block)
         self._done[block] = True
 
     def _put(self, name: str, array: np.ndarray | np.generic, offset: int) -> None:
-        data = memoryview(np.ascontiguousarray(array)).cast("B")
-        start = self._layout.region(name)[0] + offset
+        self._write_at(self._layout.head.datasets[name].offset + offset, memoryview(np.ascontiguousarray(array)).cast("B"))
+
+    def _write_at(self, offset: int, data: memoryview | bytes) -> None:
         try:
-            while data:
-                written = os.pwrite(self._descriptor, data, start)
-                data, start = data[written:], start + written
+            _write_whole(self._descriptor, data, offset)
         except OSError as error:
-            raise BankError(
-                f"writing {partial_path(self.path)} failed: {error}; finished blocks are kept, resume later"
-            ) from error
+            raise self._failed(error) from error
+
+    def _sync(self) -> None:
+        try:
+            _fdatasync(self._descriptor)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> BankError:
+        partial = partial_path(self.path)
+        return BankError(f"writing {partial} failed: {error}; finished blocks are kept, the same call goes on with the rest")
 
     def _stop(self, *, raise_failure: bool) -> None:
         self._queue.put(None)
@@ -286,41 +292,120 @@ class BankWriter:
             raise self._failure
 
     def _finish(self) -> None:
-        partial = partial_path(self.path)
         self._layout.close()
-        Bank(partial, self._layout).verify()
+        self._require_whole()
         for name in self.hook_names:
-            mean, std = _moments(self._layout.map(f"hooks/{name}/vectors").view(DTYPES[self.dtype][0]), self._starts)
+            mean, std = _moments(self._layout.map_vectors(name), self._starts)
             self._put(f"hooks/{name}/mean", mean, 0)
             self._put(f"hooks/{name}/std", std, 0)
-        _sync(self._descriptor)
-        size = read_user_block(partial)["size"]
-        unhashed = _payload(self._layout)
-        block = encode_user_block(size, True, unhashed, metadata_digest(partial, size, unhashed))
-        os.pwrite(self._descriptor, block, 0)
-        os.fsync(self._descriptor)
+        self._sync()
+        head = replace(self._layout.head, complete=True)
+        with self._layout.open() as file:
+            block = replace(head, digest=digest_of(file, head)).encode()
+        # The second copy first: whichever of the two a kill or a power cut damages, the other is whole.
+        for offset in (len(block), 0):
+            self._write_at(offset, block)
+            self._sync()
         if self.path.exists():
-            raise BankError(f"{self.path} appeared while it was being built; the new bank is complete in {partial}")
-        partial.rename(self.path)
+            raise BankError(f"{self.path} appeared while it was being built; the new bank is complete in {self._layout.path}")
+        try:
+            self._layout.path.rename(self.path)
+            _sync_folder(self.path.parent)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _require_whole(self) -> None:
+        """Read back what was written; blocks that are not as they were given are taken off the journal."""
+        bad = sorted({block for name in self.hook_names for block in self._layout.bad_blocks(name)})
+        for block in bad:
+            self._put("journal", np.uint8(0), block)
+        if bad:
+            self._sync()
+            raise BankCorruptError(
+                f"{self._layout.path}: blocks {bad[:8]}{'…' if len(bad) > 8 else ''} do not match their checksums, so the disk "
+                "or the memory is failing; the same call builds these blocks again"
+            )
 
 
-_sync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+def require_settings(dtype: str, batch_tokens: int | None) -> None:
+    """Check how a bank is to be written.
+
+    Raises:
+        InvalidInputError: An unknown dtype, or `batch_tokens` below 1.
+    """
+    if dtype not in DTYPES:
+        raise InvalidInputError(f"got dtype={dtype!r}; expected one of {list(DTYPES)}")
+    if batch_tokens is not None and batch_tokens < 1:
+        raise InvalidInputError(f"got batch_tokens={batch_tokens}; expected at least 1")
 
 
-def _payload(layout: Layout) -> list[tuple[int, int]]:
-    return [layout.region(f"hooks/{name}/{part}") for name in layout.widths for part in ("vectors", "norms")]
+def require_folder(path: Path) -> None:
+    """Check that the folder of a bank to be written is there.
+
+    Raises:
+        BankError: It is not.
+    """
+    if not path.parent.is_dir():
+        raise BankError(f"no folder {path.parent} to write {path.name} in; create it first")
+
+
+_fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _mend_head(descriptor: int) -> None:
+    """Where a build was stopped while it wrote the finished head, or after that, put the unfinished one back to go on from."""
+    with open(descriptor, "rb", closefd=False) as file:
+        try:
+            try:
+                head = read_head(file)
+                if not head.complete:
+                    return
+            except BankCorruptError:
+                head = read_head(file, copy=1)  # which was finished before the first was begun
+            if head.complete:
+                if digest_of(file, head) != head.digest:
+                    return
+                head = replace(head, complete=False)
+                head = replace(head, digest=digest_of(file, head))
+        except BankError:
+            return  # opening it will say what is wrong
+    _write_whole(descriptor, head.encode(), 0)
+    os.fsync(descriptor)
+
+
+def _write_whole(descriptor: int, data: memoryview | bytes, offset: int) -> None:
+    """pwrite, which may write a part only."""
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
 
 
 def _moments(vectors: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per dimension in float64, a few rows at a time."""
+    """Mean and standard deviation per dimension in float64, a few rows at a time.
+
+    Sums are of differences to the first row, so that a dimension that never changes has a deviation of exactly zero.
+    """
+    origin = vectors[0].astype(np.float64)
     total, squares = np.zeros(vectors.shape[1]), np.zeros(vectors.shape[1])
     for first, last in pairwise(starts):
         for row in range(int(first), int(last), 4096):
-            part = vectors[row : min(row + 4096, int(last))].astype(np.float64)
+            part = vectors[row : min(row + 4096, int(last))].astype(np.float64) - origin
             total += part.sum(0)
             squares += np.square(part).sum(0)
-    mean = total / len(vectors)
-    return mean, np.sqrt(np.maximum(squares / len(vectors) - mean**2, 0))
+    shift = total / len(vectors)
+    return origin + shift, np.sqrt(np.maximum(squares / len(vectors) - shift**2, 0))
 
 
 def _as_stored(vectors: Tensor) -> np.ndarray:
@@ -337,31 +422,3 @@ def _to_device(array: np.ndarray, device: torch.device | str | None) -> Tensor:
 def _to_pinned(tensor: Tensor) -> Tensor:
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
     return pinned.copy_(tensor, non_blocking=True)
-
-
-def _different_fields(there: ModelInfo, here: ModelInfo) -> tuple[dict[str, Any], dict[str, Any]]:
-    theirs, ours = asdict(there), asdict(here)
-    names = [name for name in theirs if theirs[name] != ours[name]]
-    return {name: theirs[name] for name in names}, {name: ours[name] for name in names}
-
-
-def _require_same(partial: Path, layout: Layout, plan: Plan, record: ModelRecord, dtype: str) -> None:
-    pairs = {
-        "plan (corpus, tokens or settings)": (layout.plan_digest, plan.digest),
-        "model": _different_fields(layout.model, record.info),
-        "hook names": (dict(layout.widths), record.widths),
-        "dtype": (layout.dtype, dtype),
-    }
-    differing = [f"{what}: the file has {there}, this call {here}" for what, (there, here) in pairs.items() if there != here]
-    if not differing:
-        stored = Bank(partial, layout).fingerprint
-        if stored.prompts != record.fingerprint.prompts:
-            differing = ["the fingerprint prompts"]
-        else:
-            for name, theirs in stored.activations.items():
-                ours = record.fingerprint.activations[name]
-                scale = float(np.nanmax(np.abs(theirs), initial=0))
-                if not np.allclose(theirs, ours, rtol=1e-2, atol=1e-2 * scale, equal_nan=True):
-                    differing.append(f"the model's activations at {name}: other weights")
-    if differing:
-        raise BankError(f"{partial} cannot be resumed, it differs in {'; '.join(differing)}. Delete it or choose another path")

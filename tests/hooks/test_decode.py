@@ -202,6 +202,16 @@ def test_a_second_run_of_one_token_replaces_the_first(demo_model: Any, hooks: An
     assert hooks.result.decoded.shape == (1, 1)
 
 
+def test_a_hook_that_fires_three_times_drops_no_other(demo_model: Any, index: tll.ContextualIndex) -> None:
+    """HookedTransformer runs ln1 for query, key and value apart."""
+    names = ["blocks.0.hook_resid_pre", "blocks.0.ln1.hook_normalized", "blocks.0.hook_resid_post"]
+    hooks = tll.latentlens_hooks(index, names, model=demo_model)
+    for text in (TEXT, "Another river"):
+        demo_model.run_with_hooks(text, fwd_hooks=hooks)
+        assert list(hooks.result.hook_names) == names
+        assert hooks.result.decoded.shape == tuple(demo_model.to_tokens(text).shape)
+
+
 def test_a_shorter_run_leaves_nothing_of_the_last(demo_model: Any, hooks: Any, index: tll.ContextualIndex) -> None:
     """Layers that the second run did not reach must not show what the first run left there."""
     demo_model.run_with_hooks(TEXTS[1], fwd_hooks=hooks)

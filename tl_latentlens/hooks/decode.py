@@ -1,6 +1,5 @@
 """Hooks that read: capture activations while the model runs, decode them against an index when the result is asked for."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +15,8 @@ from tl_latentlens.hooks.names import check_hook_names
 from tl_latentlens.hooks.run_context import RunContext, running, skipped_positions
 from tl_latentlens.index import ContextualIndex
 from tl_latentlens.lenses import embedding_lens, logit_lens
-from tl_latentlens.model import flat_activation, token_bytes, without_hooks
+from tl_latentlens.model import flat_activation, in_residual_stream, token_bytes, without_hooks
 from tl_latentlens.results import LensResult
-
-# Activations in the space of the residual stream, which the model's unembedding can read.
-_RESIDUAL = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out|in|out)|hook_(pos_)?embed")
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class LatentLensHook:
         earlier = self._captured.get(name, [])
         context = running(batch, pos)
         goes_on = bool(earlier) and pos == 1 and earlier[-1].activation.shape[0] == batch and context.goes_on
-        if name in self._captured and not goes_on:
+        if name in self._captured and not goes_on and not _again(name, next(reversed(self._captured))):
             self._captured.clear()  # a new run: what it does not reach must not show the last one
         self._captured[name] = [*(earlier if goes_on else []), _Capture(vectors, context)]
         self._result = None
@@ -116,7 +112,7 @@ class LatentLensHook:
             vectors = activation[torch.from_numpy(decoded).to(activation.device)]
             query_name = name if name in self.index.hook_names else None
             found[name] = self.index.search(vectors, self.top_k, query_hook_name=query_name)
-            if model is not None and _RESIDUAL.fullmatch(name):
+            if model is not None and in_residual_stream(name):
                 if self.logit_lens:
                     logits[name] = logit_lens(model, vectors, self.top_k)
                 if self.embedding_lens:
@@ -151,6 +147,11 @@ class LatentLensHook:
         except IndexError as error:
             raise InvalidInputError(f"positions={self.positions!r} is outside the run's {pos} positions") from error
         return chosen
+
+
+def _again(name: str, last: str) -> bool:
+    """True for ln1 of the layer that fired last: HookedTransformer runs it three times, for query, key and value."""
+    return ".ln1." in name and name.rpartition(".")[0] == last.rpartition(".")[0]
 
 
 class LensHooks(list[tuple[str, Callable[..., None]]]):

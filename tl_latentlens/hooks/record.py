@@ -26,8 +26,9 @@ def _recorder(writer: BankWriter, batch: Batch, name: str) -> Callable[..., None
         vectors = flat_activation(name, activation, batch.tokens.shape)
         device = vectors.device
         rows = vectors[batch.row_batch.to(device), batch.row_pos.to(device)].float()
-        # Norms and division in float32: activations of some models are past float16's range.
-        norms = torch.linalg.vector_norm(rows, dim=-1)
+        # Division in float32: activations of some models are past float16's range. Squares are summed in float64, where
+        # those of any float32 fit.
+        norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).float()
         writer.write(name, batch, (rows / norms[:, None]).to(DTYPES[writer.dtype]), norms)
 
     return record
