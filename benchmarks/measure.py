@@ -1,0 +1,182 @@
+"""What all benchmarks share: contestants timed in turns in one process, their memory, a table, and the machine's name."""
+
+import ctypes
+import gc
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "transformer-lens", "transformers", "numpy", "faiss-cpu", "faiss-gpu", "latentlens", "tl-latentlens")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line asks of each benchmark.
+
+    Attributes:
+        corpus: "demo" or a path, as `load_corpus` takes it.
+        repeats: Timed runs of each contestant, after one to warm up.
+        large: Also the sizes that take minutes or much memory.
+        device: Where models and indices go.
+        model: "demo", a folder or name that `load_model` takes, or a shape of random weights (see `build`).
+        peak_flops: Of the device, for the share of it that is used; None: from a table of known devices.
+        peer_python: The Python of an environment with latentlens; None: this one.
+    """
+
+    corpus: str = "demo"
+    repeats: int = 5
+    large: bool = False
+    device: str = "cpu"
+    model: str = "demo"
+    peak_flops: float | None = None
+    peer_python: str | None = None
+
+
+class WrongResultError(Exception):
+    """A contestant's result is wrong, so its time means nothing; the command fails."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a contestant returns that ran in another process and was measured there."""
+
+    seconds: float
+    peak_bytes: int
+    result: Any = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The timed runs of one contestant.
+
+    Attributes:
+        seconds: Wall-clock time of each run.
+        peak_bytes: Most resident memory that a run took above what the process had before it.
+        peak_device_bytes: The same for CUDA memory; 0 without CUDA.
+        result: What the run to warm up returned.
+    """
+
+    seconds: tuple[float, ...]
+    peak_bytes: int
+    peak_device_bytes: int
+    result: Any
+
+    @property
+    def median(self) -> float:
+        """Median of the runs, in seconds."""
+        return statistics.median(self.seconds)
+
+    def __str__(self) -> str:
+        """Median and range."""
+        unit, scale = ("s", 1) if self.median >= 1 else ("ms", 1e3)
+        return f"{self.median * scale:,.3g} {unit} ({min(self.seconds) * scale:,.3g}–{max(self.seconds) * scale:,.3g})"
+
+
+def alternate(
+    contestants: dict[str, Callable[[], Any]], repeats: int, *, before: Callable[[], object] = lambda: None
+) -> dict[str, Timing]:
+    """Run each contestant once to warm up, then all in turns, so that a busy or throttled machine hits them alike.
+
+    Args:
+        contestants: Name → what is timed.
+        repeats: How often each is timed.
+        before: Called before each timed run, untimed.
+    """
+    results = {name: call() for name, call in contestants.items()}
+    runs: dict[str, list[tuple[float, int, int]]] = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, call in contestants.items():
+            before()
+            runs[name].append(_timed(call))
+    timings = {}
+    for name, result in results.items():
+        seconds, peaks, device_peaks = zip(*runs[name], strict=True)
+        kept = result.result if isinstance(result, Measured) else result
+        timings[name] = Timing(seconds, max(peaks), max(device_peaks), kept)
+    return timings
+
+
+def _timed(call: Callable[[], Any]) -> tuple[float, int, int]:
+    """Seconds, and peak bytes above the start in memory and on the GPU."""
+    gc.collect()
+    cuda = torch.cuda.is_available()
+    on_device = 0
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        on_device = torch.cuda.memory_allocated()
+    before = _reset_peak()
+    start = time.perf_counter()
+    result = call()
+    if cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    if isinstance(result, Measured):
+        return result.seconds, result.peak_bytes, 0
+    return seconds, peak_memory() - before, torch.cuda.max_memory_allocated() - on_device if cuda else 0
+
+
+def _reset_peak() -> int:
+    """Let the peak begin anew where the system can (Linux); what is resident now, in bytes."""
+    if sys.platform != "linux":
+        return peak_memory()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # what earlier contestants freed would hide what this one takes
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process in bytes, on Linux since the last run began."""
+    if sys.platform == "linux":
+        return _status("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows with the same keys as a Markdown table; floats get three digits."""
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    lines += [[f"{value:,.3g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def megabytes(n_bytes: float) -> str:
+    """Bytes for a table."""
+    return f"{n_bytes / 1e6:,.0f} MB"
+
+
+def environment() -> str:
+    """The machine and the packages that a result was measured with, one a line."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    lines = [f"CPU {_cpu()}, {torch.get_num_threads()} threads; {memory / 1e9:,.0f} GB memory; GPU {gpu}"]
+    return "\n".join([*lines, f"Python {platform.python_version()}, {', '.join(_versions(PACKAGES))}"])
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _versions(packages: Iterable[str]) -> Iterable[str]:
+    for package in packages:
+        try:
+            yield f"{package} {version(package)}"
+        except PackageNotFoundError:
+            continue
