@@ -69,7 +69,7 @@ class ContextualIndex:
         dtype: str = "auto",
         transform: str = "auto",
         *,
-        memory_budget: int = 256 * 2**20,
+        memory_budget: int | None = None,
         verify: bool = True,
         allow_mismatch: bool = False,
     ) -> None:
@@ -245,7 +245,7 @@ class ContextualIndex:
             self._means[hook_name] = torch.from_numpy(mean).to(self.device)
         return self._means[hook_name]
 
-    def _searcher(self, bank: Bank, name: str, dtype: str, memory_budget: int) -> VectorSearch:
+    def _searcher(self, bank: Bank, name: str, dtype: str, memory_budget: int | None) -> VectorSearch:
         return VectorSearch(
             bank.vectors(name),
             self.device,

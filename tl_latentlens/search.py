@@ -1,30 +1,38 @@
 """Exact top-k cosine search over vectors; knows nothing of models or files.
 
-A cheap pass over the rows, chunk by chunk, keeps a few more candidates than asked for; the candidates are then scored in
-float64, and the gap between the last neighbor and the last candidate is held against the rounding error of the cheap
-pass (|fl(x·y) - x·y| <= n u / (1 - n u) |x||y|, Higham 2002, section 3.1). Queries for which the gap is too small, for
-instance among many equal rows, are scanned a second time with a threshold. So the neighbors do not depend on the
-device, the dtype of the pass or the chunk size, and ties always go to the lower row.
+A cheap pass over the rows, chunk by chunk, in int8, half precision or float32, leaves out every row that the error of the
+pass (`preselect`; for floats |fl(x·y) - x·y| <= n u / (1 - n u) |x||y|, Higham 2002, section 3.1) cannot bring among the
+k nearest; the few that remain are scored in float32 and then in float64. So the neighbors do not depend on the device,
+the dtype of the pass or the chunk size, and ties always go to the lower row.
 """
 
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.preselect import GROUP, Candidates, Int8Codes, Scores, int8_is_fast
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # Rows this near to length 1 are unit vectors rounded to their type, and are used as stored.
 _UNIT_TOLERANCE = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float32: 1e-5}
 _LARGEST_TOLERANCE = max(_UNIT_TOLERANCE.values())
 _NOTHING_LEFT = 1e-6  # of a row's length: what is less than that after centring is rounding
+_FEW_ROWS = 4096  # not worth codes of their own
+_TOO_MANY = 0.125  # of a chunk's groups left over by int8: a float32 pass over the chunk costs less than scoring them
+_CPU_CHUNK = 2**26  # working memory whose scores, a sixteenth of it, stay in a CPU's caches
+_QUERIES = (256, 4096)  # searched at once on a CPU, on a GPU
 
 
 @dataclass(frozen=True)
@@ -52,51 +60,76 @@ class VectorSearch:
         unit_length: bool | None = None,
         center: Float[Tensor, " d"] | None = None,
         remove_means: bool = False,
-        memory_budget: int = 256 * 2**20,
+        memory_budget: int | None = None,
     ) -> None:
         """Hold `vectors` on `device` in the precision they have; a CPU search reads a memory map where it lies.
+
+        Vectors that do not fit a GPU's free memory stay where they are: their int8 codes go to the GPU if those fit, and
+        else the rows are copied through it chunk by chunk at each search.
 
         Args:
             vectors: [n, d], a tensor or a memory map; float16, bfloat16 or float32.
             device: None: CUDA where there is one, else the CPU.
-            dtype: Precision of the first, approximate pass: "float32" ("auto"), "float16" or "bfloat16". The result is the
+            dtype: Precision of the first, approximate pass: "float32", "float16", "bfloat16" or "int8", for which codes of
+                one byte a number are made at the first search. "auto": int8 where the hardware multiplies it fast and half
+                of the free memory holds the codes; on a GPU that holds the vectors, their own precision. The result is the
                 same for all.
             unit_length: The rows are unit vectors (up to rounding) and are used as stored; None looks.
             center: Subtract this vector from each row before comparing; the rows stay as they are in memory.
             remove_means: Subtract each row's own mean over d from it, and each query's, before comparing. A row that has
                 nothing left by either has no direction, and similarity 0 to all.
-            memory_budget: Most bytes of working memory for a search, beside the vectors.
+            memory_budget: Most bytes of working memory for a search, beside the vectors and their codes. None: 256 MiB, on
+                a GPU a sixteenth of its memory.
 
         Raises:
             InvalidInputError: Vectors that are not [n, d] floats, or hold NaN or inf.
         """
-        if dtype != "auto" and dtype not in DTYPES:
-            raise InvalidInputError(f"got dtype={dtype!r}; expected 'auto' or one of {list(DTYPES)}")
+        if dtype not in ("auto", "int8", *DTYPES):
+            raise InvalidInputError(f"got dtype={dtype!r}; expected 'auto' or one of {['int8', *DTYPES]}")
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._vectors = as_tensor(vectors).to(device)
+        self._vectors = as_tensor(vectors)
         if self._vectors.ndim != 2 or not self._vectors.is_floating_point():
             raise InvalidInputError(f"got vectors of shape {tuple(self._vectors.shape)}; expected [n, d] floating-point")
-        self.device = device
+        if self._vectors.device != device and _fits(self._vectors.nbytes, device):
+            self._vectors = self._vectors.to(device)
+        self.device = self._vectors.device if self._vectors.device.type == device.type else device
+        if memory_budget is None:
+            memory_budget = torch.cuda.get_device_properties(device).total_memory // 16 if device.type == "cuda" else 2**28
         self.memory_budget = memory_budget
-        self._pass_dtype = torch.float32 if dtype == "auto" else DTYPES[dtype]
-        self._center = None if center is None else center.to(device, torch.float64)
+        self._center = None if center is None else center.to(self.device, torch.float64)
         self._remove_means = remove_means
         self._scale: Float[Tensor, " n"] | None = None
-        as_stored = self._center is None and not remove_means
-        if not as_stored or unit_length is None or not unit_length:
+        self._as_stored = self._center is None and not remove_means
+        if not self._as_stored or unit_length is None or not unit_length:
             tolerance = _UNIT_TOLERANCE.get(self._vectors.dtype, 1e-5)
-            spans = [slice(*span) for span in self._spans(1)] or [slice(0, 0)]
-            lengths = torch.cat([self._exact_rows(span).norm(dim=-1) for span in spans])
+            spans = [slice(*span) for span in self._spans(0, len(self), 32 * self.d)] or [slice(0, 0)]
+            lengths = torch.cat([self._compared(span, torch.float64).norm(dim=-1) for span in spans])
             if not bool(torch.isfinite(lengths).all()):
                 row = int(torch.nonzero(~torch.isfinite(lengths))[0])
                 raise InvalidInputError(f"vectors hold NaN or inf, first in row {row}; remove such rows before searching")
-            if not as_stored or unit_length is False or bool(((lengths - 1).abs() > tolerance).any()):
-                stored = lengths if as_stored else torch.cat([self._vectors[span].double().norm(dim=-1) for span in spans])
-                least = 0.0 if as_stored else _NOTHING_LEFT * stored
+            if not self._as_stored or unit_length is False or bool(((lengths - 1).abs() > tolerance).any()):
+                stored = lengths
+                if not self._as_stored:
+                    stored = torch.cat([self._vectors[span].to(self.device).double().norm(dim=-1) for span in spans])
+                least = 0.0 if self._as_stored else _NOTHING_LEFT * stored
                 self._scale = torch.where(lengths > least, 1 / lengths, 0.0)
                 self._stretch = float((stored * self._scale).max()) if len(self) else 1.0
-        if self._scale is not None and self._pass_dtype == torch.float16:
-            self._pass_dtype = torch.bfloat16  # rows of any length can leave float16's range
+        self._pass_dtype = self._choose_pass(dtype)
+        half = self._vectors.dtype if self._vectors.dtype in (torch.float16, torch.bfloat16) else torch.float32
+        self._float_pass = self._pass_dtype
+        if self._pass_dtype == torch.int8:
+            self._float_pass = torch.float32 if self.device.type == "cpu" else half
+        if self._scale is not None and self._float_pass == torch.float16:
+            self._float_pass = torch.bfloat16  # rows of any length can leave float16's range
+
+    def _choose_pass(self, dtype: str) -> torch.dtype:
+        if dtype != "auto":
+            return torch.int8 if dtype == "int8" else DTYPES[dtype]
+        held = self._vectors.device == self.device
+        if self.device.type != "cpu" and held:
+            return self._vectors.dtype if self._vectors.dtype in DTYPES.values() else torch.float32
+        worth = len(self) >= _FEW_ROWS and int8_is_fast(self.device)
+        return torch.int8 if worth and _fits(Int8Codes.bytes(len(self), self.d), self.device) else torch.float32
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -132,83 +165,139 @@ class VectorSearch:
             shape = (*units.shape[:-1], k)
             none = torch.zeros(shape, dtype=torch.float32, device=self.device)
             return TopK(none, none.long())
-        n_candidates = min(len(self), 2 * k + 32)
-        a_query = 8 * self.d * n_candidates + 64 * n_candidates + 16 * self.d
-        parts = [self._search(part, k, n_candidates) for part in flat.split(max(1, self.memory_budget // (4 * a_query)))]
+        at_once = min(_QUERIES[self.device.type != "cpu"], self.memory_budget // (64 * k + 16 * self.d))
+        parts = [self._search(part, k) for part in flat.split(max(1, at_once))]
         similarities = torch.cat([part.similarities for part in parts])
         rows = torch.cat([part.rows for part in parts])
         return TopK(similarities.reshape(*units.shape[:-1], k), rows.reshape(*units.shape[:-1], k))
 
-    def _search(self, queries: Float[Tensor, "q d"], k: int, n_candidates: int) -> TopK:
-        best = torch.zeros((len(queries), 0), dtype=torch.float32, device=self.device)
-        rows = torch.zeros((len(queries), 0), dtype=torch.int64, device=self.device)
-        for first, last in self._spans(len(queries)):
-            scores = self._approximate(queries, first, last)
-            found = scores.topk(min(n_candidates, last - first), dim=-1)
-            best, rows = torch.cat([best, found.values], -1), torch.cat([rows, found.indices + first], -1)
-            if best.shape[1] > n_candidates:
-                best, at = best.topk(n_candidates, dim=-1)
-                rows = rows.gather(-1, at)
-        exact = self._exact_scores(queries, rows)
-        found = _rank(exact, rows, k)
-        if n_candidates < len(self):
-            # Every row left out scored at most best.min() in the first pass, so at most that plus the error bound exactly.
-            certain = found.similarities[:, -1] - best.min(-1).values > 2 * self._error_bound()
-            if not bool(certain.all()):
-                doubtful = torch.nonzero(~certain)[:, 0]
-                again = self._scan(queries[doubtful], found.similarities[doubtful, -1], k)
-                found.similarities[doubtful], found.rows[doubtful] = again.similarities, again.rows
-        return found
+    def _search(self, queries: Float[Tensor, "q d"], k: int) -> TopK:
+        found = Candidates(k, len(queries), self.device)
+        best = TopK(
+            torch.full((len(queries), k), -torch.inf, device=self.device),
+            torch.full((len(queries), k), len(self), device=self.device),
+        )
+        codes, most_pairs, piece = self._codes, self.memory_budget // 512, max(1, self.memory_budget // 2**14)
+        encoded = None if codes is None else codes.encode(queries)
 
-    def _scan(self, queries: Float[Tensor, "q d"], at_least: Float[Tensor, " q"], k: int) -> TopK:
-        """Top-k given that the k-th similarity is `at_least`: score exactly every row that may reach it."""
-        best = torch.full((len(queries), k), -torch.inf, dtype=torch.float32, device=self.device)
-        rows = torch.full((len(queries), k), len(self), dtype=torch.int64, device=self.device)
-        threshold = (at_least - 2 * self._error_bound())[:, None]
-        for first, last in self._spans(len(queries)):
-            hits = self._approximate(queries, first, last) >= threshold
-            reached = torch.nonzero(hits.any(-1))[:, 0].tolist()
-            for query in reached:  # a loop over the few doubtful queries, never over rows
-                candidates = torch.nonzero(hits[query])[:, 0] + first
-                exact = self._exact_scores(queries[query : query + 1], candidates[None])
-                merged = _rank(torch.cat([best[query], exact[0]])[None], torch.cat([rows[query], candidates])[None], k)
-                best[query], rows[query] = merged.similarities[0], merged.rows[0]
-        return TopK(best, rows)
+        def at_least(rows: Tensor, of: Tensor) -> Tensor:
+            return self._scores(queries, rows, of, torch.float32) - self._float32_error
 
-    def _approximate(self, queries: Float[Tensor, "q d"], first: int, last: int) -> Float[Tensor, "q rows"]:
-        part = self._vectors[first:last].to(self._pass_dtype)
-        with _full_accumulation():
-            scores = (queries.to(self._pass_dtype) @ part.T).float()
-        if self._center is not None:
-            scores -= (queries.double() @ self._center).float()[:, None]
-        if self._scale is not None:
-            scores *= self._scale[first:last].float()
+        whole = [(0, len(self))] if codes is None else self._spans(0, len(self), 64 * len(queries))
+        for first, last in whole:
+            if codes is not None and encoded is not None:
+                scores = codes.scores(encoded, first, last)
+                if found.add(scores, first, last, at_least, most=_TOO_MANY, piece=piece):
+                    if found.count > most_pairs:
+                        best = self._settle(queries, found, best)
+                    continue
+            for start, end, part in self._parts(first, last, len(queries)):
+                found.add(self._float_scores(queries, part, start, end), start, end, at_least, piece=piece)
+                if found.count > most_pairs:
+                    best = self._settle(queries, found, best)
+        return self._settle(queries, found, best) if found.count else best
+
+    def _settle(self, queries: Float[Tensor, "q d"], found: Candidates, best: TopK) -> TopK:
+        """The k best of what was best so far and the candidates, which are used up; raises the threshold."""
+        n_queries, k = best.rows.shape
+        rows, of = found.take()
+        scores, error = self._scores(queries, rows, of, torch.float32), self._float32_error
+        kept = scores >= torch.maximum(_kth(scores, of, k, n_queries) - 2 * error, found.threshold - error)[of]
+        rows, of = rows[kept], of[kept]
+        exact = self._scores(queries, rows, of, torch.float64)
+        known = best.rows < len(self)
+        exact = torch.cat([best.similarities[known], exact])
+        rows, of = torch.cat([best.rows[known], rows]), torch.cat([known.nonzero()[:, 0], of])
+        best = _rank(exact, rows, of, best)
+        # Scores are rounded to float32, and a lower row of equal rounded score comes first.
+        found.threshold = torch.maximum(found.threshold, best.similarities[:, -1] - 2.0**-22)
+        return best
+
+    def _scores(
+        self, queries: Float[Tensor, "q d"], rows: Int[Tensor, " pairs"], of: Int[Tensor, " pairs"], dtype: torch.dtype
+    ) -> Float[Tensor, " pairs"]:
+        """Similarities of pairs, summed in a given precision and rounded once to float32, a bounded number at a time."""
+        scores = torch.empty(len(rows), device=self.device)
+        if not self._as_stored:
+            dtype = torch.float64
+        step = max(1, self.memory_budget // (32 * self.d))
+        for at in range(0, len(rows), step):
+            pairs = slice(at, at + step)
+            # A product and a sum over the same d for each pair: unlike a matrix product, equal rows give equal bits.
+            products = self._compared(rows[pairs], dtype).mul_(queries[of[pairs]])
+            part = products.sum(-1)
+            scores[pairs] = part if self._scale is None else part * self._scale[rows[pairs]]
         return scores
 
-    def _exact_scores(self, queries: Float[Tensor, "q d"], rows: Int[Tensor, "q m"]) -> Float[Tensor, "q m"]:
-        """Similarities in float64, rounded once to float32, a bounded number of rows at a time."""
-        exact = torch.empty(rows.shape, dtype=torch.float32, device=self.device)
-        step = max(1, self.memory_budget // (32 * self.d * len(queries)))
-        for start in range(0, rows.shape[1], step):
-            at = rows[:, start : start + step]
-            # A product and a sum over the same d for each pair: unlike a matrix product, equal rows give equal bits.
-            scores = (self._exact_rows(at) * queries[:, None].double()).sum(-1)
-            if self._scale is not None:
-                scores = scores * self._scale[at]
-            exact[:, start : start + step] = scores.float()
-        return exact
-
-    def _exact_rows(self, rows: Any) -> Float[Tensor, "... d"]:
-        exact = self._vectors[rows].double()
+    def _compared(self, rows: Any, dtype: torch.dtype) -> Float[Tensor, "rows d"]:
+        """Rows as they are compared, but for their length."""
+        at = rows if isinstance(rows, slice) else rows.to(self._vectors.device)
+        exact = self._vectors[at].to(self.device).to(dtype)
         if self._remove_means:
             exact = exact - exact.mean(-1, keepdim=True)
         return exact if self._center is None else exact - self._center
 
+    @cached_property
+    def _codes(self) -> Int8Codes | None:
+        """The rows in int8, made at the first search where that is the pass."""
+        if self._pass_dtype != torch.int8:
+            return None
+        n = len(self)
+        sample = torch.linspace(0, n - 1, min(n, 2**14), device=self.device).round().long()
+
+        def lengthened(rows: Any) -> Tensor:
+            exact = self._compared(rows, torch.float32 if self._as_stored else torch.float64)
+            return (exact if self._scale is None else exact * self._scale[rows, None]).float()
+
+        mean = torch.zeros(self.d, dtype=torch.float64, device=self.device)
+        step = max(1, self.memory_budget // (32 * self.d))
+        for part in sample.split(step):
+            mean += lengthened(part).sum(0, dtype=torch.float64)
+        spans = self._spans(0, n, 32 * self.d)
+        shown = tqdm(spans, desc="int8 codes", unit=" chunks", delay=5, leave=False)
+        return Int8Codes((lengthened(slice(*span)) for span in shown), n, mean / len(sample))
+
+    def _parts(self, first: int, last: int, n_queries: int) -> Iterator[tuple[int, int, Float[Tensor, "rows d"]]]:
+        """The stored rows on the device, chunk by chunk; rows that are kept elsewhere are copied a chunk ahead."""
+        copied = 8 * self.d * (self._vectors.dtype != self._float_pass or self._vectors.device != self.device)
+        spans = self._spans(first, last, copied + 64 * n_queries)
+        if self._vectors.device == self.device:
+            for start, end in spans:
+                yield start, end, self._vectors[start:end]
+            return
+        stream = torch.cuda.Stream(self.device)
+
+        def load(span: tuple[int, int]) -> Tensor:
+            with torch.cuda.stream(stream):
+                part = self._vectors[slice(*span)].pin_memory().to(self.device, non_blocking=True)
+            stream.synchronize()
+            return part
+
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(load, spans[0])
+            for span, after in zip(spans, [*spans[1:], None], strict=True):
+                part = coming.result()
+                if after is not None:
+                    coming = pool.submit(load, after)
+                part.record_stream(torch.cuda.current_stream(self.device))
+                yield *span, part
+
+    def _float_scores(self, queries: Float[Tensor, "q d"], part: Float[Tensor, "rows d"], first: int, last: int) -> Scores:
+        with _full_accumulation():
+            raw = (part.to(self._float_pass) @ queries.to(self._float_pass).T).float()
+        if self._center is not None:
+            raw -= (queries.double() @ self._center).float()
+        if self._scale is not None:
+            raw *= self._scale[first:last, None].float()
+        raw = torch.nn.functional.pad(raw, (0, 0, 0, -len(raw) % GROUP), value=-torch.inf)
+        one = torch.ones(raw.shape[1], device=self.device)
+        return Scores(raw, one[:1, None], (self._error_bound() * one)[None], one, 0 * one)
+
     def _error_bound(self) -> float:
-        """Most that the first pass can differ from the exact similarity."""
-        unit_roundoff = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}[self._pass_dtype]
+        """Most that a product of the float pass can differ from the exact similarity."""
+        unit_roundoff = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}[self._float_pass]
         product = 2.0**-24
-        if self._pass_dtype == torch.float32:
+        if self._float_pass == torch.float32:
             # "high" multiplies in TF32 (2^-11) and "medium" in bfloat16, where the hardware has them.
             unit_roundoff = {"highest": 0.0, "high": 2.0**-11}.get(_float32_precision(), 2.0**-8)
         else:
@@ -220,11 +309,25 @@ class VectorSearch:
             length += float(self._scale.max()) * float(self._center.norm())
         return (2 * unit_roundoff + product + self.d * 2.0**-23) * length
 
-    def _spans(self, n_queries: int) -> list[tuple[int, int]]:
-        """Chunks of rows whose scores, and whose copy in the precision of the pass, fit half the memory budget."""
-        a_row = 8 * self.d + 12 * n_queries
-        step = max(1, self.memory_budget // (2 * a_row))
-        return [(first, min(first + step, len(self))) for first in range(0, len(self), step)]
+    @property
+    def _float32_error(self) -> float:
+        """Most that a similarity summed in float32 can differ from the exact one."""
+        length = 1.0 + _LARGEST_TOLERANCE
+        return (2.0**-23 + self.d * 2.0**-23) * (length if self._scale is None else max(length, self._stretch))
+
+    def _spans(self, first: int, last: int, a_row: int) -> list[tuple[int, int]]:
+        """Chunks of rows that take half the memory budget, at `a_row` bytes each; whole groups of rows, at least one."""
+        most = self.memory_budget // 2
+        step = (min(most, _CPU_CHUNK) if self.device.type == "cpu" else most) // a_row
+        step = max(GROUP, step // GROUP * GROUP)
+        return [(start, min(start + step, last)) for start in range(first, last, step)]
+
+
+def _fits(n_bytes: int, device: torch.device) -> bool:
+    """True where that many bytes leave a fifth of a GPU's free memory, or half of a CPU's."""
+    if device.type == "cuda":
+        return n_bytes <= 0.8 * torch.cuda.mem_get_info(device)[0]
+    return n_bytes <= 0.5 * psutil.virtual_memory().available
 
 
 def _float32_precision() -> str:
@@ -246,12 +349,31 @@ def _full_accumulation() -> Iterator[None]:
         flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction = before
 
 
-def _rank(similarities: Float[Tensor, "q m"], rows: Int[Tensor, "q m"], k: int) -> TopK:
-    """The k highest, ties in ascending row order."""
-    by_row = rows.argsort(-1)
-    similarities, rows = similarities.gather(-1, by_row), rows.gather(-1, by_row)
-    order = similarities.argsort(dim=-1, descending=True, stable=True)[:, :k]
-    return TopK(similarities.gather(-1, order), rows.gather(-1, order))
+def _by_query(scores: Float[Tensor, " pairs"], of: Int[Tensor, " pairs"]) -> Int[Tensor, " pairs"]:
+    """The order that sorts pairs by query, then from the highest score down; equal ones stay as they stand."""
+    order = scores.argsort(descending=True, stable=True)
+    return order[of[order].argsort(stable=True)]
+
+
+def _kth(scores: Float[Tensor, " pairs"], of: Int[Tensor, " pairs"], k: int, n_queries: int) -> Float[Tensor, " q"]:
+    """The k-th highest score of each query; -inf where it has fewer."""
+    counts = torch.bincount(of, minlength=n_queries)
+    last = counts.cumsum(0) - counts + k - 1
+    ordered = torch.nn.functional.pad(scores[_by_query(scores, of)], (0, 1), value=-torch.inf)
+    return torch.where(counts >= k, ordered[last.clamp(max=len(scores))], -torch.inf)
+
+
+def _rank(exact: Float[Tensor, " pairs"], rows: Int[Tensor, " pairs"], of: Int[Tensor, " pairs"], like: TopK) -> TopK:
+    """The k highest of each query, ties in ascending row order, in the shape of `like`; row n where there are fewer."""
+    by_row = rows.argsort()
+    order = by_row[_by_query(exact[by_row], of[by_row])]
+    counts = torch.bincount(of, minlength=len(like.rows))
+    place = torch.arange(len(of), device=of.device) - (counts.cumsum(0) - counts)[of[order]]
+    kept = place < like.rows.shape[1]
+    at, place = order[kept], place[kept]
+    found = TopK(torch.full_like(like.similarities, -torch.inf), torch.full_like(like.rows, torch.iinfo(torch.int64).max))
+    found.similarities[of[at], place], found.rows[of[at], place] = exact[at], rows[at]
+    return found
 
 
 def as_tensor(vectors: Tensor | np.ndarray) -> Tensor:
