@@ -199,12 +199,26 @@ def test_limit_reads_from_the_start(tmp_path: Path, ending: str) -> None:
 # ------------------------------------------------------------------------------------------------------ Python objects
 
 
-def test_lists_tuples_and_generators_become_lists() -> None:
+def test_lists_and_tuples_become_lists() -> None:
     texts = ["b", "", "a", "b"]
-    for source in (texts, tuple(texts), (text for text in texts)):
+    for source in (texts, tuple(texts), pd.Series(texts)):
         assert load_corpus(source) == texts
-    assert load_corpus((text for text in texts), limit=2) == ["b", ""]
-    assert load_corpus(pd.Series(texts)) == texts
+
+
+def test_generator_is_a_stream_that_is_never_held() -> None:
+    def generate():
+        for number in range(3):
+            asked.append(number)
+            yield f"text {number}"
+
+    asked: list[int] = []
+    texts = load_corpus(generate())
+    assert isinstance(texts, TextStream)
+    assert asked == []
+    assert list(texts) == ["text 0", "text 1", "text 2"]
+    asked.clear()
+    assert load_corpus(generate(), limit=2) == ["text 0", "text 1"]
+    assert asked == [0, 1]
 
 
 def test_list_is_copied() -> None:
@@ -216,8 +230,9 @@ def test_list_is_copied() -> None:
 
 @pytest.mark.parametrize(("bad", "kind"), [(None, "NoneType"), (7, "int"), (b"bytes", "bytes"), (float("nan"), "float")])
 def test_entry_that_is_no_text_is_named(bad: object, kind: str) -> None:
-    with pytest.raises(CorpusError, match=rf"text 1 is {kind} \(.*\), expected str"):
-        load_corpus(["fine", bad])
+    for source in (["fine", bad], iter(["fine", bad])):
+        with pytest.raises(CorpusError, match=rf"text 1 is {kind} \(.*\), expected str"):
+            list(load_corpus(source))
 
 
 def test_empty_list_is_refused() -> None:

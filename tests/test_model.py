@@ -158,7 +158,7 @@ def test_tokenize_counts_truncation_at_n_ctx(demo_models: dict[str, Any]) -> Non
 
 
 def test_tokenize_many_texts_in_order(any_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tl_latentlens.model._TOKENIZE_TEXTS", 2)
+    monkeypatch.setattr("tl_latentlens.model._TOKENIZE_CHARACTERS", 100)  # two or three texts
     assert prompts_of(any_model, ODD_TEXTS) == [any_model.to_tokens(text)[0].tolist() for text in ODD_TEXTS]
     stream: Iterator[str] = iter(TEXTS)
     assert len(tokenize(any_model, stream).starts) == len(TEXTS) + 1

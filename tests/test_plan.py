@@ -138,6 +138,21 @@ def test_cap_keeps_as_many_as_it_may_of_each_token(lists: list[list[int]], cap: 
     assert Counter(prompts.tokens[capped.row_tokens].tolist()) == {t: min(cap, count) for t, count in available.items()}
 
 
+@quick
+@given(token_lists, st.integers(1, 4), st.integers(0, 3))
+def test_cap_keeps_the_first_of_each_token_in_a_seeded_order(lists: list[list[int]], cap: int, seed: int) -> None:
+    """The order is part of what a bank promises: the same call gives the same rows in every version."""
+    prompts = prompts_from_lists(lists, flags(lists))
+    if (plan := plan_or_none(prompts, PlanSettings(cap, seed))) is None:
+        return
+    kept, count = [], Counter()
+    for place in np.random.default_rng(seed).permutation(brute_force(lists, flags(lists))):
+        count[token := prompts.tokens[place]] += 1
+        if count[token] <= cap:
+            kept.append(place)
+    assert plan.row_tokens.tolist() == sorted(kept)
+
+
 def repeated_token(n: int) -> Prompts:
     """n prompts that each hold token 5 after a token of their own, so that it has n distinct prefixes."""
     return prompts_from_lists([[10 + i, 5] for i in range(n)])

@@ -23,15 +23,24 @@ DEMO_CORPUS = Path(__file__).parent / "data" / "corpus.txt"
 
 @dataclass(frozen=True)
 class TextStream:
-    """The texts of a streaming dataset, read anew each time it is iterated; its length is not known."""
+    """Texts that are read as they are iterated and never held together; how many is not known.
 
-    dataset: Any
-    text_column: str
+    Attributes:
+        source: A streaming dataset, which is read anew each time; or a generator, which can be read once.
+        text_column: Column of the dataset; None for a generator of str.
+    """
+
+    source: Iterable[Any]
+    text_column: str | None = None
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the texts in order."""
-        for number, example in enumerate(self.dataset):
-            text = _text(example, self.text_column)
+        """Yield the texts in order.
+
+        Raises:
+            CorpusError: An example lacks the column, or holds something that is not text.
+        """
+        for number, example in enumerate(self.source):
+            text = example if self.text_column is None else _text(example, self.text_column)
             _require_text([text], number)
             yield text
 
@@ -47,13 +56,14 @@ def load_corpus(
 
     Args:
         source: `"demo"` (the embedded corpus); a path to a .txt (one text a line, blank lines skipped), .csv, .jsonl or
-            .parquet file; a list of strings; a `datasets.Dataset` or `IterableDataset`; or the id of a hub dataset.
+            .parquet file; a list or generator of strings; a `datasets.Dataset` or `IterableDataset`; or the id of a hub
+            dataset.
         text_column: Column that holds the text, for everything but .txt and lists.
         split: Split of a hub dataset.
         limit: Read at most this many texts, from the start.
 
     Returns:
-        A list-like of str; a `TextStream` for an `IterableDataset` without `limit`.
+        A list-like of str; a `TextStream` for an `IterableDataset` or a generator without `limit`.
 
     Raises:
         CorpusError: The source is missing, empty, lacks the column, or holds something that is not text.
@@ -71,6 +81,8 @@ def load_corpus(
         texts = TextStream(source, text_column)
     elif isinstance(source, TextStream):
         texts = source
+    elif isinstance(source, Iterator):
+        texts = TextStream(source)
     elif isinstance(source, Iterable) and not isinstance(source, Mapping | pd.DataFrame):  # their keys are no texts
         texts = list(source)
     else:

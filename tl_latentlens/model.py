@@ -7,9 +7,9 @@ does not share with 3.
 import hashlib
 import json
 import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tl_latentlens.plan import Prompts
 
 DEMO_MODEL = Path(__file__).parent / "data" / "demo_model"
 NO_TOKENIZER = hashlib.sha256(b"").hexdigest()  # stands for the vocabulary of a model without tokenizer
-_TOKENIZE_TEXTS = 4096  # texts handed to the tokenizer at once
+_TOKENIZE_CHARACTERS = 2**18  # of text handed to the tokenizer at once
 _RESIDUAL = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out|in|out)|hook_(pos_)?embed")
 
 
@@ -95,22 +95,33 @@ def tokenize(model: Any, texts: Iterable[str]) -> Prompts:
         raise InvalidInputError("the model has no tokenizer; give it one (model.set_tokenizer) to build a bank from text")
     before, after = _around_text(model)
     room = model.cfg.n_ctx - len(before) - len(after)
-    pieces: list[np.ndarray] = []
-    texts = iter(texts)
-    truncated = 0
-    while batch := list(islice(texts, _TOKENIZE_TEXTS)):
-        for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
+    buffer, lengths, truncated = array("i"), array("q"), 0
+    for batch in _in_batches(texts):
+        for ids in tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]:
+            kept = [*before, *ids[:room], *after]
+            buffer.fromlist(kept)
+            lengths.append(len(kept))
             truncated += len(ids) > room
-            pieces.append(np.array([*before, *ids[:room], *after], np.int32))
-    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    tokens = np.asarray(buffer, np.int32)
     starts = np.r_[0, np.cumsum(lengths)].astype(np.int64)
-    tokens = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
     special = np.zeros(len(tokens), bool)
     for place in range(len(before)):
         special[starts[:-1] + place] = True
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         special |= tokens == tokenizer.pad_token_id
     return Prompts(tokens, starts, special, truncated)
+
+
+def _in_batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text) + 1  # of empty texts there may be many too
+        if size >= _TOKENIZE_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _around_text(model: Any) -> tuple[list[int], list[int]]:

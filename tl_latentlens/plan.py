@@ -157,12 +157,15 @@ def _in_repeated_prompt(prompts: Prompts) -> Bool[np.ndarray, " tokens"]:
 def _sample_per_token(
     rows: Int[np.ndarray, " candidates"], tokens: Int[np.ndarray, " tokens"], cap: int, seed: int
 ) -> Int[np.ndarray, " rows"]:
-    shuffled = np.random.default_rng(seed).permutation(rows)
-    ordered = shuffled[np.argsort(tokens[shuffled], kind="stable")]
-    ids = tokens[ordered]
-    group_starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
-    rank = np.arange(len(ids)) - np.repeat(group_starts, np.diff(np.r_[group_starts, len(ids)]))
-    return np.sort(ordered[rank < cap])
+    """The first `cap` rows of each token id in a random order; shuffles `rows` itself."""
+    np.random.default_rng(seed).shuffle(rows)
+    rows = rows[np.argsort(tokens[rows], kind="stable")]
+    ids = tokens[rows]
+    kept = np.ones(len(ids), bool)
+    kept[cap:] = (
+        ids[cap:] != ids[:-cap]
+    )  # the ids are sorted: where the one `cap` places before is the same, so are all between
+    return np.sort(rows[kept])
 
 
 def block_starts(plan: Plan, target_tokens: int, max_rows: int) -> Int[np.ndarray, " blocks_and_end"]:
@@ -171,15 +174,14 @@ def block_starts(plan: Plan, target_tokens: int, max_rows: int) -> Int[np.ndarra
     A block closes with the prompt that brings it to `target_tokens` tokens to run or `max_rows` rows; a long prompt may
     exceed either on its own.
     """
-    prompts, first_row = np.unique(plan.row_prompts, return_index=True)
-    last_row = np.r_[first_row[1:], plan.n_rows] - 1
-    tokens_run = np.cumsum(plan.row_tokens[last_row] + 1 - plan.prompt_starts[prompts])
+    last_row = np.flatnonzero(np.r_[np.diff(plan.row_prompts) > 0, True])
+    tokens_run = np.cumsum(plan.row_tokens[last_row] + 1 - plan.prompt_starts[plan.row_prompts[last_row]])
     rows_kept = last_row + 1
     starts, tokens_before, rows_before = [0], 0, 0
     while rows_before < plan.n_rows:
         by_tokens = np.searchsorted(tokens_run, tokens_before + target_tokens)
         by_rows = np.searchsorted(rows_kept, rows_before + max_rows)
-        last = min(int(by_tokens), int(by_rows), len(prompts) - 1)
+        last = min(int(by_tokens), int(by_rows), len(last_row) - 1)
         tokens_before, rows_before = int(tokens_run[last]), int(rows_kept[last])
         starts.append(rows_before)
     return np.array(starts, np.int64)
