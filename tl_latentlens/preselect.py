@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+AtLeast = Callable[[Int[Tensor, " pairs"], Int[Tensor, " pairs"]], Float[Tensor, " pairs"]]
 GROUP = 16
 _SLACK = 4e-6  # float32 rounding of the codes' scales, lengths and products, all at most about 1
-_MANY = 8  # group hits a query in a chunk: from there on it pays to raise the threshold first
+_MANY = 2  # group hits a query in a chunk: from there on it pays to raise the threshold first,
+_LATER = 1.5  # and again when that many times as many rows have been seen
 
 
 def int8_is_fast(device: torch.device) -> bool:
@@ -22,6 +24,21 @@ def int8_is_fast(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
     return device.type == "cuda"
+
+
+class Scratch:
+    """Memory that is used again for each chunk: on a CPU, fresh memory costs more than the products that fill it."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Start with none."""
+        self._device = device
+        self._held: dict[torch.dtype, Tensor] = {}
+
+    def __call__(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """A [rows, columns] tensor with anything in it; the last one of the same dtype is overwritten."""
+        if dtype not in self._held or len(self._held[dtype]) < rows * columns:
+            self._held[dtype] = torch.empty(rows * columns, dtype=dtype, device=self._device)
+        return self._held[dtype][: rows * columns].view(rows, columns)
 
 
 @dataclass(frozen=True)
@@ -104,10 +121,12 @@ class Int8Codes:
         wide = torch.nn.functional.pad(codes, (0, self._codes.shape[1] - codes.shape[1], 0, -len(codes) % 8))
         return QueryCodes(wide.to(torch.int8).T, size, length, rest / size, offset)
 
-    def scores(self, queries: QueryCodes, first: int, last: int) -> Scores:
-        """Scores of rows `first` (a multiple of 16) to `last`."""
+    def scores(self, queries: QueryCodes, first: int, last: int, scratch: Scratch) -> Scores:
+        """Scores of rows `first` (a multiple of 16) to `last`, in scratch memory."""
         groups = slice(first // GROUP, _up(last, GROUP) // GROUP)
-        raw = torch._int_mm(self._codes[first : _up(last, GROUP)], queries.codes)  # pyright: ignore[reportPrivateImportUsage]
+        codes = self._codes[first : _up(last, GROUP)]
+        raw = scratch(len(codes), queries.codes.shape[1], torch.int32)
+        torch._int_mm(codes, queries.codes, out=raw)  # pyright: ignore[reportPrivateImportUsage]
         error = self._length[groups, None] * queries.rest + self._rest[groups, None] * queries.length + _SLACK / queries.size
         return Scores(raw[:, : len(queries.size)], self._scale[groups, None], error, queries.size, queries.offset)
 
@@ -120,11 +139,13 @@ class Candidates:
         rows: Row numbers of the pairs found, of which `queries` holds the query and `reach` the most their similarity can be.
     """
 
-    def __init__(self, k: int, n_queries: int, device: torch.device) -> None:
-        """Start with no candidate."""
+    def __init__(self, k: int, n_queries: int, at_least: AtLeast, device: torch.device) -> None:
+        """Start with no candidate; `at_least` gives a sharp lower bound on the similarity of pairs (rows, queries)."""
+        self._k, self._at_least = k, at_least
         self.threshold = torch.full((n_queries,), -torch.inf, device=device)
         self._best = torch.full((k, n_queries), -torch.inf, device=device)
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._raised = 0
         self.count = 0
 
     def add(
@@ -132,7 +153,6 @@ class Candidates:
         scores: Scores,
         first: int,
         last: int,
-        at_least: Callable[[Int[Tensor, " pairs"], Int[Tensor, " pairs"]], Float[Tensor, " pairs"]],
         *,
         most: float = 1.0,
         piece: int = 2**16,
@@ -143,7 +163,6 @@ class Candidates:
             scores: Of the rows `first` to `last`.
             first: Row number of the chunk's first row.
             last: Row number past the chunk's last row.
-            at_least: Gives a sharp lower bound on the similarity of pairs (rows, queries).
             most: Give up, and add nothing, where more than this share of the groups may reach it.
             piece: Groups to look into at once.
 
@@ -155,13 +174,14 @@ class Candidates:
         n_queries = highest.shape[1]
         reach = highest + scores.error
         hits = reach >= (self.threshold - scores.offset) / scores.unit
-        if int(hits.count_nonzero()) > _MANY * n_queries:
-            before = self._best
-            self._raise_threshold(members, highest, first, last, at_least)
+        n_hits = int(hits.count_nonzero())
+        due = n_hits > _MANY * n_queries and first >= _LATER * self._raised
+        if due or (n_hits > most * hits.numel() and first >= self._raised):  # a row must not count twice
+            self._raise_threshold(members, highest, first, last)
             hits = reach >= (self.threshold - scores.offset) / scores.unit
-            if int(hits.count_nonzero()) > most * hits.numel():
-                self._best = before  # the rows come again, and must not count twice
-                return False
+            n_hits = int(hits.count_nonzero())
+        if n_hits > most * hits.numel():
+            return False
         groups, queries = hits.nonzero(as_tuple=True)
         for group, query in zip(groups.split(piece), queries.split(piece), strict=True):
             error = scores.error.expand_as(reach)[group, query]
@@ -179,18 +199,37 @@ class Candidates:
         rows, queries, reach = (torch.cat(parts) for parts in zip(*self._parts, strict=True))
         self._parts, self.count = [], 0
         kept = reach >= self.threshold[queries]
+        rows, queries, reach = rows[kept], queries[kept], reach[kept]
+        foremost = reach >= kth(reach, queries, self._k, len(self.threshold))[queries]
+        known = self._at_least(rows[foremost], queries[foremost])
+        self.threshold = torch.maximum(self.threshold, kth(known, queries[foremost], self._k, len(self.threshold)))
+        kept = reach >= self.threshold[queries]
         return rows[kept], queries[kept]
 
-    def _raise_threshold(self, members: Tensor, highest: Tensor, first: int, last: int, at_least: Callable) -> None:
+    def _raise_threshold(self, members: Tensor, highest: Tensor, first: int, last: int) -> None:
         """Score the most promising row of the most promising groups exactly: k of them reach the k-th best of those."""
-        k, n_queries = self._best.shape
-        groups = highest.T.contiguous().topk(min(k, len(highest)), dim=-1).indices
-        queries = torch.arange(n_queries, device=groups.device)[:, None].expand_as(groups)
+        groups = highest.T.contiguous().topk(min(self._k, len(highest)), dim=-1).indices
+        queries = torch.arange(len(groups), device=groups.device)[:, None].expand_as(groups)
         rows = first + groups * GROUP + members[groups, :, queries].argmax(-1)
-        known = at_least(rows.clamp(max=last - 1).flatten(), queries.flatten()).view_as(rows)
+        known = self._at_least(rows.clamp(max=last - 1).flatten(), queries.flatten()).view_as(rows)
         known = torch.where(rows < last, known, -torch.inf)
-        self._best = torch.cat([self._best, known.T]).topk(k, dim=0).values
+        self._raised = last
+        self._best = torch.cat([self._best, known.T]).topk(self._k, dim=0).values
         self.threshold = torch.maximum(self.threshold, self._best[-1])
+
+
+def by_query(scores: Float[Tensor, " pairs"], of: Int[Tensor, " pairs"]) -> Int[Tensor, " pairs"]:
+    """The order that sorts pairs by query, then from the highest score down; equal ones stay as they stand."""
+    order = scores.argsort(descending=True, stable=True)
+    return order[of[order].argsort(stable=True)]
+
+
+def kth(scores: Float[Tensor, " pairs"], of: Int[Tensor, " pairs"], k: int, n_queries: int) -> Float[Tensor, " q"]:
+    """The k-th highest score of each query; -inf where it has fewer."""
+    counts = torch.bincount(of, minlength=n_queries)
+    last = counts.cumsum(0) - counts + k - 1
+    ordered = torch.nn.functional.pad(scores[by_query(scores, of)], (0, 1), value=-torch.inf)
+    return torch.where(counts >= k, ordered[last.clamp(max=len(scores))], -torch.inf)
 
 
 def _up(number: int, multiple: int) -> int:

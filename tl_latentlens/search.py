@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.preselect import GROUP, Candidates, Int8Codes, Scores, int8_is_fast
+from tl_latentlens.preselect import GROUP, Candidates, Int8Codes, Scores, Scratch, by_query, int8_is_fast, kth
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # Rows this near to length 1 are unit vectors rounded to their type, and are used as stored.
@@ -31,7 +31,8 @@ _LARGEST_TOLERANCE = max(_UNIT_TOLERANCE.values())
 _NOTHING_LEFT = 1e-6  # of a row's length: what is less than that after centring is rounding
 _FEW_ROWS = 4096  # not worth codes of their own
 _TOO_MANY = 0.125  # of a chunk's groups left over by int8: a float32 pass over the chunk costs less than scoring them
-_CPU_CHUNK = 2**26  # working memory whose scores, a sixteenth of it, stay in a CPU's caches
+_CPU_CHUNK = 2**27  # working memory whose scores, a sixteenth of it, stay in a CPU's caches
+_CPU_PAIRS = 2**16  # numbers of rows to multiply with queries at once, so that they too stay there
 _QUERIES = (256, 4096)  # searched at once on a CPU, on a GPU
 
 
@@ -172,27 +173,27 @@ class VectorSearch:
         return TopK(similarities.reshape(*units.shape[:-1], k), rows.reshape(*units.shape[:-1], k))
 
     def _search(self, queries: Float[Tensor, "q d"], k: int) -> TopK:
-        found = Candidates(k, len(queries), self.device)
+        def at_least(rows: Int[Tensor, " pairs"], of: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+            return self._scores(queries, rows, of, torch.float32) - self._float32_error
+
+        found = Candidates(k, len(queries), at_least, self.device)
         best = TopK(
             torch.full((len(queries), k), -torch.inf, device=self.device),
             torch.full((len(queries), k), len(self), device=self.device),
         )
         codes, most_pairs, piece = self._codes, self.memory_budget // 512, max(1, self.memory_budget // 2**14)
         encoded = None if codes is None else codes.encode(queries)
-
-        def at_least(rows: Tensor, of: Tensor) -> Tensor:
-            return self._scores(queries, rows, of, torch.float32) - self._float32_error
-
-        whole = [(0, len(self))] if codes is None else self._spans(0, len(self), 64 * len(queries))
-        for first, last in whole:
+        scratch = Scratch(self.device)
+        spans = [(0, len(self))] if codes is None else self._spans(0, len(self), 64 * len(queries))
+        for first, last in spans:
             if codes is not None and encoded is not None:
-                scores = codes.scores(encoded, first, last)
-                if found.add(scores, first, last, at_least, most=_TOO_MANY, piece=piece):
+                scores = codes.scores(encoded, first, last, scratch)
+                if found.add(scores, first, last, most=_TOO_MANY, piece=piece):
                     if found.count > most_pairs:
                         best = self._settle(queries, found, best)
                     continue
             for start, end, part in self._parts(first, last, len(queries)):
-                found.add(self._float_scores(queries, part, start, end), start, end, at_least, piece=piece)
+                found.add(self._float_scores(queries, part, start, end, scratch), start, end, piece=piece)
                 if found.count > most_pairs:
                     best = self._settle(queries, found, best)
         return self._settle(queries, found, best) if found.count else best
@@ -202,7 +203,7 @@ class VectorSearch:
         n_queries, k = best.rows.shape
         rows, of = found.take()
         scores, error = self._scores(queries, rows, of, torch.float32), self._float32_error
-        kept = scores >= torch.maximum(_kth(scores, of, k, n_queries) - 2 * error, found.threshold - error)[of]
+        kept = scores >= torch.maximum(kth(scores, of, k, n_queries) - 2 * error, found.threshold - error)[of]
         rows, of = rows[kept], of[kept]
         exact = self._scores(queries, rows, of, torch.float64)
         known = best.rows < len(self)
@@ -220,19 +221,22 @@ class VectorSearch:
         scores = torch.empty(len(rows), device=self.device)
         if not self._as_stored:
             dtype = torch.float64
-        step = max(1, self.memory_budget // (32 * self.d))
+        step = max(1, min(self.memory_budget // 32, _CPU_PAIRS if self.device.type == "cpu" else 2**62) // self.d)
         for at in range(0, len(rows), step):
             pairs = slice(at, at + step)
             # A product and a sum over the same d for each pair: unlike a matrix product, equal rows give equal bits.
-            products = self._compared(rows[pairs], dtype).mul_(queries[of[pairs]])
+            products = self._compared(rows[pairs], dtype).mul_(queries.index_select(0, of[pairs]))
             part = products.sum(-1)
             scores[pairs] = part if self._scale is None else part * self._scale[rows[pairs]]
         return scores
 
     def _compared(self, rows: Any, dtype: torch.dtype) -> Float[Tensor, "rows d"]:
         """Rows as they are compared, but for their length."""
-        at = rows if isinstance(rows, slice) else rows.to(self._vectors.device)
-        exact = self._vectors[at].to(self.device).to(dtype)
+        if isinstance(rows, slice):
+            chosen = self._vectors[rows]
+        else:
+            chosen = self._vectors.index_select(0, rows.to(self._vectors.device))
+        exact = chosen.to(self.device).to(dtype)
         if self._remove_means:
             exact = exact - exact.mean(-1, keepdim=True)
         return exact if self._center is None else exact - self._center
@@ -282,9 +286,13 @@ class VectorSearch:
                 part.record_stream(torch.cuda.current_stream(self.device))
                 yield *span, part
 
-    def _float_scores(self, queries: Float[Tensor, "q d"], part: Float[Tensor, "rows d"], first: int, last: int) -> Scores:
+    def _float_scores(
+        self, queries: Float[Tensor, "q d"], part: Float[Tensor, "rows d"], first: int, last: int, scratch: Scratch
+    ) -> Scores:
+        if part.dtype != self._float_pass:
+            part = scratch(len(part), self.d, self._float_pass).copy_(part)
         with _full_accumulation():
-            raw = (part.to(self._float_pass) @ queries.to(self._float_pass).T).float()
+            raw = (part @ queries.to(self._float_pass).T).float()
         if self._center is not None:
             raw -= (queries.double() @ self._center).float()
         if self._scale is not None:
@@ -349,24 +357,10 @@ def _full_accumulation() -> Iterator[None]:
         flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction = before
 
 
-def _by_query(scores: Float[Tensor, " pairs"], of: Int[Tensor, " pairs"]) -> Int[Tensor, " pairs"]:
-    """The order that sorts pairs by query, then from the highest score down; equal ones stay as they stand."""
-    order = scores.argsort(descending=True, stable=True)
-    return order[of[order].argsort(stable=True)]
-
-
-def _kth(scores: Float[Tensor, " pairs"], of: Int[Tensor, " pairs"], k: int, n_queries: int) -> Float[Tensor, " q"]:
-    """The k-th highest score of each query; -inf where it has fewer."""
-    counts = torch.bincount(of, minlength=n_queries)
-    last = counts.cumsum(0) - counts + k - 1
-    ordered = torch.nn.functional.pad(scores[_by_query(scores, of)], (0, 1), value=-torch.inf)
-    return torch.where(counts >= k, ordered[last.clamp(max=len(scores))], -torch.inf)
-
-
 def _rank(exact: Float[Tensor, " pairs"], rows: Int[Tensor, " pairs"], of: Int[Tensor, " pairs"], like: TopK) -> TopK:
     """The k highest of each query, ties in ascending row order, in the shape of `like`; row n where there are fewer."""
     by_row = rows.argsort()
-    order = by_row[_by_query(exact[by_row], of[by_row])]
+    order = by_row[by_query(exact[by_row], of[by_row])]
     counts = torch.bincount(of, minlength=len(like.rows))
     place = torch.arange(len(of), device=of.device) - (counts.cumsum(0) - counts)[of[order]]
     kept = place < like.rows.shape[1]
