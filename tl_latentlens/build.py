@@ -49,8 +49,8 @@ def build_bank(
         dtype: How vectors are stored: "float16", "bfloat16" or "float32".
         seed: Seed of that sample.
         progress: Show a progress bar with tokens/s and the time left.
-        batch_tokens: Most tokens of one batch, padding included; None: 1024 on the CPU, where more fall out of its caches, 16384 on a
-            GPU.
+        batch_tokens: Most tokens of one batch, padding included; None: 1024 on the CPU (more fall out of its
+            caches), 16384 on a GPU.
 
     Raises:
         UnknownHookError: A hook name the model does not have.
