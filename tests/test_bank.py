@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from tl_latentlens import bank_head
-from tl_latentlens.bank import Bank
+from tl_latentlens import bank_create, bank_head
+from tl_latentlens.bank import Bank, Row
 from tl_latentlens.bank_format import Fingerprint, ModelInfo, ModelRecord, partial_path
 from tl_latentlens.bank_head import Stored, read_head
 from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError, UnknownHookError
@@ -64,7 +64,10 @@ def write_bank(
     known = Fingerprint(((BOS, 1, 2), (BOS,)), {name: array[:4] for name, array in acts.items()})
     record = ModelRecord(INFO, {name: array.shape[1] for name, array in acts.items()}, known, TOKEN_BYTES, (BOS,))
     kind = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
-    with BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=1) as writer:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bank_create, "_BLOCK_BATCHES", 8)
+        writer = BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=1)
+    with writer:
         for batch in writer.batches():
             for name, array in acts.items():
                 rows = torch.from_numpy(array[batch.rows])
@@ -250,6 +253,18 @@ def test_context(made: Bank, row: int, kwargs: dict[str, Any], expected: str) ->
 def test_context_of_a_blank_token_is_the_text_itself(made: Bank, row: int) -> None:
     context = made.row(row).context(width=100)
     assert context.replace("«", "").replace("»", "").strip() == made.row(row).prompt_text.replace("\n", " ").strip()
+
+
+@pytest.mark.parametrize("width", [0, 1, 5, 40, 500])
+def test_context_of_a_long_prompt_is_cut_from_its_whole_text(made: Bank, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """Only the tokens near a row are looked at; many of these are parts of characters, or no text."""
+    ids = random.Random(0).choices([BOS, 1, 2, 4, 5, 7, 8], [3, 1, 1, 9, 9, 1, 1], k=600)
+    monkeypatch.setattr(made, "_prompt", lambda _: np.array(ids, np.int32))
+    for at in [*range(0, 600, 41), 599]:
+        before, after = made.text(ids[:at]), made.text(ids[at + 1 :])
+        start, end = ("…" * (len(text) > width) for text in (before, after))
+        expected = f"{start}{before[max(0, len(before) - width) :]}[x]{after[:width]}{end}".strip()
+        assert Row(0, 1, "x", at, 0, made).context(width, ("[", "]")) == expected
 
 
 @pytest.mark.parametrize("row", [-1, 10, 10**12])
