@@ -8,7 +8,7 @@ import typer
 
 from benchmarks.measure import Settings, environment
 
-BENCHMARKS = ("planning", "build", "checking")
+BENCHMARKS = ("planning", "build", "checking", "opening")
 
 
 def main(

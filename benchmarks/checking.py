@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import tl_latentlens as tll
 from benchmarks.measure import Settings, alternate, table
 from tl_latentlens.bank_format import Fingerprint, ModelInfo, ModelRecord
+from tl_latentlens.plan import Prompts
 
 HOOK_NAMES = [f"blocks.{layer}.hook_resid_post" for layer in (3, 6, 9)]
 INFO = ModelInfo("random", "none", 12, 768, 50257, 1024, "float32", False, "0" * 64)
@@ -28,29 +30,31 @@ def run(settings: Settings) -> str:
             "`ContextualIndex(bank)`": lambda: tll.ContextualIndex(path, device="cpu"),
         }
         warm = alternate(calls, settings.repeats)
-        cold = alternate(calls, settings.repeats, before=lambda: _forget(path))
+        cold = alternate(calls, settings.repeats, before=lambda: forget(path))
     rows = [{"what": name, "in memory": warm[name], "from disk": cold[name]} for name in calls]
     reading = f"{size / warm[rows[-1]['what']].median / 1e9:,.1f} GB/s"
     return f"## Checking a bank of {size / 1e6:,.0f} MB\n\n{table(rows)}\n\nReading and checking in memory: {reading}."
 
 
-def make_bank(path: Path, n_rows: int) -> None:
-    """A bank of random unit vectors, in prompts of 32 tokens."""
+def make_bank(path: Path, n_rows: int, hook_names: Sequence[str] = HOOK_NAMES, d_model: int = D_MODEL) -> None:
+    """A bank of random unit vectors, in prompts of 32 tokens; each batch has those of the last with their numbers shifted."""
     rng = np.random.default_rng(0)
-    tokens = rng.integers(1, 50257, (n_rows // 32, 32))
+    tokens = rng.integers(1, 50257, (n_rows // 32, 32), dtype=np.int32)
     tokens[:, 0] = np.arange(len(tokens))  # so that no two prompts share a prefix
-    plan = tll.make_plan(tll.prompts_from_lists(tokens.tolist()), tll.PlanSettings(None))
+    starts = np.arange(0, tokens.size + 1, 32)
+    plan = tll.make_plan(Prompts(tokens.ravel(), starts, np.zeros(tokens.size, bool)), tll.PlanSettings(None))
     texts = {int(i): str(i).encode() for i in np.unique(tokens)}
-    known = Fingerprint(((1, 2),), {name: np.ones((2, D_MODEL), np.float32) for name in HOOK_NAMES})
-    record = ModelRecord(INFO, dict.fromkeys(HOOK_NAMES, D_MODEL), known, texts)
+    known = Fingerprint(((1, 2),), {name: np.ones((2, d_model), np.float32) for name in hook_names})
+    record = ModelRecord(INFO, dict.fromkeys(hook_names, d_model), known, texts)
     with tll.BankWriter.create(path, plan, record) as writer:
+        vectors = torch.nn.functional.normalize(torch.randn(writer.batch_tokens, d_model), dim=-1).half()
         for batch in writer.batches():
-            vectors = torch.nn.functional.normalize(torch.randn(len(batch.rows), D_MODEL), dim=-1).half()
-            for name in HOOK_NAMES:
-                writer.write(name, batch, vectors, torch.ones(len(batch.rows)))
+            vectors = vectors.roll(1, -1)
+            for name in hook_names:
+                writer.write(name, batch, vectors[: len(batch.rows)], torch.ones(len(batch.rows)))
 
 
-def _forget(path: Path) -> None:
+def forget(path: Path) -> None:
     """Drop a file from the system's cache."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -115,7 +115,7 @@ def _timed(call: Callable[[], Any]) -> tuple[float, int, int]:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         on_device = torch.cuda.memory_allocated()
-    before = _reset_peak()
+    before = reset_peak()
     start = time.perf_counter()
     result = call()
     if cuda:
@@ -126,7 +126,7 @@ def _timed(call: Callable[[], Any]) -> tuple[float, int, int]:
     return seconds, peak_memory() - before, torch.cuda.max_memory_allocated() - on_device if cuda else 0
 
 
-def _reset_peak() -> int:
+def reset_peak() -> int:
     """Let the peak begin anew where the system can (Linux); what is resident now, in bytes."""
     if sys.platform != "linux":
         return peak_memory()

@@ -1,12 +1,13 @@
 """The bank file, read: open, look up rows, map vectors, verify. `writer` fills it, `bank_layout` knows what stands where."""
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
 from tl_latentlens.bank_format import Fingerprint, ModelInfo, partial_path
@@ -38,13 +39,22 @@ class Row:
 
     def context(self, width: int = 80, marks: tuple[str, str] = ("«", "»")) -> str:
         """The text around the token, at most `width` characters to each side, the token between `marks`."""
-        ids = self.bank.prompt(self.prompt_index)
-        before, after = self.bank.text(ids[: self.position]), self.bank.text(ids[self.position + 1 :])
+        before, after = self._around(width + 4)
         bare = self.token.lstrip()
         lead = self.token[: len(self.token) - len(bare)] if bare else ""
         before = before if len(before) <= width else "…" + before[len(before) - width :]
         after = after if len(after) <= width else after[:width] + "…"
         return f"{before}{lead}{marks[0]}{bare or self.token}{marks[1]}{after}".replace("\n", " ").strip()
+
+    def _around(self, near: int) -> tuple[str, str]:
+        """The text to each side: all of it, or at least `near` characters, the outermost 3 of which a cut may have spoilt."""
+        ids, at, text = self.bank._prompt(self.prompt_index), self.position, self.bank.text
+        before, after = text(ids[max(0, at - near) : at].tolist()), text(ids[at + 1 : at + 1 + near].tolist())
+        if at > near and len(before) < near:  # tokens that are parts of characters, or no text
+            before = text(ids[:at].tolist())
+        if len(ids) > at + 1 + near and len(after) < near:
+            after = text(ids[at + 1 :].tolist())
+        return before, after
 
 
 class Bank:
@@ -159,24 +169,28 @@ class Bank:
         row = int(row)
         if not 0 <= row < self.n_rows:
             raise InvalidInputError(f"got row {row}; the bank has rows 0 to {self.n_rows - 1}")
-        at = int(self.plan.row_tokens[row])
-        prompt = int(np.searchsorted(self.plan.prompt_starts, at, side="right")) - 1
-        token = int(self.plan.tokens[at])
-        return Row(row, token, self.token_string(token), at - int(self.plan.prompt_starts[prompt]), prompt, self)
+        plan = self.plan
+        at = plan.row_tokens.item(row)
+        prompt = int(plan.prompt_starts.searchsorted(at, "right")) - 1
+        token = plan.tokens.item(at)
+        return Row(row, token, self.token_string(token), at - plan.prompt_starts.item(prompt), prompt, self)
 
     def prompt(self, prompt_index: int) -> list[int]:
         """Token ids of a prompt, BOS included."""
-        start, end = self.plan.prompt_starts[prompt_index : prompt_index + 2]
-        return self.plan.tokens[start:end].tolist()
+        return self._prompt(prompt_index).tolist()
+
+    def _prompt(self, prompt_index: int) -> Int[np.ndarray, " pos"]:
+        plan = self.plan
+        start, end = plan.prompt_starts[prompt_index : prompt_index + 2].tolist()
+        return plan.tokens[start:end]
 
     def token_string(self, token_id: int) -> str:
         """The text of one token; bytes that are no whole character show as the replacement character."""
-        return self._bytes_of(token_id).decode("utf-8", errors="replace")
+        return self._token_bytes[token_id].decode("utf-8", errors="replace")
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The text of tokens in sequence, special tokens left out."""
-        special = self._special_ids
-        return b"".join(self._bytes_of(i) for i in token_ids if i not in special).decode("utf-8", errors="replace")
+        return b"".join(map(self._plain_bytes.__getitem__, token_ids)).decode("utf-8", errors="replace")
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -210,21 +224,29 @@ class Bank:
         return self.layout.blocks()
 
     @cached_property
-    def _token_bytes(self) -> dict[int, bytes]:
-        ids, starts = self.layout.map("token_ids").tolist(), self.layout.map("token_byte_starts").tolist()
-        blob = self.layout.map("token_bytes").tobytes()
-        return {i: blob[a:b] for i, a, b in zip(ids, starts[:-1], starts[1:], strict=True)}
+    def _token_bytes(self) -> "_TokenBytes":
+        return _TokenBytes(self.layout)
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        return frozenset(self.layout.attributes.special_ids)
-
-    def _bytes_of(self, token_id: int) -> bytes:
-        try:
-            return self._token_bytes[token_id]
-        except KeyError:
-            raise BankCorruptError(f"{self.path} holds no text for token id {token_id}; rebuild it") from None
+    def _plain_bytes(self) -> "_TokenBytes":
+        return _TokenBytes(self.layout, without=self.layout.attributes.special_ids)
 
     def _require(self, hook_name: str) -> None:
         if hook_name not in self.layout.widths:
             raise UnknownHookError(f"the bank {self.path} has no hook name {hook_name!r}; it has {list(self.hook_names)}")
+
+
+class _TokenBytes(dict[int, bytes]):
+    """Token id → the bytes of its text, read when first asked for: vocabularies are large, and few tokens are looked at."""
+
+    def __init__(self, layout: Layout, without: Iterable[int] = ()) -> None:
+        super().__init__(dict.fromkeys(without, b""))
+        self._layout = layout
+
+    def __missing__(self, token_id: int) -> bytes:
+        ids, starts, blob = (self._layout.map(name) for name in ("token_ids", "token_byte_starts", "token_bytes"))
+        at = bisect_left(ids, token_id)
+        if at == len(ids) or ids[at] != token_id:
+            raise BankCorruptError(f"{self._layout.path} holds no text for token id {token_id}; rebuild it")
+        self[token_id] = blob[starts[at] : starts[at + 1]].tobytes()
+        return self[token_id]

@@ -20,7 +20,7 @@ from tl_latentlens.errors import BankCorruptError, BankError
 
 _START = re.compile(rb'\{"format": "%s", "version": ([1-9]\d{0,8}), "size": (\d{1,9}), ' % FORMAT.encode())
 _SMALLEST, _LARGEST = 1 << 13, 1 << 24  # the largest holds some 8,000 hook names
-_HASH_BYTES = 1 << 24
+_HASH_BYTES = 1 << 18  # hashed while they are in the processor's cache
 _PAYLOAD = ("vectors", "norms")  # of each hook name: under block checksums, all the rest under the digest
 
 

@@ -1,6 +1,7 @@
 """A bank (or several of one model) made searchable on a device: which rows, which hook names, which transform."""
 
 import warnings
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -48,14 +49,14 @@ class SearchResult:
         return flat[0] if self.rows.ndim == 1 else flat
 
     @cached_property
-    def _on_host(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.rows.cpu(), self.hook_ids.cpu(), self.similarities.cpu()
+    def _on_host(self) -> list[np.ndarray]:
+        k = self.rows.shape[-1]
+        return [part.reshape(-1, k).cpu().numpy() for part in (self.rows, self.hook_ids, self.similarities)]
 
     def neighbors_of(self, query: int) -> list[Neighbor]:
         """Neighbors of one query, counted over the flattened leading shape."""
-        k = self.rows.shape[-1]
-        rows, hooks, similarities = (part.reshape(-1, k)[query].tolist() for part in self._on_host)
-        return [self.index.neighbor(*found) for found in zip(rows, hooks, similarities, strict=True)]
+        found = (part[query].tolist() for part in self._on_host)
+        return [self.index.neighbor(*one) for one in zip(*found, strict=True)]
 
 
 class ContextualIndex:
@@ -192,8 +193,9 @@ class ContextualIndex:
         """The contextual token of a row of the index."""
         if not 0 <= row < self.n_rows:
             raise InvalidInputError(f"got row {row}; the index has rows 0 to {self.n_rows - 1}")
-        bank = max((b for b in range(len(self.banks)) if self._first_rows[b] <= row), key=lambda b: self._first_rows[b])
-        return self.banks[bank].row(row - self._first_rows[bank])
+        starts, banks = self._banks_by_row
+        at = bisect_right(starts, row) - 1
+        return banks[at].row(row - starts[at])
 
     def neighbor(self, row: int, hook_id: int, similarity: float) -> Neighbor:
         """The text of one found row."""
@@ -235,6 +237,13 @@ class ContextualIndex:
             if hook_name in bank.hook_names:
                 having.setdefault(first, bank)
         return sorted(having.items())
+
+    @cached_property
+    def _banks_by_row(self) -> tuple[list[int], list[Bank]]:
+        """The first rows, ascending, and the bank of each; of banks with the same rows, the first."""
+        banks = dict(reversed(list(zip(self._first_rows, self.banks, strict=True))))
+        starts = sorted(banks)
+        return starts, [banks[start] for start in starts]
 
     def _mean(self, hook_name: str) -> Float[Tensor, " d"]:
         """Mean of a hook name's unit vectors over all banks that have it, weighted by their rows."""
