@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,18 @@ class WrongResultError(Exception):
 
 @dataclass(frozen=True)
 class Measured:
-    """What a contestant returns that ran in another process and was measured there."""
+    """One run. A contestant that ran in another process returns what was measured there.
+
+    Attributes:
+        seconds: Wall-clock time.
+        peak_bytes: Most resident memory above what the process had before.
+        peak_device_bytes: The same for CUDA memory; 0 without CUDA.
+        result: What the call returned.
+    """
 
     seconds: float
     peak_bytes: int
+    peak_device_bytes: int = 0
     result: Any = None
 
 
@@ -61,8 +69,7 @@ class Timing:
 
     Attributes:
         seconds: Wall-clock time of each run.
-        peak_bytes: Most resident memory that a run took above what the process had before it.
-        peak_device_bytes: The same for CUDA memory; 0 without CUDA.
+        peak_bytes, peak_device_bytes: The most of all runs, as in `Measured`.
         result: What the run to warm up returned.
     """
 
@@ -93,21 +100,21 @@ def alternate(
         before: Called before each timed run, untimed.
     """
     results = {name: call() for name, call in contestants.items()}
-    runs: dict[str, list[tuple[float, int, int]]] = {name: [] for name in contestants}
+    runs: dict[str, list[Measured]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, call in contestants.items():
             before()
-            runs[name].append(_timed(call))
+            runs[name].append(replace(measured(call), result=None))
     timings = {}
     for name, result in results.items():
-        seconds, peaks, device_peaks = zip(*runs[name], strict=True)
-        kept = result.result if isinstance(result, Measured) else result
-        timings[name] = Timing(seconds, max(peaks), max(device_peaks), kept)
+        seconds = tuple(run.seconds for run in runs[name])
+        peak, device_peak = (max(getattr(run, field) for run in runs[name]) for field in ("peak_bytes", "peak_device_bytes"))
+        timings[name] = Timing(seconds, peak, device_peak, result.result if isinstance(result, Measured) else result)
     return timings
 
 
-def _timed(call: Callable[[], Any]) -> tuple[float, int, int]:
-    """Seconds, and peak bytes above the start in memory and on the GPU."""
+def measured(call: Callable[[], Any]) -> Measured:
+    """Run once, with peak memory above what there was at the start."""
     gc.collect()
     cuda = torch.cuda.is_available()
     on_device = 0
@@ -122,8 +129,8 @@ def _timed(call: Callable[[], Any]) -> tuple[float, int, int]:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     if isinstance(result, Measured):
-        return result.seconds, result.peak_bytes, 0
-    return seconds, peak_memory() - before, torch.cuda.max_memory_allocated() - on_device if cuda else 0
+        return result
+    return Measured(seconds, peak_memory() - before, torch.cuda.max_memory_allocated() - on_device if cuda else 0, result)
 
 
 def reset_peak() -> int:

@@ -1,0 +1,197 @@
+"""What a build costs beside the model's own work, and against latentlens."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import tl_latentlens as tll
+from benchmarks.measure import Measured, Settings, Timing, WrongResultError, alternate, megabytes, table
+from tl_latentlens.build import record_model
+from tl_latentlens.loading import load_model
+from tl_latentlens.model import DEMO_MODEL, run_hooked
+from tl_latentlens.writer import Batch
+
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}  # bfloat16, dense, SXM
+SHAPES: dict[str, dict[str, int]] = {  # Llama models of random weights
+    "llama-8b-shape": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+    },
+    "llama-tiny-shape": {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 4096,
+        "max_position_embeddings": 512,
+    },
+}
+CAP = 50  # rows per token
+
+
+def run(settings: Settings) -> str:
+    """Tables for the first 2,000 texts of the corpus, or 20,000 where large."""
+    model = load(settings)
+    texts = list(islice(tll.load_corpus(settings.corpus), 20_000 if settings.large else 2_000))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bank.h5"
+
+        def build() -> None:
+            path.unlink(missing_ok=True)
+            tll.build_bank(model, texts, path, max_rows_per_token=CAP, progress=False)
+
+        build()
+        with tll.Bank.open(path) as bank:
+            check(model, bank)
+            names, n_rows = list(bank.hook_names), bank.n_rows
+            batch_tokens = bank.layout.attributes.batch_tokens
+        batches = batches_of(model, texts, Path(folder) / "batches.h5", names, batch_tokens)
+        n_tokens = sum(batch.n_tokens for batch in batches)
+        contestants: dict[str, Callable[[], Any]] = {
+            "bare forward": lambda: forward(model, batches, names[-1]),
+            "`build_bank`": build,
+            "of it, planning": lambda: tll.plan_corpus(model, texts, max_rows_per_token=CAP),
+        }
+        with peer(settings, texts, len(names), folder) as other:
+            if other is not None:
+                contestants["latentlens"] = other
+            timings = alternate(contestants, settings.repeats)
+    head = f"## Building a bank: {len(texts):,} texts, {n_tokens:,} tokens to run, {n_rows:,} rows × {len(names)} hook names"
+    padded = sum(batch.tokens.numel() for batch in batches) / n_tokens - 1
+    notes = [f"Padding: {padded:.1%} of the tokens, in the bare forward pass too."]
+    if "latentlens" in timings:
+        notes.append(f"latentlens keeps {timings['latentlens'].result:,} rows a layer.")
+    elif settings.model == "demo":
+        notes.append("latentlens is not installed: no comparison (--peer-python).")
+    return "\n\n".join([head, table(rows_of(timings, settings, model, names, n_tokens)), " ".join(notes)])
+
+
+def rows_of(
+    timings: dict[str, Timing], settings: Settings, model: Any, names: list[str], n_tokens: int
+) -> list[dict[str, Any]]:
+    """One row of the table for each contestant."""
+    rows = []
+    peak_flops = settings.peak_flops or known_peak(settings.device)
+    for name, timing in timings.items():
+        row: dict[str, Any] = {
+            "what": name,
+            "time": timing,
+            "of bare forward": f"{timing.median / timings['bare forward'].median:.3f}",
+            "peak memory": megabytes(timing.peak_bytes),
+        }
+        if settings.device != "cpu":
+            row["peak GPU memory"] = megabytes(timing.peak_device_bytes)
+        if peak_flops is not None:
+            used = 2 * parameters(model, names) * n_tokens / timing.median / peak_flops
+            row["MFU"] = "" if name == "of it, planning" else f"{used:.1%}"
+        rows.append(row)
+    return rows
+
+
+def load(settings: Settings) -> Any:
+    """The embedded model, one by name, or a Llama of random weights in bfloat16 with the embedded model's tokenizer."""
+    if settings.model not in SHAPES:
+        return load_model(settings.model, device=settings.device)
+    import transformers
+    from transformer_lens.model_bridge import TransformerBridge
+
+    config = transformers.LlamaConfig(**SHAPES[settings.model], architectures=["LlamaForCausalLM"])  # pyright: ignore
+    torch.manual_seed(0)
+    with torch.device(settings.device):
+        hf_model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO_MODEL)
+    bridge = TransformerBridge.boot_transformers(
+        settings.model, hf_model=hf_model, tokenizer=tokenizer, device=settings.device, dtype=torch.bfloat16
+    )
+    return bridge.eval()
+
+
+def batches_of(model: Any, texts: list[str], path: Path, names: list[str], batch_tokens: int) -> list[Batch]:
+    """The batches that a build runs, on the model's device."""
+    plan = tll.plan_corpus(model, texts, max_rows_per_token=CAP)
+    with tll.BankWriter.create(path, plan, record_model(model, plan, names), batch_tokens=batch_tokens) as writer:
+        return list(writer.batches(next(model.parameters()).device))
+
+
+def forward(model: Any, batches: list[Batch], last: str) -> None:
+    """Run the model up to the last banked layer and keep nothing."""
+    for batch in batches:
+        run_hooked(model, batch.tokens, batch.attention_mask, [(last, lambda activation, hook: None)])
+
+
+def check(model: Any, bank: tll.Bank) -> None:
+    """Compare the rows of a few prompts, spread over the bank, with the model's activations for each prompt alone.
+
+    Raises:
+        WrongResultError: They differ by more than padding and rounding do.
+    """
+    plan, seen = bank.plan, {}
+    tolerance = 1e-3 if bank.model_info.dtype == "float32" else 5e-2
+    hooks = [
+        (name, lambda activation, hook, name=name: seen.update({name: activation[0].flatten(1)})) for name in bank.hook_names
+    ]
+    for row in np.linspace(0, bank.n_rows - 1, 20).astype(int):
+        at, start = plan.row_tokens[row], plan.prompt_starts[plan.row_prompts[row]]
+        tokens = torch.tensor(plan.tokens[start : at + 1][None].astype(np.int64), device=next(model.parameters()).device)
+        run_hooked(model, tokens, None, hooks)
+        for name in bank.hook_names:
+            expected = torch.nn.functional.normalize(seen[name][-1].float(), dim=0).cpu().numpy()
+            if np.linalg.norm(bank.vectors(name)[row].astype(np.float32) - expected) > tolerance:
+                raise WrongResultError(f"row {row} of {name} is not what the model gives for its prompt")
+
+
+def parameters(model: Any, names: list[str]) -> int:
+    """Those that a token meets: of the blocks up to the last banked one, without embedding."""
+    n_layers = max(int(name.split(".")[1]) for name in names) + 1
+    return sum(p.numel() for block in list(model.blocks)[:n_layers] for p in block.parameters())
+
+
+def known_peak(device: str) -> float | None:
+    """The most operations a second that a GPU can do, where we know."""
+    name = torch.cuda.get_device_name() if device != "cpu" else ""
+    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+
+
+@contextmanager
+def peer(settings: Settings, texts: list[str], n_layers: int, folder: str) -> Iterator[Callable[[], Measured] | None]:
+    """Builds by latentlens, of the same weights, texts and layers, in a process of its own; None where it is missing.
+
+    Its layer i is our `blocks.{i - 1}.hook_resid_post`, but for the last, which it takes behind the final norm.
+    """
+    if settings.model != "demo" or (settings.peer_python is None and find_spec("latentlens") is None):
+        yield None
+        return
+    corpus = Path(folder) / "texts.json"
+    corpus.write_text(json.dumps(texts))
+    layers = ",".join(map(str, range(1, n_layers + 1)))
+    command = [settings.peer_python or sys.executable, "-m", "benchmarks.peer_latentlens", str(DEMO_MODEL), str(corpus), layers]
+    command += [str(CAP), str(torch.get_num_threads()), str(Path(folder) / "peer")]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        requests, answers = process.stdin, process.stdout
+
+        def build() -> Measured:
+            requests.write("build\n")
+            requests.flush()
+            return Measured(**json.loads(answers.readline()))
+
+        yield build
+        requests.close()
