@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tl_latentlens import search as search_module
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.preselect import GROUP
+from tl_latentlens.preselect import GROUP, Int8Codes, Scratch
 from tl_latentlens.search import DTYPES, TopK, VectorSearch
 
 STORAGE = [torch.float16, torch.bfloat16, torch.float32]
@@ -130,6 +131,64 @@ def test_any_search_equals_the_brute_force(
     found = VectorSearch(vectors, "cpu", dtype, center=center, memory_budget=budget).top_k(queries, k)
     assert found.rows.shape == (q, min(k, n))
     check(found, compared_rows(vectors, center), queries, k)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", PASSES)
+def test_threads_that_share_the_rows_find_the_same(kind: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "_WORTH_THREADS", 0)
+    monkeypatch.setattr(search_module, "_CPU_CHUNK", 2**13)
+    rng = np.random.default_rng(30)
+    rows = unit(make_rows(kind, 2000, 24, rng))
+    vectors = torch.from_numpy(rows).half()
+    queries = make_queries(40, rows, rng)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = VectorSearch(vectors, "cpu", dtype, memory_budget=2**20).top_k(queries, 7)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    check(found, compared_rows(vectors), queries, 7)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "outliers"])
+@pytest.mark.parametrize("away", [0.0, 3.0])
+def test_int8_scores_are_off_by_no_more_than_they_say(kind: str, away: float) -> None:
+    rng = np.random.default_rng(31)
+    rows = make_rows(kind, 500, 40, rng) + away
+    if kind == "outliers":  # dimensions that are as large as all others together, as some models have
+        rows[:, 7] *= 40
+        rows[::3, 21] *= -25
+    rows, queries = (torch.from_numpy(unit(part)).float() for part in (rows, make_queries(9, rows, rng).numpy()))
+    codes = Int8Codes(500, rows[:90].mean(0))
+    codes.put(0, rows[:304])
+    codes.put(304, rows[304:])
+    scores = codes.scores(codes.encode(queries), 16, 500, Scratch(torch.device("cpu")))
+    exact = (rows[16:].double() @ queries.double().T).float()
+    group, query = (torch.arange(484) // GROUP)[:, None].expand(-1, 9), torch.arange(9).expand(484, -1)
+    reach = scores.reach(scores.raw[:484].flatten(), group.flatten(), query.flatten()).view_as(exact)
+    error = (scores.group_error @ scores.query_error)[group, query] * scores.unit
+    assert (exact <= reach).all()
+    assert (exact >= reach - 2 * error - 1e-6).all()
+    for threshold in (0.3, 0.9):
+        least = scores.least(torch.full((9,), threshold))[group, query]
+        assert (scores.raw[:484] >= least)[exact >= threshold].all()
+    assert float(error.max()) < (0.25 if kind == "outliers" else 0.03)
+
+
+def test_int8_leaves_few_rows_to_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(32)
+    vectors = torch.from_numpy(unit(rng.standard_normal((20_000, 64)))).half()
+    scored = []
+    whole = VectorSearch._scores
+    monkeypatch.setattr(
+        VectorSearch, "_scores", lambda self, q, rows, *rest: scored.append(len(rows)) or whole(self, q, rows, *rest)
+    )
+    queries = make_queries(8, vectors.double().numpy(), rng)
+    found = VectorSearch(vectors, "cpu", "int8").top_k(queries, 10)
+    assert 80 <= sum(scored) < 0.02 * 8 * 20_000
+    check(found, compared_rows(vectors), queries, 10)
 
 
 @pytest.mark.parametrize("dtype", PASSES)
@@ -600,7 +659,8 @@ class Memory(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", ["gaussian", "equal", "cluster"])
 @pytest.mark.parametrize(
-    ("storage", "dtype"), [(torch.float16, "auto"), (torch.float32, "float16"), (torch.float32, "float32")]
+    ("storage", "dtype"),
+    [(torch.float16, "auto"), (torch.float16, "int8"), (torch.float32, "float16"), (torch.float32, "float32")],
 )
 @pytest.mark.parametrize("centered", [False, True])
 def test_working_memory_stays_within_the_budget(kind: str, storage: torch.dtype, dtype: str, centered: bool) -> None:

@@ -5,7 +5,8 @@ whose best score, error added, stays below the k-th best similarity known so far
 anew by `search`. `Int8Codes` gives such scores from one byte a number.
 """
 
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ AtLeast = Callable[[Int[Tensor, " pairs"], Int[Tensor, " pairs"]], Float[Tensor,
 GROUP = 16
 _SLACK = 4e-6  # float32 rounding of the codes' scales, lengths and products, all at most about 1
 _MANY = 2  # group hits a query in a chunk: from there on it pays to raise the threshold first,
-_LATER = 1.5  # and again when that many times as many rows have been seen
+_LATER = 2  # and again when so many times the rows have been seen
 
 
 def int8_is_fast(device: torch.device) -> bool:
@@ -47,27 +48,47 @@ class Scores:
 
     Attributes:
         raw: Any number type; the number of rows is a multiple of 16, the last ones may be made up.
-        scale: Of each group of 16 rows.
-        error: Most that a row of a group can be off, in the same unit.
-        unit: What one of `raw * scale` is worth to each query.
+        scale: Of each group of 16 rows, float64.
+        group_error, query_error: Their product is the most that a row of a group can be off, float64.
+        unit: What one of `raw * scale` is worth to each query, above 0.
         offset: Added to every similarity of a query.
     """
 
     raw: Int[Tensor, "rows q"] | Float[Tensor, "rows q"]
-    scale: Float[Tensor, "#groups 1"]
-    error: Float[Tensor, "#groups q"]
+    scale: Float[Tensor, " groups"]
+    group_error: Float[Tensor, "groups m"]
+    query_error: Float[Tensor, "m q"]
     unit: Float[Tensor, " q"]
     offset: Float[Tensor, " q"]
+
+    def least(self, threshold: Float[Tensor, " q"]) -> Float[Tensor, "groups q"]:
+        """What `raw` must reach for the similarity to be able to reach a threshold."""
+        floor = ((threshold - self.offset) / self.unit).double()
+        # In float64, since float32 products may be set to be rough.
+        return (
+            torch.addmm(floor.expand(len(self.scale), -1), self.group_error, self.query_error, alpha=-1) / self.scale[:, None]
+        )
+
+    def reach(self, raw: Tensor, groups: Int[Tensor, " pairs"], queries: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+        """The most that the similarity of some pairs can be, from their raw scores."""
+        error = (self.group_error[groups] * self.query_error.T[queries]).sum(-1)
+        return (self.offset[queries] + self.unit[queries] * (raw * self.scale[groups] + error)).float()
 
 
 @dataclass(frozen=True)
 class QueryCodes:
-    """Queries rounded to int8: `query = size * codes + rest`."""
+    """Queries rounded to int8: `query = size * codes + rest`.
+
+    Attributes:
+        codes: Rounded up to sizes that CUDA multiplies.
+        size: What one of a query's numbers is worth.
+        error: Length of the rest and of the codes, and what rounding adds, in units of `size`.
+        offset: Product with the rows' mean.
+    """
 
     codes: Int[Tensor, "d q"]
     size: Float[Tensor, " q"]
-    length: Float[Tensor, " q"]
-    rest: Float[Tensor, " q"]
+    error: Float[Tensor, "3 q"]
     offset: Float[Tensor, " q"]
 
 
@@ -79,31 +100,30 @@ class Int8Codes:
     (Cauchy-Schwarz). The lengths on the right are measured, not estimated.
     """
 
-    def __init__(self, chunks: Iterable[Float[Tensor, "rows d"]], n: int, mean: Float[Tensor, " d"]) -> None:
-        """Encode rows.
+    def __init__(self, n: int, mean: Float[Tensor, " d"]) -> None:
+        """Make room; `put` encodes the rows.
 
         Args:
-            chunks: The rows as they are compared, of length 1 or 0, float32, a few at a time; each chunk but the last has
-                a multiple of 16.
             n: Number of rows.
             mean: What to take away from every row; any vector is right, the rows' mean is best.
         """
-        device, padded, wide = mean.device, _up(n, GROUP), _up(len(mean), 8)  # CUDA multiplies widths of multiples of 8
+        device, padded, wide = mean.device, _up(n, GROUP), _up(len(mean), 8)  # CUDA multiplies sizes that are multiples of 8
         self.mean = mean.float()
         self._codes = torch.zeros((padded, wide), dtype=torch.int8, device=device)
-        self._scale = torch.empty(padded // GROUP, device=device)
-        self._length, self._rest = torch.empty_like(self._scale), torch.empty_like(self._scale)
-        first = 0
-        for chunk in chunks:
-            rows = torch.nn.functional.pad(chunk - self.mean, (0, 0, 0, -len(chunk) % GROUP)).unflatten(0, (-1, GROUP))
-            scale = rows.abs().amax((1, 2)).clamp(min=1e-30) / 127
-            codes = (rows / scale[:, None, None]).round_()
-            groups = slice(first // GROUP, first // GROUP + len(rows))
-            self._codes[first : first + len(rows) * GROUP, : len(mean)] = codes.flatten(0, 1).to(torch.int8)
-            self._scale[groups] = scale
-            self._length[groups] = rows.norm(dim=-1).amax(1)
-            self._rest[groups] = (rows - codes * scale[:, None, None]).norm(dim=-1).amax(1)
-            first += len(rows) * GROUP
+        self._scale = torch.empty(padded // GROUP, dtype=torch.float64, device=device)
+        self._error = torch.ones((padded // GROUP, 3), dtype=torch.float64, device=device)
+
+    def put(self, first: int, rows: Float[Tensor, "rows d"]) -> None:
+        """Encode the rows from `first` (a multiple of 16) on: as they are compared, of length 1 or 0, float32."""
+        rows = torch.nn.functional.pad(rows - self.mean, (0, 0, 0, -len(rows) % GROUP))
+        grouped = rows.unflatten(0, (-1, GROUP))
+        scale = grouped.abs().amax((1, 2)).clamp(min=1e-30) / 127
+        codes = (grouped / scale[:, None, None]).round_()
+        groups = slice(first // GROUP, first // GROUP + len(scale))
+        self._codes[first : first + len(rows), : len(self.mean)] = codes.flatten(0, 1).to(torch.int8)
+        self._scale[groups] = scale.double()
+        self._error[groups, 0] = grouped.norm(dim=-1).amax(1).double()
+        self._error[groups, 1] = (grouped - codes * scale[:, None, None]).norm(dim=-1).amax(1).double()
 
     @staticmethod
     def bytes(n: int, d: int) -> int:
@@ -115,11 +135,10 @@ class Int8Codes:
         size = queries.abs().amax(-1) / 127
         codes = (queries / size[:, None]).round_()
         rest = (queries - codes * size[:, None]).norm(dim=-1)
-        length = codes.norm(dim=-1)
+        error = torch.stack([rest / size, codes.norm(dim=-1), _SLACK / size]).double()
         offset = (queries.double() @ self.mean.double()).float()
-        # CUDA multiplies by a multiple of 8 columns.
         wide = torch.nn.functional.pad(codes, (0, self._codes.shape[1] - codes.shape[1], 0, -len(codes) % 8))
-        return QueryCodes(wide.to(torch.int8).T, size, length, rest / size, offset)
+        return QueryCodes(wide.to(torch.int8).T, size, error, offset)
 
     def scores(self, queries: QueryCodes, first: int, last: int, scratch: Scratch) -> Scores:
         """Scores of rows `first` (a multiple of 16) to `last`, in scratch memory."""
@@ -127,12 +146,12 @@ class Int8Codes:
         codes = self._codes[first : _up(last, GROUP)]
         raw = scratch(len(codes), queries.codes.shape[1], torch.int32)
         torch._int_mm(codes, queries.codes, out=raw)  # pyright: ignore[reportPrivateImportUsage]
-        error = self._length[groups, None] * queries.rest + self._rest[groups, None] * queries.length + _SLACK / queries.size
-        return Scores(raw[:, : len(queries.size)], self._scale[groups, None], error, queries.size, queries.offset)
+        raw = raw[:, : len(queries.size)]
+        return Scores(raw, self._scale[groups], self._error[groups], queries.error, queries.size, queries.offset)
 
 
 class Candidates:
-    """The rows that may be among the k nearest of each query, gathered chunk by chunk.
+    """The rows that may be among the k nearest of each query, gathered chunk by chunk, by several threads at will.
 
     Attributes:
         threshold: A similarity that k rows are known to reach, for each query; -inf while there are fewer.
@@ -146,6 +165,7 @@ class Candidates:
         self._best = torch.full((k, n_queries), -torch.inf, device=device)
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
         self._raised = 0
+        self._lock = threading.Lock()
         self.count = 0
 
     def add(
@@ -170,39 +190,40 @@ class Candidates:
             False where it was given up.
         """
         members = scores.raw.unflatten(0, (-1, GROUP))
-        highest = members.amax(1) * scores.scale
-        n_queries = highest.shape[1]
-        reach = highest + scores.error
-        hits = reach >= (self.threshold - scores.offset) / scores.unit
-        n_hits = int(hits.count_nonzero())
-        due = n_hits > _MANY * n_queries and first >= _LATER * self._raised
-        if due or (n_hits > most * hits.numel() and first >= self._raised):  # a row must not count twice
-            self._raise_threshold(members, highest, first, last)
-            hits = reach >= (self.threshold - scores.offset) / scores.unit
-            n_hits = int(hits.count_nonzero())
-        if n_hits > most * hits.numel():
+        highest = members.amax(1)
+        n_groups, n_queries = highest.shape
+        least = scores.least(self.threshold)
+        groups, queries = (highest >= least).nonzero(as_tuple=True)
+        many = most * n_groups * n_queries
+        due = len(groups) > _MANY * n_queries and first >= _LATER * self._raised
+        if due or (len(groups) > many and first >= self._raised):
+            self._raise_threshold(members, highest * scores.scale[:, None], first, last)
+            least = scores.least(self.threshold)
+            groups, queries = (highest >= least).nonzero(as_tuple=True)
+        if len(groups) > many:
             return False
-        groups, queries = hits.nonzero(as_tuple=True)
         for group, query in zip(groups.split(piece), queries.split(piece), strict=True):
-            error = scores.error.expand_as(reach)[group, query]
-            value = members[group, :, query] * scores.scale.expand(len(reach), 1)[group] + error[:, None]
-            value = value * scores.unit[query, None] + scores.offset[query, None]
-            hit, member = (value >= self.threshold[query, None]).nonzero(as_tuple=True)
-            rows = first + group[hit] * GROUP + member
+            raw = members[group, :, query]
+            hit, member = (raw >= least[group, query, None]).nonzero(as_tuple=True)
+            group, query, raw = group[hit], query[hit], raw[hit, member]
+            rows = first + group * GROUP + member
             real = rows < last
-            self._parts.append((rows[real], query[hit][real], value[hit, member][real]))
-            self.count += int(real.sum())
+            part = rows[real], query[real], scores.reach(raw, group, query)[real]
+            with self._lock:
+                self._parts.append(part)
+                self.count += len(part[0])
         return True
 
     def take(self) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
         """Rows and queries of the pairs that may still reach the threshold; they are forgotten here."""
-        rows, queries, reach = (torch.cat(parts) for parts in zip(*self._parts, strict=True))
-        self._parts, self.count = [], 0
+        with self._lock:
+            taken, self._parts, self.count = self._parts, [], 0
+        rows, queries, reach = (torch.cat(parts) for parts in zip(*taken, strict=True))
         kept = reach >= self.threshold[queries]
         rows, queries, reach = rows[kept], queries[kept], reach[kept]
         foremost = reach >= kth(reach, queries, self._k, len(self.threshold))[queries]
         known = self._at_least(rows[foremost], queries[foremost])
-        self.threshold = torch.maximum(self.threshold, kth(known, queries[foremost], self._k, len(self.threshold)))
+        self.raise_to(kth(known, queries[foremost], self._k, len(self.threshold)))
         kept = reach >= self.threshold[queries]
         return rows[kept], queries[kept]
 
@@ -213,15 +234,22 @@ class Candidates:
         rows = first + groups * GROUP + members[groups, :, queries].argmax(-1)
         known = self._at_least(rows.clamp(max=last - 1).flatten(), queries.flatten()).view_as(rows)
         known = torch.where(rows < last, known, -torch.inf)
-        self._raised = last
-        self._best = torch.cat([self._best, known.T]).topk(self._k, dim=0).values
-        self.threshold = torch.maximum(self.threshold, self._best[-1])
+        with self._lock:
+            if first >= self._raised:  # a row must not count twice
+                self._raised = last
+                self._best = torch.cat([self._best, known.T]).topk(self._k, dim=0).values
+        self.raise_to(self._best[-1])
+
+    def raise_to(self, known: Float[Tensor, " q"]) -> None:
+        """Take note of similarities that k rows reach."""
+        with self._lock:
+            self.threshold = torch.maximum(self.threshold, known)
 
 
 def by_query(scores: Float[Tensor, " pairs"], of: Int[Tensor, " pairs"]) -> Int[Tensor, " pairs"]:
     """The order that sorts pairs by query, then from the highest score down; equal ones stay as they stand."""
-    order = scores.argsort(descending=True, stable=True)
-    return order[of[order].argsort(stable=True)]
+    bits = (scores + 0.0).view(torch.int32).long()  # no -0.0; of floats below zero the bits count backwards
+    return ((of << 33) - torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)).argsort(stable=True)  # one sort in place of two
 
 
 def kth(scores: Float[Tensor, " pairs"], of: Int[Tensor, " pairs"], k: int, n_queries: int) -> Float[Tensor, " q"]:

@@ -1,0 +1,169 @@
+"""Exact nearest neighbors: ours, FAISS's flat index and plain torch over the same vectors; and up to their text, latentlens."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+import tl_latentlens as tll
+from benchmarks.checking import D_MODEL, HOOK_NAMES, make_bank
+from benchmarks.measure import Settings, Timing, WrongResultError, alternate, megabytes, table
+from tl_latentlens.search import VectorSearch
+
+TOP_K = 10
+BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12}  # bytes a second, of the SXM boards' data sheets
+
+
+def run(settings: Settings) -> str:
+    """Two tables: vectors to row numbers, vectors to neighbors with their text."""
+    n, d = (1_000_000, 4096) if settings.large else (200_000, 768)
+    counts = [1, 16, 256, 1000] if settings.large else [1, 16, 256]
+    return f"{exact(n, d, counts, settings)}\n\n{with_text(64, settings)}"
+
+
+def exact(n: int, d: int, counts: list[int], settings: Settings) -> str:
+    """Time, ratio and memory of each contestant for each number of queries."""
+    stored = random_units(n, d)
+    search = VectorSearch(stored, settings.device, unit_length=True)
+    flat, kind = _faiss_flat(stored, settings.device)
+    wide = stored.to(settings.device) if settings.device != "cpu" else stored.float()
+
+    def plain(queries: torch.Tensor) -> np.ndarray:
+        return (queries.to(wide) @ wide.T).topk(TOP_K).indices.cpu().numpy()
+
+    rows = []
+    for count in counts:
+        queries = _queries(stored, count)
+        calls: dict[str, Callable[[], Any]] = {
+            "tl-latentlens": lambda q=queries: search.top_k(q, TOP_K).rows.cpu().numpy(),
+            kind: lambda q=queries: flat.search(q.numpy(), TOP_K)[1],
+            "torch, matmul and topk": lambda q=queries: plain(q),
+        }
+        timings = alternate(calls, settings.repeats)
+        for name in list(calls)[1:]:
+            require_same_rows(stored, queries, timings["tl-latentlens"].result, timings[name].result, name)
+        for name, timing in timings.items():
+            ratio = timing.median / timings["tl-latentlens"].median
+            line = {"queries": count, "": name, "time": timing, "against ours": ratio, "memory": megabytes(_memory(timing))}
+            rows.append(line | _roofline(timing.median, n, d, count, wide, settings))
+    return f"## Exact top-{TOP_K} of {n:,} × {d}\n\n{table(rows)}"
+
+
+def with_text(count: int, settings: Settings) -> str:
+    """From vectors to neighbors with token and context, over a bank of three hook names."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bank.h5"
+        make_bank(path, 65_536)
+        index = tll.ContextualIndex(path, device=settings.device)
+        layers = _as_layers(index)
+        queries = _queries(layers[0]["embeddings"].half(), count).to(settings.device)
+        calls = {"tl-latentlens": lambda: index.search(queries, TOP_K).neighbors()}
+        try:
+            import latentlens
+
+            peer = latentlens.ContextualIndex(layers)
+            calls["latentlens"] = lambda: peer.search(queries, TOP_K)
+        except ImportError:
+            pass
+        timings = alternate(calls, settings.repeats)
+    ours = timings["tl-latentlens"]
+    for mine, theirs in zip(ours.result, timings.get("latentlens", ours).result, strict=True):
+        if theirs and hasattr(theirs[0], "caption"):
+            _require_same_neighbors(mine, theirs)
+    rows = [
+        {"": name, "time": timing, "against ours": timing.median / ours.median, "memory": megabytes(_memory(timing))}
+        for name, timing in timings.items()
+    ]
+    note = (
+        "" if "latentlens" in timings else "\n\nlatentlens is not installed here (`pip install --no-deps latentlens==0.1.0`)."
+    )
+    size = f"{len(HOOK_NAMES)} hook names × {index.n_rows:,} × {D_MODEL}"
+    return f"## {count} vectors to {TOP_K} neighbors with text, {size}\n\n{table(rows)}{note}"
+
+
+def random_units(n: int, d: int) -> torch.Tensor:
+    """Random unit vectors [n, d], float16, made a few at a time."""
+    generator = torch.Generator().manual_seed(0)
+    units = torch.empty((n, d), dtype=torch.float16)
+    for part in units.split(2**14):
+        part.copy_(normalize(torch.randn(part.shape, generator=generator), dim=-1))
+    return units
+
+
+def require_same_rows(stored: torch.Tensor, queries: torch.Tensor, ours: np.ndarray, theirs: np.ndarray, name: str) -> None:
+    """The same ids, but where two rows are as near in float64 as float32 can tell.
+
+    Raises:
+        WrongResultError: Another row, or a row twice.
+    """
+    query, place = np.nonzero(ours != theirs)
+    chosen = (stored[torch.from_numpy(ids[query, place])].double().numpy() for ids in (ours, theirs))
+    units = normalize(queries.double(), dim=-1).numpy()[query]
+    first, second = ((rows * units).sum(-1) for rows in chosen)
+    repeated = any(len(set(ids)) < len(ids) for ids in ours.tolist())
+    apart = 1e-6 if theirs.dtype == np.int64 and stored.device.type == "cpu" else 1e-3
+    if repeated or (np.abs(first - second) > apart).any():
+        raise WrongResultError(f"{len(query)} of {ours.size} neighbors are not those of {name}")
+
+
+def _queries(stored: torch.Tensor, count: int) -> torch.Tensor:
+    """Unit vectors, every other one near a stored row."""
+    generator = torch.Generator().manual_seed(1)
+    queries = normalize(torch.randn((count, stored.shape[1]), generator=generator), dim=-1)
+    queries[::2] += stored[: count * 7 : 14].float()
+    return normalize(queries, dim=-1)
+
+
+def _faiss_flat(stored: torch.Tensor, device: str) -> tuple[Any, str]:
+    """FAISS's exact index: float32 on a CPU, float16 on a GPU, as our vectors are stored."""
+    if device == "cpu" or not hasattr(faiss, "StandardGpuResources"):
+        flat: Any = faiss.IndexFlatIP(stored.shape[1])
+        kind = "faiss IndexFlatIP, float32, CPU"
+    else:
+        config = faiss.GpuIndexFlatConfig()
+        config.useFloat16 = True
+        flat = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), stored.shape[1], config)
+        kind = "faiss GpuIndexFlatIP, float16"
+    for part in stored.split(2**16):
+        flat.add(part.float().numpy())
+    return flat, kind
+
+
+def _roofline(seconds: float, n: int, d: int, count: int, held: torch.Tensor, settings: Settings) -> dict[str, str]:
+    """On a known GPU: the share of the time that reading the vectors once, or multiplying them, must take."""
+    if settings.device == "cpu":
+        return {}
+    name = torch.cuda.get_device_name()
+    bandwidth = next((value for gpu, value in BANDWIDTH.items() if gpu in name), None)
+    reading = n * d * held.itemsize / bandwidth if bandwidth else 0.0
+    multiplying = 2 * n * d * count / settings.peak_flops if settings.peak_flops else 0.0
+    return {"of the roofline": f"{max(reading, multiplying) / seconds:.0%}"}
+
+
+def _memory(timing: Timing) -> int:
+    return timing.peak_bytes + timing.peak_device_bytes
+
+
+def _as_layers(index: tll.ContextualIndex) -> dict[int, dict[str, Any]]:
+    """The bank as latentlens holds it: float32 vectors, and a dict for each row."""
+    bank = index.banks[0]
+    rows = [bank.row(row) for row in range(bank.n_rows)]
+    metadata = [
+        {"token_str": row.token, "caption": row.prompt_text, "position": row.position, "token_id": row.token_id} for row in rows
+    ]
+    vectors = {layer: torch.from_numpy(np.array(bank.vectors(name))).float() for layer, name in enumerate(HOOK_NAMES)}
+    return {layer: {"embeddings": embeddings, "metadata": metadata} for layer, embeddings in vectors.items()}
+
+
+def _require_same_neighbors(ours: list[tll.Neighbor], theirs: list[Any]) -> None:
+    for mine, other in zip(ours, theirs, strict=True):
+        same = (mine.token, mine.position, HOOK_NAMES.index(mine.hook_name))
+        if abs(mine.similarity - other.similarity) > 1e-5:
+            raise WrongResultError(f"similarity {mine.similarity} against latentlens' {other.similarity}")
+        if same != (other.token_str, other.position, other.contextual_layer) and abs(mine.similarity - other.similarity) > 1e-6:
+            raise WrongResultError(f"neighbor {same} against latentlens' {other}")
