@@ -8,7 +8,7 @@ import typer
 
 from benchmarks.measure import Settings, environment
 
-BENCHMARKS = ("planning", "build", "checking", "opening")
+BENCHMARKS = ("planning", "build", "checking", "opening", "live")
 
 
 def main(

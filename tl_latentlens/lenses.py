@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.model import is_bidirectional, token_bytes, without_hooks
+from tl_latentlens.model import evaluating, is_bidirectional, token_bytes, without_hooks
 from tl_latentlens.results import TokenReading
 from tl_latentlens.search import VectorSearch
 
@@ -42,17 +42,12 @@ def logit_lens(model: Any, vectors: Float[Tensor, "... d_model"], top_k: int = 5
     parameter = next(model.ln_final.parameters(), None)
     weight = model.W_U
     flat = flat.to(weight.device, weight.dtype if parameter is None else parameter.dtype)
-    was_training = model.training
-    model.eval()
     ids, scores = [], []
-    try:
-        with torch.no_grad(), without_hooks(model.ln_final):
-            for part in flat.split(max(1, _LOGIT_BYTES // (4 * model.cfg.d_vocab))):
-                top = _logits(model, part).float().softmax(-1).topk(min(top_k, model.cfg.d_vocab), dim=-1)
-                ids.append(top.indices.cpu())
-                scores.append(top.values.cpu())
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad(), without_hooks(model.ln_final):
+        for part in flat.split(max(1, _LOGIT_BYTES // (4 * model.cfg.d_vocab))):
+            top = _logits(model, part).float().softmax(-1).topk(min(top_k, model.cfg.d_vocab), dim=-1)
+            ids.append(top.indices.cpu())
+            scores.append(top.values.cpu())
     return _reading(model, torch.cat(ids), torch.cat(scores))
 
 

@@ -44,7 +44,8 @@ def require_model(model: Any) -> None:
 
 def is_model(thing: Any) -> bool:
     """True for what can be used as a TransformerLens model."""
-    return all(hasattr(thing, name) for name in ("cfg", "hook_dict", "run_with_hooks"))
+    # The class is asked first: the hook_dict of a bridge is a property that takes milliseconds.
+    return all(hasattr(type(thing), name) or hasattr(thing, name) for name in ("run_with_hooks", "cfg", "hook_dict"))
 
 
 def model_device(model: Any) -> torch.device:
@@ -144,9 +145,9 @@ def token_bytes(model: Any, ids: Sequence[int]) -> dict[int, bytes]:
     tokenizer = model.tokenizer
     if tokenizer is None:
         return {int(i): f"[{i}]".encode() for i in ids}
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    byte_level = backend is not None and '"ByteLevel"' in json.dumps(json.loads(backend.to_str()).get("decoder"))
-    word_piece = backend is not None and '"WordPiece"' in json.dumps(json.loads(backend.to_str()).get("decoder"))
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    parts = b"" if decoder is None else decoder.__getstate__()  # JSON
+    byte_level, word_piece = b'"ByteLevel"' in parts, b'"WordPiece"' in parts
     special = set(tokenizer.all_special_ids)
     alphabet = _byte_alphabet()
     texts: dict[int, bytes] = {}
@@ -179,8 +180,6 @@ def run_hooked(
     fwd_hooks: list[tuple[str, Callable]],
 ) -> None:
     """Run the model for its hooks only: no gradient, no logits, no layer after the last hook."""
-    was_training = model.training
-    model.eval()  # a new HookedTransformer is in training mode
     extra: dict[str, Any] = {} if mask is None else {"attention_mask": mask.long()}
     stop = None if is_bidirectional(model) else _layer_after([name for name, _ in fwd_hooks])
     if stop == model.cfg.n_layers and hasattr(model, "adapter"):
@@ -188,11 +187,8 @@ def run_hooked(
         stop = None
         if "ln_final.hook_in" in model.hook_dict:
             fwd_hooks = [*fwd_hooks, ("ln_final.hook_in", _stop)]
-    try:
-        with torch.no_grad(), suppress(_StopRun):
-            model.run_with_hooks(tokens, fwd_hooks=fwd_hooks, return_type=None, stop_at_layer=stop, **extra)
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad(), suppress(_StopRun):
+        model.run_with_hooks(tokens, fwd_hooks=fwd_hooks, return_type=None, stop_at_layer=stop, **extra)
 
 
 class _StopRun(Exception):  # noqa: N818 - it ends a run, it is no error
@@ -234,6 +230,20 @@ def flat_activation(name: str, activation: Tensor, batch_pos: Sequence[int]) -> 
 def in_residual_stream(hook_name: str) -> bool:
     """True for activations in the space of the residual stream, which the model's unembedding can read."""
     return _RESIDUAL.fullmatch(hook_name) is not None
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Without dropout. A new HookedTransformer is in training mode; to switch a bridge takes many milliseconds."""
+    was_training = model.training
+    switched = any(part.training for part in model.modules())
+    try:
+        if switched:
+            model.eval()
+        yield
+    finally:
+        if switched:
+            model.train(was_training)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from conftest import TEXTS, available_kinds
 
 import tl_latentlens as tll
+from tl_latentlens.hooks import decode
 
 TEXT = "The red ball lay on the river bank."
 
@@ -418,3 +419,34 @@ def test_lenses_stand_beside_the_neighbors(demo_model: Any, index: tll.Contextua
     demo_model.run_with_hooks(TEXT, fwd_hooks=off)
     assert off.result.cells()[0].logit_lens is None
     assert off.result.cells()[0].embedding_lens is None
+
+
+@pytest.mark.parametrize("transform", ["raw", "center"])
+@pytest.mark.parametrize("together", [1, 20, 10**4])
+def test_names_read_together_read_what_each_reads_alone(
+    any_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transform: str, together: int
+) -> None:
+    names = [
+        "hook_embed",
+        "blocks.0.mlp.hook_post",
+        "blocks.0.attn.hook_z",
+        "blocks.1.mlp.hook_post",
+        "blocks.1.hook_resid_post",
+    ]
+    bank = tll.build_bank(any_model, TEXTS[:3], tmp_path / "a.h5", hook_names=names, progress=False)
+    index = tll.ContextualIndex(bank, device="cpu", transform=transform)
+    hooks = tll.latentlens_hooks(index, embedding_lens=True)
+    monkeypatch.setattr(decode, "_TOGETHER", together)
+    any_model.run_with_hooks(TEXT, fwd_hooks=hooks)
+    result, cache = hooks.result, any_model.run_with_cache(TEXT)[1]
+    assert list(result.logit_lens) == list(result.embedding_lens) == ["hook_embed", "blocks.1.hook_resid_post"]
+    for name in names:
+        vectors = cache[name][0, 1:].flatten(1).detach()
+        expected = index.search(vectors, query_hook_name=name)
+        assert torch.equal(result.found[name].rows, expected.rows)
+        assert torch.equal(result.found[name].hook_ids, expected.hook_ids)
+        if name in result.logit_lens:
+            for lens in (tll.logit_lens, tll.embedding_lens):
+                alone, read = lens(any_model, vectors), getattr(result, lens.__name__)[name]
+                assert [read.tokens(i) for i in range(len(vectors))] == [alone.tokens(i) for i in range(len(vectors))]
+                np.testing.assert_allclose(read.scores, alone.scores, atol=1e-5)

@@ -1,22 +1,24 @@
 """Hooks that read: capture activations while the model runs, decode them against an index when the result is asked for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.hooks.names import check_hook_names
 from tl_latentlens.hooks.run_context import RunContext, running, skipped_positions
-from tl_latentlens.index import ContextualIndex
+from tl_latentlens.index import ContextualIndex, SearchResult
 from tl_latentlens.lenses import embedding_lens, logit_lens
 from tl_latentlens.model import flat_activation, in_residual_stream, token_bytes, without_hooks
-from tl_latentlens.results import LensResult
+from tl_latentlens.results import LensResult, TokenReading
+
+_TOGETHER = 4096  # vectors searched at once, of several hook names; more would only take more memory
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,13 @@ class LatentLensHook:
             InvalidInputError: No run was captured, or a NaN activation.
             ModelMismatchError: The model that ran is not the bank's.
         """
-        model = self.model
-        if model is None and self._captured:
-            model = next(iter(self._captured.values()))[-1].context.model
-        if model is not None:
-            with without_hooks(model):  # somebody's hooks may change what a replay gives
-                self.index.check_model(model)
         if self._result is None:
+            model = self.model
+            if model is None and self._captured:
+                model = next(iter(self._captured.values()))[-1].context.model
+            if model is not None:
+                with without_hooks(model):  # somebody's hooks may change what a replay gives
+                    self.index.check_model(model)
             self._result = self._decode(model)
         return self._result
 
@@ -104,24 +106,45 @@ class LatentLensHook:
             )
         if model is None and (self.logit_lens or self.embedding_lens):
             raise InvalidInputError("the logit lens needs the model: LatentLensHook(index, model=model), or logit_lens=False")
-        joined = {name: torch.cat([c.activation for c in captures], 1) for name, captures in self._captured.items()}
         tokens, skipped = self._input(model)
-        decoded = self._chosen(next(iter(joined.values())).shape[:2], skipped)
+        captures = next(iter(self._captured.values()))
+        decoded = self._chosen((len(captures[0].activation), sum(c.activation.shape[1] for c in captures)), skipped)
         found, logits, embeddings = {}, {}, {}
-        for name, activation in joined.items():
-            vectors = activation[torch.from_numpy(decoded).to(activation.device)]
-            query_name = name if name in self.index.hook_names else None
-            found[name] = self.index.search(vectors, self.top_k, query_hook_name=query_name)
-            if model is not None and in_residual_stream(name):
+        for names in self._alike(int(decoded.sum())):
+            vectors = torch.stack([self._vectors(name, decoded) for name in names])
+            searched = self.index.search(vectors, self.top_k, query_hook_name=self._centered_by(names[0]))
+            for i, name in enumerate(names):
+                found[name] = SearchResult(searched.similarities[i], searched.rows[i], searched.hook_ids[i], self.index)
+            if model is not None and in_residual_stream(names[0]):
                 if self.logit_lens:
-                    logits[name] = logit_lens(model, vectors, self.top_k)
+                    logits |= _by_name(names, logit_lens(model, vectors, self.top_k))
                 if self.embedding_lens:
-                    embeddings[name] = embedding_lens(model, vectors, self.top_k)
+                    embeddings |= _by_name(names, embedding_lens(model, vectors, self.top_k))
         strings = None
         if tokens is not None:
             texts = token_bytes(model, tokens.unique().tolist())
             strings = [[texts[i].decode("utf-8", errors="replace") for i in row] for row in tokens.tolist()]
-        return LensResult(tuple(joined), strings, decoded, found, logits, embeddings)
+        return LensResult(tuple(self._captured), strings, decoded, found, logits, embeddings)
+
+    def _alike(self, cells: int) -> Iterator[list[str]]:
+        """Hook names that are searched and read together: a search reads every row, however few the queries."""
+        groups: dict[Any, list[str]] = {}
+        for name, captures in self._captured.items():
+            one = captures[0].activation
+            alike = (one.shape[-1], one.dtype, one.device, in_residual_stream(name), self._centered_by(name))
+            groups.setdefault(alike, []).append(name)
+        at_once = max(1, _TOGETHER // max(1, cells))
+        for names in groups.values():
+            for first in range(0, len(names), at_once):
+                yield names[first : first + at_once]
+
+    def _centered_by(self, name: str) -> str | None:
+        """Whose mean the index takes away from queries of this name."""
+        return name if self.index.transform == "center" and name in self.index.hook_names else None
+
+    def _vectors(self, name: str, decoded: Bool[np.ndarray, "batch pos"]) -> Float[Tensor, "cells d"]:
+        activation = torch.cat([capture.activation for capture in self._captured[name]], 1)
+        return activation[torch.from_numpy(decoded).to(activation.device)]
 
     def _input(self, model: Any) -> tuple[Tensor | None, Tensor | None]:
         """The run's tokens, and which of them are padding or BOS; None where the run did not show its tokens."""
@@ -152,6 +175,12 @@ class LatentLensHook:
 def _again(name: str, last: str) -> bool:
     """True for ln1 of the layer that fired last: HookedTransformer runs it three times, for query, key and value."""
     return ".ln1." in name and name.rpartition(".")[0] == last.rpartition(".")[0]
+
+
+def _by_name(names: Sequence[str], reading: TokenReading) -> dict[str, TokenReading]:
+    """A reading of the vectors of several hook names, taken apart."""
+    ids, scores = (np.split(part, len(names)) for part in (reading.token_ids, reading.scores))
+    return {name: TokenReading(ids[i], scores[i], reading.strings) for i, name in enumerate(names)}
 
 
 class LensHooks(list[tuple[str, Callable[..., None]]]):
