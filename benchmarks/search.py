@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.functional import normalize
 import tl_latentlens as tll
 from benchmarks.checking import D_MODEL, HOOK_NAMES, make_bank
 from benchmarks.measure import Settings, Timing, WrongResultError, alternate, megabytes, table
+from tl_latentlens.approximate import ApproximateSearch
 from tl_latentlens.search import VectorSearch
 
 TOP_K = 10
@@ -20,10 +22,10 @@ BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12}  # bytes a second, of the SXM boar
 
 
 def run(settings: Settings) -> str:
-    """Two tables: vectors to row numbers, vectors to neighbors with their text."""
+    """Three tables: vectors to row numbers, vectors to neighbors with their text, and what approximate search gives."""
     n, d = (1_000_000, 4096) if settings.large else (200_000, 768)
     counts = [1, 16, 256, 1000] if settings.large else [1, 16, 256]
-    return f"{exact(n, d, counts, settings)}\n\n{with_text(64, settings)}"
+    return f"{exact(n, d, counts, settings)}\n\n{with_text(64, settings)}\n\n{approximate(100_000, 256, settings)}"
 
 
 def exact(n: int, d: int, counts: list[int], settings: Settings) -> str:
@@ -84,6 +86,33 @@ def with_text(count: int, settings: Settings) -> str:
     )
     size = f"{len(HOOK_NAMES)} hook names × {index.n_rows:,} × {D_MODEL}"
     return f"## {count} vectors to {TOP_K} neighbors with text, {size}\n\n{table(rows)}{note}"
+
+
+def approximate(n: int, d: int, settings: Settings) -> str:
+    """Exact search beside FAISS's approximate indices with exact re-ranking, over vectors in clusters, 256 queries."""
+    generator = torch.Generator().manual_seed(2)
+    centers = torch.randn(1000, d, generator=generator)
+
+    def clustered(count: int) -> torch.Tensor:
+        chosen = centers[torch.randint(1000, (count,), generator=generator)]
+        return normalize(chosen + torch.randn(count, d, generator=generator), dim=-1)
+
+    stored, queries = clustered(n).half(), clustered(256).to(settings.device)
+    n_lists = round(4 * n**0.5)
+    factories = (f"IVF{n_lists},RaBitQ", f"IVF{n_lists},PQ{d // 4}x4fs", "HNSW32")
+    options = {"its default": None} | {f"`{name}`": name for name in factories}
+    searches: dict[str, VectorSearch] = {"exact": VectorSearch(stored, settings.device, unit_length=True)}
+    for name, factory in options.items():
+        searches[name] = search = ApproximateSearch(stored, settings.device, unit_length=True, factory=factory)
+        if factory is not None and factory.startswith("IVF"):
+            faiss.ParameterSpace().set_index_parameter(search.faiss, "nprobe", n_lists // 16)
+    timings = alternate({name: partial(search.top_k, queries, TOP_K) for name, search in searches.items()}, settings.repeats)
+    rows = []
+    for name, search in searches.items():
+        recall = search.recall(queries, TOP_K) if isinstance(search, ApproximateSearch) else 1.0
+        ratio = timings[name].median / timings["exact"].median
+        rows.append({"search": name, "time": timings[name], "against exact": ratio, f"recall@{TOP_K}": f"{recall:.3f}"})
+    return f"## Approximate top-{TOP_K}, 256 queries, {n:,} × {d} in 1,000 clusters\n\n{table(rows)}"
 
 
 def random_units(n: int, d: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_latentlens.approximate import ApproximateSearch
 from tl_latentlens.bank import Bank, Row
 from tl_latentlens.bank_format import ModelInfo
 from tl_latentlens.errors import InvalidInputError, ModelMismatchError, UnknownHookError
@@ -70,6 +71,7 @@ class ContextualIndex:
         dtype: str = "auto",
         transform: str = "auto",
         *,
+        approximate: bool | str = False,
         memory_budget: int | None = None,
         verify: bool = True,
         allow_mismatch: bool = False,
@@ -88,6 +90,8 @@ class ContextualIndex:
                 rows, and from queries whose hook name is given; directions are not centred. "center_writing" takes each
                 vector's own mean over d_model away, in the residual stream, as TransformerLens' center_writing_weights does:
                 raw and centred LayerNorm models and banks then agree.
+            approximate: Search with FAISS (extra "faiss"), which may miss neighbors; the similarities of those that it finds
+                are exact. True, or what `faiss.index_factory` takes ("IVF1024,PQ64x4fs"). `recall` says how many it finds.
             memory_budget: Most bytes of working memory for a search.
             verify: Check the loaded blocks: one pass over the bytes, as fast as they come from disk or page cache. False for
                 a bank that `Bank.verify` has just passed.
@@ -121,6 +125,8 @@ class ContextualIndex:
             for one in self.banks:
                 one.verify([name for name in self.hook_names if name in one.hook_names])
         self._first_rows, self.n_rows = _first_rows(self.banks)
+        self._factory = approximate if isinstance(approximate, str) else None
+        self._approximate = bool(approximate)
         self._means: dict[str, Float[Tensor, " d"]] = {}
         self._parts = {
             name: [(first, self._searcher(bank, name, dtype, memory_budget)) for first, bank in self._having(name)]
@@ -189,6 +195,20 @@ class ContextualIndex:
             self,
         )
 
+    def recall(self, vectors: Float[Tensor, "... d"] | np.ndarray, top_k: int = 5) -> dict[str, float]:
+        """Share of the exact neighbors that an approximate index finds, in [0, 1], for each hook name of the vectors' width.
+
+        Takes an exact search of every row; a few hundred vectors of the kind that will be decoded tell enough.
+        """
+        width = as_tensor(vectors).shape[-1]
+        shares = {}
+        for name in self.hook_names:
+            if self.d(name) == width:
+                parts = [part for _, part in self._parts[name]]
+                found = [part.recall(vectors, top_k) if isinstance(part, ApproximateSearch) else 1.0 for part in parts]
+                shares[name] = float(np.average(found, weights=[len(part) for part in parts]))
+        return shares
+
     def row(self, row: int) -> Row:
         """The contextual token of a row of the index."""
         if not 0 <= row < self.n_rows:
@@ -255,7 +275,8 @@ class ContextualIndex:
         return self._means[hook_name]
 
     def _searcher(self, bank: Bank, name: str, dtype: str, memory_budget: int | None) -> VectorSearch:
-        return VectorSearch(
+        kind = partial(ApproximateSearch, factory=self._factory) if self._approximate else VectorSearch
+        return kind(
             bank.vectors(name),
             self.device,
             dtype,

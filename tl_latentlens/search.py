@@ -182,26 +182,27 @@ class VectorSearch:
             return self._scores(queries, rows, of, torch.float32) - self._float32_error
 
         found = Candidates(k, len(queries), at_least, self.device)
-        best = TopK(
-            torch.full((len(queries), k), -torch.inf, device=self.device),
-            torch.full((len(queries), k), len(self), device=self.device),
-        )
+        none = torch.zeros(0, dtype=torch.int64, device=self.device)
+        best = rank_pairs(none.float(), none, none, len(queries), k)
         codes, most_pairs, piece = self._codes, self.memory_budget // 512, max(1, self.memory_budget // 2**14)
         encoded = None if codes is None else codes.encode(queries)
         own, settling = threading.local(), threading.Lock()
 
         def look(span: tuple[int, int]) -> None:
-            nonlocal best
             own.scratch = scratch = getattr(own, "scratch", None) or Scratch(self.device)
             if codes is not None and encoded is not None:
                 scores = codes.scores(encoded, *span, scratch)
                 if found.add(scores, *span, most=_TOO_MANY, piece=piece):
-                    return
+                    return settle_many()
             for start, end, part in self._parts(*span, len(queries)):
                 found.add(self._float_scores(queries, part, start, end, scratch), start, end, piece=piece)
-                with settling:
-                    if found.count > most_pairs:
-                        best = self._settle(queries, found, best)
+                settle_many()
+
+        def settle_many() -> None:
+            nonlocal best
+            with settling:
+                if found.count > most_pairs:
+                    best = self._settle(queries, found, best)
 
         work = len(self) * len(queries) * self.d
         workers = self._workers if work > _WORTH_THREADS else 1
@@ -223,7 +224,7 @@ class VectorSearch:
         known = best.rows < len(self)
         exact = torch.cat([best.similarities[known], exact])
         rows, of = torch.cat([best.rows[known], rows]), torch.cat([known.nonzero()[:, 0], of])
-        best = _rank(exact, rows, of, best)
+        best = rank_pairs(exact, rows, of, n_queries, k)
         # Scores are rounded to float32, and a lower row of equal rounded score comes first.
         found.raise_to(best.similarities[:, -1] - 2.0**-22)
         return best
@@ -259,6 +260,11 @@ class VectorSearch:
             exact = exact - exact.mean(-1, keepdim=True)
         return exact if self._center is None else exact - self._center
 
+    def _unit_rows(self, rows: Any) -> Float[Tensor, "rows d"]:
+        """Rows as they are compared, float32."""
+        exact = self._compared(rows, torch.float32 if self._as_stored else torch.float64)
+        return (exact if self._scale is None else exact * self._scale[rows, None]).float()
+
     @cached_property
     def _codes(self) -> Int8Codes | None:
         """The rows in int8, made at the first search where that is the pass."""
@@ -266,19 +272,15 @@ class VectorSearch:
             return None
         n = len(self)
 
-        def lengthened(rows: Any) -> Tensor:
-            exact = self._compared(rows, torch.float32 if self._as_stored else torch.float64)
-            return (exact if self._scale is None else exact * self._scale[rows, None]).float()
-
         sample = torch.linspace(0, n - 1, min(n, _SAMPLE), device=self.device).round().long()
         mean = torch.zeros(self.d, dtype=torch.float64, device=self.device)
         for part in sample.split(max(1, self.memory_budget // (32 * self.d))):
-            mean += lengthened(part).sum(0, dtype=torch.float64)
+            mean += self._unit_rows(part).sum(0, dtype=torch.float64)
         codes = Int8Codes(n, mean / len(sample))
         with tqdm(total=n, desc="int8 codes", unit=" rows", unit_scale=True, delay=5, leave=False) as bar:
 
             def encode(span: tuple[int, int]) -> None:
-                codes.put(span[0], lengthened(slice(*span)))
+                codes.put(span[0], self._unit_rows(slice(*span)))
                 bar.update(span[1] - span[0])
 
             in_threads(encode, self._spans(0, n, 64 * self.d), self._workers)
@@ -386,15 +388,19 @@ def _full_accumulation() -> Iterator[None]:
         flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction = before
 
 
-def _rank(exact: Float[Tensor, " pairs"], rows: Int[Tensor, " pairs"], of: Int[Tensor, " pairs"], like: TopK) -> TopK:
-    """The k highest of each query, ties in ascending row order, in the shape of `like`; row n where there are fewer."""
+def rank_pairs(
+    exact: Float[Tensor, " pairs"], rows: Int[Tensor, " pairs"], of: Int[Tensor, " pairs"], n_queries: int, k: int
+) -> TopK:
+    """The k highest of each query, ties in ascending row order; -inf and the largest int64 where a query has fewer."""
     by_row = rows.argsort()
     order = by_row[by_query(exact[by_row], of[by_row])]
-    counts = torch.bincount(of, minlength=len(like.rows))
+    counts = torch.bincount(of, minlength=n_queries)
     place = torch.arange(len(of), device=of.device) - (counts.cumsum(0) - counts)[of[order]]
-    kept = place < like.rows.shape[1]
-    at, place = order[kept], place[kept]
-    found = TopK(torch.full_like(like.similarities, -torch.inf), torch.full_like(like.rows, torch.iinfo(torch.int64).max))
+    at, place = order[place < k], place[place < k]
+    found = TopK(
+        torch.full((n_queries, k), -torch.inf, device=of.device),
+        torch.full((n_queries, k), torch.iinfo(torch.int64).max, device=of.device),
+    )
     found.similarities[of[at], place], found.rows[of[at], place] = exact[at], rows[at]
     return found
 
