@@ -8,7 +8,7 @@ import typer
 
 from benchmarks.measure import Settings, environment
 
-BENCHMARKS = ("planning", "build", "checking", "opening", "live")
+BENCHMARKS = ("planning", "build", "search", "checking", "opening", "live", "growth")
 
 
 def main(
@@ -20,12 +20,13 @@ def main(
     model: Annotated[str, typer.Option(help='"demo", a Hugging Face folder or name, or "llama-8b-shape"')] = "demo",
     peak_flops: Annotated[float | None, typer.Option(help="of the device; default: known for H100 and H200")] = None,
     peer_python: Annotated[str | None, typer.Option(help="Python of an environment with latentlens; default: this one")] = None,
+    figure: Annotated[Path | None, typer.Option(help="draw what growth measures here (.svg, .png)")] = None,
     out: Annotated[Path | None, typer.Option(help="write the tables here too, as Markdown")] = None,
 ) -> None:
     """Run benchmarks; a wrong result ends the command with an error."""
     if unknown := set(names or ()) - set(BENCHMARKS):
         raise typer.BadParameter(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
-    settings = Settings(corpus, repeats, large, device, model, peak_flops, peer_python)
+    settings = Settings(corpus, repeats, large, device, model, peak_flops, peer_python, figure)
     sections = [environment()]
     typer.echo(sections[0])
     for name in names or BENCHMARKS:

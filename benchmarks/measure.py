@@ -31,6 +31,7 @@ class Settings:
         model: "demo", a folder or name that `load_model` takes, or a shape of random weights (see `build`).
         peak_flops: Of the device, for the share of it that is used; None: from a table of known devices.
         peer_python: The Python of an environment with latentlens; None: this one.
+        figure: Where `growth` draws its figure.
     """
 
     corpus: str = "demo"
@@ -40,6 +41,7 @@ class Settings:
     model: str = "demo"
     peak_flops: float | None = None
     peer_python: str | None = None
+    figure: Path | None = None
 
 
 class WrongResultError(Exception):
