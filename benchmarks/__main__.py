@@ -1,5 +1,6 @@
 """Runs benchmarks and prints their tables: `python -m benchmarks [NAME …]`, from the root of the repository."""
 
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,8 @@ def main(
     """Run benchmarks; a wrong result ends the command with an error."""
     if unknown := set(names or ()) - set(BENCHMARKS):
         raise typer.BadParameter(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    if peer_python is not None and shutil.which(peer_python) is None:
+        raise typer.BadParameter(f"no Python at {peer_python}")
     settings = Settings(corpus, repeats, large, device, model, peak_flops, peer_python, figure)
     sections = [environment()]
     typer.echo(sections[0])

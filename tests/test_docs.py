@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import tl_latentlens as tll
+from tl_latentlens import bank_create
 from tl_latentlens.bank_head import Head, read_head
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -42,7 +43,9 @@ def documented(request: pytest.FixtureRequest, any_model: Any, texts: list[str],
     """A bank named as in the documentation, of several blocks, with both kinds of names that a bank can hold."""
     path = tmp_path_factory.mktemp("docs") / "demo.h5"
     names = ["blocks.1.hook_resid_post", "blocks.0.attn.hook_z"]
-    return tll.build_bank(any_model, texts, path, hook_names=names, dtype=request.param, batch_tokens=2, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bank_create, "_BLOCK_BATCHES", 1)
+        return tll.build_bank(any_model, texts, path, hook_names=names, dtype=request.param, batch_tokens=64, progress=False)
 
 
 def test_format_snippets_read_a_bank_without_the_package(

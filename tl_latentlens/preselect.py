@@ -5,7 +5,6 @@ whose best score, error added, stays below the k-th best similarity known so far
 anew by `search`. `Int8Codes` gives such scores from one byte a number.
 """
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ _LATER = 2  # and again when so many times the rows have been seen
 def int8_is_fast(device: torch.device) -> bool:
     """True where integer products beat float ones: NVIDIA GPUs, and CPUs with VNNI or AMX."""
     if device.type == "cpu":
-        return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+        return torch.backends.mkldnn.is_available() and getattr(torch.cpu, "_is_vnni_supported", bool)()
     return device.type == "cuda"
 
 
@@ -44,60 +43,60 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Scores:
-    """Approximate similarities of a chunk of rows to queries: `offset + unit * (raw * scale ± error)`.
+    """Approximate similarities of a chunk of rows to queries: `offset + unit * (scale * (raw ± coded) ± uncoded)`.
 
     Attributes:
         raw: Any number type; the number of rows is a multiple of 16, the last ones may be made up.
-        scale: Of each group of 16 rows, float64.
-        group_error, query_error: Their product is the most that a row of a group can be off, float64.
+        scale: Of each group of 16 rows, above 0.
+        coded: Most that the raw scores of a query can be off.
+        uncoded: Most that they are off by what does not shrink with the scale.
         unit: What one of `raw * scale` is worth to each query, above 0.
         offset: Added to every similarity of a query.
     """
 
     raw: Int[Tensor, "rows q"] | Float[Tensor, "rows q"]
     scale: Float[Tensor, " groups"]
-    group_error: Float[Tensor, "groups m"]
-    query_error: Float[Tensor, "m q"]
+    coded: Float[Tensor, " q"]
+    uncoded: Float[Tensor, " q"]
     unit: Float[Tensor, " q"]
     offset: Float[Tensor, " q"]
 
     def least(self, threshold: Float[Tensor, " q"]) -> Float[Tensor, "groups q"]:
         """What `raw` must reach for the similarity to be able to reach a threshold."""
-        floor = ((threshold - self.offset) / self.unit).double()
-        # In float64, since float32 products may be set to be rough.
-        return (
-            torch.addmm(floor.expand(len(self.scale), -1), self.group_error, self.query_error, alpha=-1) / self.scale[:, None]
-        )
+        floor = (threshold - self.offset) / self.unit - self.uncoded
+        return torch.addr(-self.coded.expand(len(self.scale), -1), 1 / self.scale, floor)
 
     def reach(self, raw: Tensor, groups: Int[Tensor, " pairs"], queries: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
         """The most that the similarity of some pairs can be, from their raw scores."""
-        error = (self.group_error[groups] * self.query_error.T[queries]).sum(-1)
-        return (self.offset[queries] + self.unit[queries] * (raw * self.scale[groups] + error)).float()
+        most = self.scale[groups] * (raw + self.coded[queries]) + self.uncoded[queries]
+        return self.offset[queries] + self.unit[queries] * most
 
 
 @dataclass(frozen=True)
 class QueryCodes:
-    """Queries rounded to int8: `query = size * codes + rest`.
+    """Queries rounded to int8: `query = size * (codes + rest)`.
 
     Attributes:
         codes: Rounded up to sizes that CUDA multiplies.
         size: What one of a query's numbers is worth.
-        error: Length of the rest and of the codes, and what rounding adds, in units of `size`.
+        length: Length of the codes.
+        rest: Length of the rest.
         offset: Product with the rows' mean.
     """
 
     codes: Int[Tensor, "d q"]
     size: Float[Tensor, " q"]
-    error: Float[Tensor, "3 q"]
+    length: Float[Tensor, " q"]
+    rest: Float[Tensor, " q"]
     offset: Float[Tensor, " q"]
 
 
 class Int8Codes:
     """Rows rounded to int8, after their mean is taken away, with one scale for each 16 rows.
 
-    A row is `mean + scale * codes + rest`, a query `size * codes + rest`. With r the row without the mean, the product of
-    the two integer vectors, times both scales, misses query · r by at most |query's rest| |r| + |query's codes| |row's rest|
-    (Cauchy-Schwarz). The lengths on the right are measured, not estimated.
+    A row is `mean + scale * (codes + rest)`, a query `size * (codes + rest)`. With r the row without the mean, the product of
+    the two integer vectors, times both scales, misses query · r by at most size |query's rest| |r| + size scale
+    |query's codes| |row's rest| (Cauchy-Schwarz). The lengths are measured, not estimated: the largest of a chunk's rows.
     """
 
     def __init__(self, n: int, mean: Float[Tensor, " d"]) -> None:
@@ -109,9 +108,9 @@ class Int8Codes:
         """
         device, padded, wide = mean.device, _up(n, GROUP), _up(len(mean), 8)  # CUDA multiplies sizes that are multiples of 8
         self.mean = mean.float()
-        self._codes = torch.zeros((padded, wide), dtype=torch.int8, device=device)
-        self._scale = torch.empty(padded // GROUP, dtype=torch.float64, device=device)
-        self._error = torch.ones((padded // GROUP, 3), dtype=torch.float64, device=device)
+        self._codes = torch.zeros((padded + GROUP, wide), dtype=torch.int8, device=device)
+        self._scale = torch.empty(padded // GROUP, device=device)
+        self._length, self._rest = torch.empty_like(self._scale), torch.empty_like(self._scale)
 
     def put(self, first: int, rows: Float[Tensor, "rows d"]) -> None:
         """Encode the rows from `first` (a multiple of 16) on: as they are compared, of length 1 or 0, float32."""
@@ -121,9 +120,9 @@ class Int8Codes:
         codes = (grouped / scale[:, None, None]).round_()
         groups = slice(first // GROUP, first // GROUP + len(scale))
         self._codes[first : first + len(rows), : len(self.mean)] = codes.flatten(0, 1).to(torch.int8)
-        self._scale[groups] = scale.double()
-        self._error[groups, 0] = grouped.norm(dim=-1).amax(1).double()
-        self._error[groups, 1] = (grouped - codes * scale[:, None, None]).norm(dim=-1).amax(1).double()
+        self._scale[groups] = scale
+        self._length[groups] = grouped.norm(dim=-1).amax(1)
+        self._rest[groups] = (grouped / scale[:, None, None] - codes).norm(dim=-1).amax(1)
 
     @staticmethod
     def bytes(n: int, d: int) -> int:
@@ -135,23 +134,24 @@ class Int8Codes:
         size = queries.abs().amax(-1) / 127
         codes = (queries / size[:, None]).round_()
         rest = (queries - codes * size[:, None]).norm(dim=-1)
-        error = torch.stack([rest / size, codes.norm(dim=-1), _SLACK / size]).double()
         offset = (queries.double() @ self.mean.double()).float()
         wide = torch.nn.functional.pad(codes, (0, self._codes.shape[1] - codes.shape[1], 0, -len(codes) % 8))
-        return QueryCodes(wide.to(torch.int8).T, size, error, offset)
+        return QueryCodes(wide.to(torch.int8).T, size, codes.norm(dim=-1), rest / size, offset)
 
     def scores(self, queries: QueryCodes, first: int, last: int, scratch: Scratch) -> Scores:
         """Scores of rows `first` (a multiple of 16) to `last`, in scratch memory."""
         groups = slice(first // GROUP, _up(last, GROUP) // GROUP)
-        codes = self._codes[first : _up(last, GROUP)]
+        codes = self._codes[first : max(_up(last, GROUP), first + 2 * GROUP)]  # CUDA multiplies more than 16 rows
         raw = scratch(len(codes), queries.codes.shape[1], torch.int32)
         torch._int_mm(codes, queries.codes, out=raw)  # pyright: ignore[reportPrivateImportUsage]
-        raw = raw[:, : len(queries.size)]
-        return Scores(raw, self._scale[groups], self._error[groups], queries.error, queries.size, queries.offset)
+        raw = raw[: _up(last - first, GROUP), : len(queries.size)]
+        coded = self._rest[groups].max() * queries.length
+        uncoded = self._length[groups].max() * queries.rest + _SLACK / queries.size
+        return Scores(raw, self._scale[groups], coded, uncoded, queries.size, queries.offset)
 
 
 class Candidates:
-    """The rows that may be among the k nearest of each query, gathered chunk by chunk, by several threads at will.
+    """The rows that may be among the k nearest of each query, gathered chunk by chunk.
 
     Attributes:
         threshold: A similarity that k rows are known to reach, for each query; -inf while there are fewer.
@@ -165,7 +165,6 @@ class Candidates:
         self._best = torch.full((k, n_queries), -torch.inf, device=device)
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
         self._raised = 0
-        self._lock = threading.Lock()
         self.count = 0
 
     def add(
@@ -196,7 +195,7 @@ class Candidates:
         groups, queries = (highest >= least).nonzero(as_tuple=True)
         many = most * n_groups * n_queries
         due = len(groups) > _MANY * n_queries and first >= _LATER * self._raised
-        if due or (len(groups) > many and first >= self._raised):
+        if due or (len(groups) > many and first >= self._raised):  # a row must not count twice
             self._raise_threshold(members, highest * scores.scale[:, None], first, last)
             least = scores.least(self.threshold)
             groups, queries = (highest >= least).nonzero(as_tuple=True)
@@ -209,16 +208,14 @@ class Candidates:
             rows = first + group * GROUP + member
             real = rows < last
             part = rows[real], query[real], scores.reach(raw, group, query)[real]
-            with self._lock:
-                self._parts.append(part)
-                self.count += len(part[0])
+            self._parts.append(part)
+            self.count += len(part[0])
         return True
 
     def take(self) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
         """Rows and queries of the pairs that may still reach the threshold; they are forgotten here."""
-        with self._lock:
-            taken, self._parts, self.count = self._parts, [], 0
-        rows, queries, reach = (torch.cat(parts) for parts in zip(*taken, strict=True))
+        rows, queries, reach = (torch.cat(parts) for parts in zip(*self._parts, strict=True))
+        self._parts, self.count = [], 0
         kept = reach >= self.threshold[queries]
         rows, queries, reach = rows[kept], queries[kept], reach[kept]
         foremost = reach >= kth(reach, queries, self._k, len(self.threshold))[queries]
@@ -234,16 +231,13 @@ class Candidates:
         rows = first + groups * GROUP + members[groups, :, queries].argmax(-1)
         known = self._at_least(rows.clamp(max=last - 1).flatten(), queries.flatten()).view_as(rows)
         known = torch.where(rows < last, known, -torch.inf)
-        with self._lock:
-            if first >= self._raised:  # a row must not count twice
-                self._raised = last
-                self._best = torch.cat([self._best, known.T]).topk(self._k, dim=0).values
+        self._raised = last
+        self._best = torch.cat([self._best, known.T]).topk(self._k, dim=0).values
         self.raise_to(self._best[-1])
 
     def raise_to(self, known: Float[Tensor, " q"]) -> None:
         """Take note of similarities that k rows reach."""
-        with self._lock:
-            self.threshold = torch.maximum(self.threshold, known)
+        self.threshold = torch.maximum(self.threshold, known)
 
 
 def by_query(scores: Float[Tensor, " pairs"], of: Int[Tensor, " pairs"]) -> Int[Tensor, " pairs"]:

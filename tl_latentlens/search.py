@@ -6,7 +6,6 @@ k nearest; the few that remain are scored in float32 and then in float64. So the
 the dtype of the pass or the chunk size, and ties always go to the lower row.
 """
 
-import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,6 @@ from tqdm.auto import tqdm
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.preselect import GROUP, Candidates, Int8Codes, Scores, Scratch, by_query, int8_is_fast, kth
-from tl_latentlens.threads import in_threads
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # Rows this near to length 1 are unit vectors rounded to their type, and are used as stored.
@@ -36,7 +34,6 @@ _TOO_MANY = 0.125  # of a chunk's groups left over by int8: a float32 pass over 
 _CPU_CHUNK = 2**25  # working memory of a chunk whose scores, a quarter of it, stay in a CPU's caches
 _CPU_PAIRS = 2**17  # numbers of rows to multiply with queries at once: so they stay there too
 _SAMPLE = 2**14  # rows whose mean is taken away before rounding to int8
-_WORTH_THREADS = 2**27  # products of numbers
 _QUERIES = (256, 4096)  # searched at once on a CPU, on a GPU
 
 
@@ -83,8 +80,8 @@ class VectorSearch:
             center: Subtract this vector from each row before comparing; the rows stay as they are in memory.
             remove_means: Subtract each row's own mean over d from it, and each query's, before comparing. A row that has
                 nothing left by either has no direction, and similarity 0 to all.
-            memory_budget: Most bytes of working memory for a search, beside the vectors and their codes. None: 64 MiB a
-                thread, at least 256 MiB; on a GPU a sixteenth of its memory.
+            memory_budget: Most bytes of working memory for a search, beside the vectors and their codes. None: 256 MiB, on
+                a GPU a sixteenth of its memory.
 
         Raises:
             InvalidInputError: Vectors that are not [n, d] floats, or hold NaN or inf.
@@ -98,9 +95,7 @@ class VectorSearch:
         if self._vectors.device != device and _fits(self._vectors.nbytes, device):
             self._vectors = self._vectors.to(device)
         self.device = self._vectors.device if self._vectors.device.type == device.type else device
-        budget = 2 * _CPU_CHUNK * max(4, torch.get_num_threads())
-        if device.type == "cuda":
-            budget = torch.cuda.get_device_properties(device).total_memory // 16
+        budget = torch.cuda.get_device_properties(device).total_memory // 16 if device.type == "cuda" else 2**28
         self.memory_budget = budget if memory_budget is None else memory_budget
         self._center = None if center is None else center.to(self.device, torch.float64)
         self._remove_means = remove_means
@@ -186,31 +181,19 @@ class VectorSearch:
         best = rank_pairs(none.float(), none, none, len(queries), k)
         codes, most_pairs, piece = self._codes, self.memory_budget // 512, max(1, self.memory_budget // 2**14)
         encoded = None if codes is None else codes.encode(queries)
-        own, settling = threading.local(), threading.Lock()
-
-        def look(span: tuple[int, int]) -> None:
-            own.scratch = scratch = getattr(own, "scratch", None) or Scratch(self.device)
+        scratch = Scratch(self.device)
+        spans = [(0, len(self))] if codes is None else self._spans(0, len(self), 16 * len(queries))
+        for span in spans:
             if codes is not None and encoded is not None:
                 scores = codes.scores(encoded, *span, scratch)
                 if found.add(scores, *span, most=_TOO_MANY, piece=piece):
-                    return settle_many()
+                    if found.count > most_pairs:
+                        best = self._settle(queries, found, best)
+                    continue
             for start, end, part in self._parts(*span, len(queries)):
                 found.add(self._float_scores(queries, part, start, end, scratch), start, end, piece=piece)
-                settle_many()
-
-        def settle_many() -> None:
-            nonlocal best
-            with settling:
                 if found.count > most_pairs:
                     best = self._settle(queries, found, best)
-
-        work = len(self) * len(queries) * self.d
-        workers = self._workers if work > _WORTH_THREADS else 1
-        if self.device.type != "cpu":
-            spans = [(0, len(self))] if codes is None else self._spans(0, len(self), 16 * len(queries))
-        else:
-            spans = self._spans(0, len(self), (8 * self.d + 64 * len(queries)) if codes is None else 16 * len(queries), workers)
-        in_threads(look, spans, workers)
         return self._settle(queries, found, best) if found.count else best
 
     def _settle(self, queries: Float[Tensor, "q d"], found: Candidates, best: TopK) -> TopK:
@@ -238,15 +221,12 @@ class VectorSearch:
             dtype = torch.float64
         cached = _CPU_PAIRS if self.device.type == "cpu" else 2**62
         step = max(1, min(self.memory_budget // 32, cached) // self.d)
-
-        def score(at: int) -> None:
+        for at in range(0, len(rows), step):
             pairs = slice(at, at + step)
             # A product and a sum over the same d for each pair: unlike a matrix product, equal rows give equal bits.
             products = self._compared(rows[pairs], dtype).mul_(queries.index_select(0, of[pairs]))
             part = products.sum(-1)
             scores[pairs] = part if self._scale is None else part * self._scale[rows[pairs]]
-
-        in_threads(score, range(0, len(rows), step), self._workers if len(rows) > 8 * step else 1)
         return scores
 
     def _compared(self, rows: Any, dtype: torch.dtype) -> Float[Tensor, "rows d"]:
@@ -278,12 +258,9 @@ class VectorSearch:
             mean += self._unit_rows(part).sum(0, dtype=torch.float64)
         codes = Int8Codes(n, mean / len(sample))
         with tqdm(total=n, desc="int8 codes", unit=" rows", unit_scale=True, delay=5, leave=False) as bar:
-
-            def encode(span: tuple[int, int]) -> None:
-                codes.put(span[0], self._unit_rows(slice(*span)))
-                bar.update(span[1] - span[0])
-
-            in_threads(encode, self._spans(0, n, 64 * self.d), self._workers)
+            for first, last in self._spans(0, n, 64 * self.d):
+                codes.put(first, self._unit_rows(slice(first, last)))
+                bar.update(last - first)
         return codes
 
     def _parts(self, first: int, last: int, n_queries: int) -> Iterator[tuple[int, int, Float[Tensor, "rows d"]]]:
@@ -323,9 +300,8 @@ class VectorSearch:
         if self._scale is not None:
             raw *= self._scale[first:last, None].float()
         raw = torch.nn.functional.pad(raw, (0, 0, 0, -len(raw) % GROUP), value=-torch.inf)
-        groups = torch.ones((len(raw) // GROUP, 1), dtype=torch.float64, device=self.device)
         one = torch.ones(raw.shape[1], device=self.device)
-        return Scores(raw, groups[:, 0], groups, (self._error_bound() * one)[None].double(), one, 0 * one)
+        return Scores(raw, one.new_ones(len(raw) // GROUP), 0 * one, self._error_bound() * one, one, 0 * one)
 
     def _error_bound(self) -> float:
         """Most that a product of the float pass can differ from the exact similarity."""
@@ -349,16 +325,11 @@ class VectorSearch:
         length = 1.0 + _LARGEST_TOLERANCE
         return (2.0**-23 + self.d * 2.0**-23) * (length if self._scale is None else max(length, self._stretch))
 
-    @property
-    def _workers(self) -> int:
-        """Threads whose chunks fit the memory budget together."""
-        return min(torch.get_num_threads(), self.memory_budget // (2 * _CPU_CHUNK)) if self.device.type == "cpu" else 1
-
-    def _spans(self, first: int, last: int, a_row: int, pieces: int = 1) -> list[tuple[int, int]]:
-        """Chunks of rows that take half the memory budget, at `a_row` bytes each; whole groups, and so many pieces at least."""
+    def _spans(self, first: int, last: int, a_row: int) -> list[tuple[int, int]]:
+        """Chunks of rows that take half the memory budget, at `a_row` bytes each; whole groups of rows, at least one."""
         most = self.memory_budget // 2
         step = (min(most, _CPU_CHUNK) if self.device.type == "cpu" else most) // a_row
-        step = max(GROUP, min(step, (last - first) // pieces + GROUP) // GROUP * GROUP)
+        step = max(GROUP, step // GROUP * GROUP)
         return [(start, min(start + step, last)) for start in range(first, last, step)]
 
 

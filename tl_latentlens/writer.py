@@ -77,7 +77,8 @@ class BankWriter:
         self._starts = layout.map("block_starts")
         self._done = np.array(layout.map("journal")) == 1
         self._buffers: dict[int, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
-        self._missing: dict[tuple[int, str], np.ndarray] = {}
+        self._missing: dict[int, dict[str, np.ndarray]] = {}
+        self._n_missing: dict[int, int] = {}
         self._failure: BaseException | None = None
         self._queue: queue.Queue[tuple[str, Batch, Tensor, Tensor, Any] | None] = queue.Queue(2 * len(self.hook_names))
         self._thread = threading.Thread(target=self._drain, name="bank-writer", daemon=True)
@@ -239,23 +240,28 @@ class BankWriter:
             )
         if self._done[batch.block]:
             return  # a batch that was run again
-        first, last = self._starts[batch.block : batch.block + 2]
+        first, last = (int(row) for row in self._starts[batch.block : batch.block + 2])
         if batch.block not in self._buffers:
             stored = DTYPES[self.dtype][1]
             self._buffers[batch.block] = {
                 name: (np.empty((last - first, width), stored), np.empty(last - first, np.float32))
                 for name, width in self._layout.widths.items()
             }
-            self._missing.update({(batch.block, name): np.ones(last - first, bool) for name in self.hook_names})
+            self._missing[batch.block] = {name: np.ones(last - first, bool) for name in self.hook_names}
+            self._n_missing[batch.block] = (last - first) * len(self.hook_names)
+        at = batch.rows - first
         block_vectors, block_norms = self._buffers[batch.block][hook_name]
-        block_vectors[batch.rows - first] = _as_stored(vectors)
-        block_norms[batch.rows - first] = lengths
-        self._missing[batch.block, hook_name][batch.rows - first] = False
-        if not any(self._missing[batch.block, name].any() for name in self.hook_names):
+        block_vectors[at] = _as_stored(vectors)
+        block_norms[at] = lengths
+        missing = self._missing[batch.block][hook_name]
+        self._n_missing[batch.block] -= int(missing[at].sum())
+        missing[at] = False
+        if not self._n_missing[batch.block]:
             self._commit(batch.block)
 
     def _commit(self, block: int) -> None:
         first = int(self._starts[block])
+        del self._missing[block], self._n_missing[block]
         for name, (vectors, norms) in self._buffers.pop(block).items():
             self._put(f"hooks/{name}/vectors", vectors, first * vectors.shape[1] * vectors.itemsize)
             self._put(f"hooks/{name}/norms", norms, first * norms.itemsize)

@@ -24,8 +24,8 @@ def bank_hooks(writer: BankWriter, batch: Batch) -> list[tuple[str, Callable[...
 def _recorder(writer: BankWriter, batch: Batch, name: str) -> Callable[..., None]:
     def record(activation: Tensor, hook: Any) -> None:
         vectors = flat_activation(name, activation, batch.tokens.shape)
-        device = vectors.device
-        rows = vectors[batch.row_batch.to(device), batch.row_pos.to(device)].float()
+        at = (batch.row_batch * batch.tokens.shape[1] + batch.row_pos).to(vectors.device)
+        rows = vectors.flatten(0, 1).index_select(0, at).float()
         # Division in float32: activations of some models are past float16's range. Squares are summed in float64, where
         # those of any float32 fit.
         norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).float()
