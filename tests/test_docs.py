@@ -44,8 +44,8 @@ def documented(request: pytest.FixtureRequest, any_model: Any, texts: list[str],
     path = tmp_path_factory.mktemp("docs") / "demo.h5"
     names = ["blocks.1.hook_resid_post", "blocks.0.attn.hook_z"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bank_create, "_BLOCK_BATCHES", 1)
-        return tll.build_bank(any_model, texts, path, hook_names=names, dtype=request.param, batch_tokens=64, progress=False)
+        patch.setattr(bank_create, "_BLOCK_BATCHES", 8)
+        return tll.build_bank(any_model, texts, path, hook_names=names, dtype=request.param, batch_tokens=2, progress=False)
 
 
 def test_format_snippets_read_a_bank_without_the_package(
