@@ -121,6 +121,7 @@ def draw(by_rows: Sequence[Point], by_queries: Sequence[Point], path: Path) -> N
     for axis in axes[:, 0]:
         axis.legend(loc="upper left", fontsize="small")
     figure.suptitle(f"The {TOP_K} nearest of rows × {D}, float16 in a memory-mapped file")
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
