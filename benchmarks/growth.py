@@ -99,7 +99,7 @@ def slope(points: Sequence[Point], field: str, first: int) -> float:
 
 def draw(by_rows: Sequence[Point], by_queries: Sequence[Point], path: Path) -> None:
     """Time and memory against rows and against queries, on logarithmic axes; the file's ending says which format."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots(2, 2, sharex="col", sharey="row")

@@ -66,7 +66,7 @@ def with_text(count: int, settings: Settings) -> str:
         queries = _queries(layers[0]["embeddings"].half(), count).to(settings.device)
         calls = {"tl-latentlens": lambda: index.search(queries, TOP_K).neighbors()}
         try:
-            import latentlens
+            import latentlens  # pyright: ignore[reportMissingImports]
 
             peer = latentlens.ContextualIndex(layers)
             calls["latentlens"] = lambda: peer.search(queries, TOP_K)
