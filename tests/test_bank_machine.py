@@ -514,7 +514,7 @@ class BankMachine(RuleBasedStateMachine):
                 self.give(batch, tuple(WIDTHS))
             self.writer.__exit__(None, None, None)
         else:
-            self.writer._stop(raise_failure=False)
+            self.writer._pool.shutdown()
             self.writer._held.close()
         self.end_session()
         at = data.draw(moments(self.tape))

@@ -214,6 +214,23 @@ def test_chunks_that_do_not_divide_the_rows(n: int, budget: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", PASSES)
+@pytest.mark.parametrize("kind", ["random", "duplicates", "cluster", "integers"])
+def test_what_reaches_a_floor_is_found(dtype: str, kind: str) -> None:
+    rng = np.random.default_rng(5)
+    rows = unit(make_rows(kind, 700, 24, rng))
+    queries = make_queries(40, rows, rng)
+    search = VectorSearch(torch.from_numpy(rows), dtype=dtype)
+    everything = search.rank(queries, 8)
+    for rank in (0, 3, 7):
+        floor = everything.similarities[:, rank]
+        found = search.rank(queries, 8, floor)
+        reach = everything.similarities >= floor[:, None]
+        assert torch.equal(found.rows[reach], everything.rows[reach])
+        assert torch.equal(found.similarities[reach], everything.similarities[reach])
+        assert bool((found.similarities <= everything.similarities).all())
+
+
+@pytest.mark.parametrize("dtype", PASSES)
 @pytest.mark.parametrize("budget", [300, 5000, 2**28])
 def test_equal_rows_come_in_row_order(dtype: str, budget: int) -> None:
     vectors = torch.nn.functional.normalize(torch.ones(700, 5), dim=-1)

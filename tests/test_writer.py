@@ -548,8 +548,9 @@ with t.BankWriter.create({path!r}, plan, t.make_record(plan), batch_tokens=16) a
     for batch in writer.batches():
         t.give(writer, batch, acts)
         time.sleep(0.05)
-        print(int(writer._done.sum()), flush=True)
-        if writer._done.sum() >= 3:
+        done = int(writer._layout.map("journal")[:].sum())
+        print(done, flush=True)
+        if done >= 3:
             t.give(writer, batch, acts, (t.HOOK_A,))
             time.sleep(600)
 """

@@ -58,10 +58,16 @@ class ApproximateSearch(VectorSearch):
         """Share of the k exact neighbors of each query that this search finds, in [0, 1]."""
         found = self.rank(queries, k).rows.reshape(-1, min(k, len(self)))
         units = unit_queries(queries, self.d, self.device, remove_means=self._remove_means).reshape(-1, self.d)
-        exact = torch.cat([super(ApproximateSearch, self)._search(part, found.shape[1]).rows for part in units.split(256)])
+        anything = torch.full((256,), -torch.inf, device=self.device)
+        exact = torch.cat(
+            [
+                super(ApproximateSearch, self)._search(part, anything[: len(part)], found.shape[1]).rows
+                for part in units.split(256)
+            ]
+        )
         return float((exact[:, :, None] == found[:, None]).any(-1).float().mean())
 
-    def _search(self, queries: Float[Tensor, "q d"], k: int) -> TopK:
+    def _search(self, queries: Float[Tensor, "q d"], floor: Float[Tensor, " q"], k: int) -> TopK:
         _, found = self.faiss.search(queries.cpu().numpy(), min(10 * k, len(self)))
         proposed = torch.from_numpy(found).to(self.device)
         of, place = (proposed >= 0).nonzero(as_tuple=True)
@@ -69,6 +75,6 @@ class ApproximateSearch(VectorSearch):
         best = rank_pairs(self._scores(queries, rows, of, torch.float64), rows, of, len(queries), k)
         short = (best.rows >= len(self)).any(-1).nonzero()[:, 0]  # the lists that were looked into hold fewer than k rows
         if len(short):
-            exact = super()._search(queries[short], k)
+            exact = super()._search(queries[short], floor[short], k)
             best.similarities[short], best.rows[short] = exact.similarities, exact.rows
         return best

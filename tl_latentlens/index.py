@@ -21,7 +21,7 @@ from tl_latentlens.errors import InvalidInputError, ModelMismatchError, UnknownH
 from tl_latentlens.fingerprint import check_fingerprint
 from tl_latentlens.model import in_residual_stream
 from tl_latentlens.results import Neighbor
-from tl_latentlens.search import VectorSearch, as_tensor, unit_queries
+from tl_latentlens.search import TopK, VectorSearch, as_tensor, unit_queries
 
 TRANSFORMS = ("raw", "center", "center_writing")
 
@@ -178,22 +178,23 @@ class ContextualIndex:
             if self.d(query_hook_name) != width:
                 raise InvalidInputError(f"got vectors of width {width}; {query_hook_name} has width {self.d(query_hook_name)}")
             queries = queries - self._mean(query_hook_name).float()
-        similarities, rows, hooks = [], [], []
-        for name in fitting:
-            for first, part in self._parts[name]:
-                found = part.rank(queries, top_k)
-                similarities.append(found.similarities)
-                rows.append(found.rows + first)
-                hooks.append(torch.full_like(found.rows, self.hook_names.index(name)))
+        parts = [(self.hook_names.index(name), first, part) for name in fitting for first, part in self._parts[name]]
+        # What is nearest in one part need not be looked for below in the next; the vectors' own hook name has the nearest.
+        found: dict[tuple[int, int], TopK] = {}
+        nearest, floor = queries.new_empty((*queries.shape[:-1], 0)), None
+        for hook_id, first, part in sorted(parts, key=lambda part: self.hook_names[part[0]] != query_hook_name):
+            found[hook_id, first] = part.rank(queries, top_k, floor)
+            nearest = torch.cat([nearest, found[hook_id, first].similarities], -1)
+            if nearest.shape[-1] >= top_k:
+                nearest = nearest.topk(top_k).values
+                floor = nearest[..., -1]
         # Each part is sorted and parts stand in hook order, then row order: a stable sort keeps ties in that order.
-        best = torch.cat(similarities, -1).sort(dim=-1, descending=True, stable=True)
+        places = sorted(found)
+        best = torch.cat([found[place].similarities for place in places], -1).sort(dim=-1, descending=True, stable=True)
         order = best.indices[..., :top_k]
-        return SearchResult(
-            best.values[..., :top_k].clamp(-1, 1),
-            torch.cat(rows, -1).gather(-1, order),
-            torch.cat(hooks, -1).gather(-1, order),
-            self,
-        )
+        rows = torch.cat([found[hook_id, first].rows + first for hook_id, first in places], -1)
+        hooks = torch.cat([torch.full_like(found[place].rows, place[0]) for place in places], -1)
+        return SearchResult(best.values[..., :top_k].clamp(-1, 1), rows.gather(-1, order), hooks.gather(-1, order), self)
 
     def recall(self, vectors: Float[Tensor, "... d"] | np.ndarray, top_k: int = 5) -> dict[str, float]:
         """Share of the exact neighbors that an approximate index finds, in [0, 1], for each hook name of the vectors' width.

@@ -218,7 +218,8 @@ class Candidates:
         self._parts, self.count = [], 0
         kept = reach >= self.threshold[queries]
         rows, queries, reach = rows[kept], queries[kept], reach[kept]
-        foremost = reach >= kth(reach, queries, self._k, len(self.threshold))[queries]
+        bar = kth(reach, queries, self._k, len(self.threshold))
+        foremost = reach >= torch.where(bar == -torch.inf, torch.inf, bar)[queries]  # fewer than k raise nothing
         known = self._at_least(rows[foremost], queries[foremost])
         self.raise_to(kth(known, queries[foremost], self._k, len(self.threshold)))
         kept = reach >= self.threshold[queries]

@@ -29,6 +29,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 _UNIT_TOLERANCE = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float32: 1e-5}
 _LARGEST_TOLERANCE = max(_UNIT_TOLERANCE.values())
 _NOTHING_LEFT = 1e-6  # of a row's length: what is less than that after centring is rounding
+_ROUNDING = 2.0**-22  # more than a similarity near 1 loses when it is rounded to float32
 _FEW_ROWS = 4096  # not worth codes of their own
 _TOO_MANY = 0.125  # of a chunk's groups left over by int8: a float32 pass over the chunk costs less than scoring them
 _CPU_CHUNK = 2**25  # working memory of a chunk whose scores, a quarter of it, stay in a CPU's caches
@@ -155,8 +156,11 @@ class VectorSearch:
         return TopK(found.similarities.clamp(-1, 1), found.rows)
 
     @torch.no_grad()
-    def rank(self, queries: Float[Tensor, "... d"] | np.ndarray, k: int) -> TopK:
-        """As `top_k`, for ranking several searches together: rounding of the rows may take a similarity just past 1."""
+    def rank(self, queries: Float[Tensor, "... d"] | np.ndarray, k: int, floor: Float[Tensor, " ..."] | None = None) -> TopK:
+        """As `top_k`, for ranking several searches together: rounding of the rows may take a similarity just past 1.
+
+        Rows below `floor` need not be found: similarity -inf, with any row, may stand in their place.
+        """
         if k < 1:
             raise InvalidInputError(f"got top_k={k}; expected at least 1")
         units = unit_queries(queries, self.d, self.device, remove_means=self._remove_means)
@@ -167,16 +171,19 @@ class VectorSearch:
             none = torch.zeros(shape, dtype=torch.float32, device=self.device)
             return TopK(none, none.long())
         at_once = min(_QUERIES[self.device.type != "cpu"], self.memory_budget // (64 * k + 16 * self.d))
-        parts = [self._search(part, k) for part in flat.split(max(1, at_once))]
+        floors = torch.full((len(flat),), -torch.inf, device=self.device) if floor is None else floor.reshape(-1)
+        at_once = max(1, at_once)
+        parts = [self._search(*part, k) for part in zip(flat.split(at_once), floors.split(at_once), strict=True)]
         similarities = torch.cat([part.similarities for part in parts])
         rows = torch.cat([part.rows for part in parts])
         return TopK(similarities.reshape(*units.shape[:-1], k), rows.reshape(*units.shape[:-1], k))
 
-    def _search(self, queries: Float[Tensor, "q d"], k: int) -> TopK:
+    def _search(self, queries: Float[Tensor, "q d"], floor: Float[Tensor, " q"], k: int) -> TopK:
         def at_least(rows: Int[Tensor, " pairs"], of: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
             return self._scores(queries, rows, of, torch.float32) - self._float32_error
 
         found = Candidates(k, len(queries), at_least, self.device)
+        found.raise_to(floor - _ROUNDING)
         none = torch.zeros(0, dtype=torch.int64, device=self.device)
         best = rank_pairs(none.float(), none, none, len(queries), k)
         codes, most_pairs, piece = self._codes, self.memory_budget // 512, max(1, self.memory_budget // 2**14)
@@ -209,7 +216,7 @@ class VectorSearch:
         rows, of = torch.cat([best.rows[known], rows]), torch.cat([known.nonzero()[:, 0], of])
         best = rank_pairs(exact, rows, of, n_queries, k)
         # Scores are rounded to float32, and a lower row of equal rounded score comes first.
-        found.raise_to(best.similarities[:, -1] - 2.0**-22)
+        found.raise_to(best.similarities[:, -1] - _ROUNDING)
         return best
 
     def _scores(

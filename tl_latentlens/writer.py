@@ -7,10 +7,9 @@ A block counts as done when its bytes are on disk and its checksum stands in the
 
 import errno
 import os
-import queue
-import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError,
 from tl_latentlens.lock import build_lock
 from tl_latentlens.plan import Plan
 
+Buffers = dict[str, tuple[np.ndarray, np.ndarray]]  # the vectors and norms of a block, for each hook name
 _CACHED_NUMBERS = 2**16  # of 8 bytes, that a core's cache holds
 
 
@@ -75,14 +75,13 @@ class BankWriter:
         self._descriptor = descriptor
         self._held = held
         self._starts = layout.map("block_starts")
-        self._done = np.array(layout.map("journal")) == 1
-        self._buffers: dict[int, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+        self._full = np.array(layout.map("journal")) == 1  # blocks that take no more rows
+        self._buffers: dict[int, Buffers] = {}
         self._missing: dict[int, dict[str, np.ndarray]] = {}
         self._n_missing: dict[int, int] = {}
-        self._failure: BaseException | None = None
-        self._queue: queue.Queue[tuple[str, Batch, Tensor, Tensor, Any] | None] = queue.Queue(2 * len(self.hook_names))
-        self._thread = threading.Thread(target=self._drain, name="bank-writer", daemon=True)
-        self._thread.start()
+        self._spare: list[Buffers] = []
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="bank-writer")
+        self._pending: deque[Future[None]] = deque()
 
     @classmethod
     def create(
@@ -134,28 +133,30 @@ class BankWriter:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         """Finish a complete bank; keep an incomplete one for a later resume."""
         try:
-            self._stop(raise_failure=kind is None)
-            if kind is None and self._done.all():
-                self._finish()
+            self._pool.shutdown()
+            if kind is None:
+                self._settle(lambda: True)
+                if self._full.all():
+                    self._finish()
         finally:
             self._held.close()
 
     @property
     def tokens_to_run(self) -> int:
         """Tokens of all prompts that a build runs."""
-        return self._tokens_of(range(len(self._done)))
+        return self._tokens_of(range(len(self._full)))
 
     @property
     def tokens_left(self) -> int:
         """Those that are still to be run; fewer where a build is resumed."""
-        return self._tokens_of(np.flatnonzero(~self._done).tolist())
+        return self._tokens_of(np.flatnonzero(~self._full).tolist())
 
     def _tokens_of(self, blocks: Iterable[int]) -> int:
         return sum(int(self._run_lengths(self._block_prompts(block)).sum()) for block in blocks)
 
     def batches(self, device: torch.device | str | None = None) -> Iterator[Batch]:
         """The batches that remain, block by block, prompts of like length together, on `device`."""
-        for block in np.flatnonzero(~self._done).tolist():
+        for block in np.flatnonzero(~self._full).tolist():
             prompts = self._block_prompts(block)
             lengths = self._run_lengths(prompts)
             order = np.argsort(-lengths, kind="stable")
@@ -167,13 +168,13 @@ class BankWriter:
                 first += count
 
     def write(self, hook_name: str, batch: Batch, vectors: Float[Tensor, "rows d"], norms: Float[Tensor, " rows"]) -> None:
-        """Hand over a batch's unit vectors (already in the bank's dtype) and norms; a background thread writes them.
+        """Hand over a batch's unit vectors (already in the bank's dtype) and norms; a background thread writes full blocks.
 
         Raises:
-            InvalidInputError: A shape that does not fit, or (from an earlier call) a NaN, inf or zero activation.
+            InvalidInputError: A shape that does not fit; a NaN, inf or zero activation, from a GPU of an earlier call.
             BankError: Writing failed.
         """
-        self._raise_failure()
+        self._settle(lambda: self._pending[0].done())
         if hook_name not in self._layout.widths:
             raise UnknownHookError(f"the bank has no hook name {hook_name!r}; it has {list(self.hook_names)}")
         if vectors.dtype != (dtype := getattr(torch, self.dtype)):
@@ -181,15 +182,16 @@ class BankWriter:
         expected = (len(batch.rows), self._layout.widths[hook_name])
         if tuple(vectors.shape) != expected:
             raise InvalidInputError(f"{hook_name}: got vectors of shape {tuple(vectors.shape)}, expected {expected}")
-        ready = None
         if vectors.is_cuda:
             ready = torch.cuda.Event()
             stream = torch.cuda.current_stream(vectors.device)
             vectors, norms = _to_pinned(vectors), _to_pinned(norms)
             ready.record(stream)
-        elif vectors.device.type != "cpu":
-            vectors, norms = vectors.cpu(), norms.cpu()
-        self._queue.put((hook_name, batch, vectors, norms, ready))
+            most = 2 * len(self.hook_names)
+            self._in_background(lambda: self._store_when(ready, hook_name, batch, vectors, norms), most)
+        elif full := self._store(hook_name, batch, vectors.cpu(), norms.cpu()):
+            # The rows are put in their places here: on a CPU, a thread that did would halt those of the model again and again.
+            self._in_background(lambda: self._commit(batch.block, full), 1)
 
     def _block_prompts(self, block: int) -> Int[np.ndarray, " prompts"]:
         return np.unique(self.plan.row_prompts[self._starts[block] : self._starts[block + 1]])
@@ -216,17 +218,24 @@ class BankWriter:
         tokens_t, mask_t, row_batch_t, row_pos_t = tensors
         return Batch(tokens_t, mask_t, rows, row_batch_t, row_pos_t, block, int(lengths.sum()))
 
-    def _drain(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if self._failure is None:
-                try:
-                    self._store(*item)
-                except BaseException as error:
-                    self._failure = error
+    def _in_background(self, task: Callable[[], None], most: int) -> None:
+        """Hand a task to the writing thread once fewer than `most` wait there."""
+        self._settle(lambda: len(self._pending) >= most)
+        self._pending.append(self._pool.submit(task))
 
-    def _store(self, hook_name: str, batch: Batch, vectors: Tensor, norms: Tensor, ready: Any) -> None:
-        if ready is not None:
-            ready.synchronize()
+    def _settle(self, while_: Callable[[], bool]) -> None:
+        """Take note of what the writing thread did, first come first; what failed stays, and fails again."""
+        while self._pending and while_():
+            self._pending[0].result()
+            self._pending.popleft()
+
+    def _store_when(self, ready: Any, hook_name: str, batch: Batch, vectors: Tensor, norms: Tensor) -> None:
+        ready.synchronize()
+        if full := self._store(hook_name, batch, vectors, norms):
+            self._commit(batch.block, full)
+
+    def _store(self, hook_name: str, batch: Batch, vectors: Tensor, norms: Tensor) -> Buffers | None:
+        """Put a batch's rows in their places; returns its block where that fills it."""
         lengths = norms.numpy()
         bad = ~np.isfinite(lengths) | (lengths < np.finfo(np.float32).tiny)  # smaller numbers have lost their digits
         if bad.any():
@@ -238,15 +247,11 @@ class BankWriter:
                 f"{at - int(self.plan.prompt_starts[prompt])} (norm {lengths[bad][0]}); a bank holds directions, so check the "
                 "model's dtype and weights, or leave this hook name out"
             )
-        if self._done[batch.block]:
-            return  # a batch that was run again
+        if self._full[batch.block]:
+            return None  # a batch that was run again
         first, last = (int(row) for row in self._starts[batch.block : batch.block + 2])
         if batch.block not in self._buffers:
-            stored = DTYPES[self.dtype][1]
-            self._buffers[batch.block] = {
-                name: (np.empty((last - first, width), stored), np.empty(last - first, np.float32))
-                for name, width in self._layout.widths.items()
-            }
+            self._buffers[batch.block] = self._spare.pop() if self._spare else self._new_buffers()
             self._missing[batch.block] = {name: np.ones(last - first, bool) for name in self.hook_names}
             self._n_missing[batch.block] = (last - first) * len(self.hook_names)
         at = batch.rows - first
@@ -256,19 +261,28 @@ class BankWriter:
         missing = self._missing[batch.block][hook_name]
         self._n_missing[batch.block] -= int(missing[at].sum())
         missing[at] = False
-        if not self._n_missing[batch.block]:
-            self._commit(batch.block)
+        if self._n_missing[batch.block]:
+            return None
+        self._full[batch.block] = True
+        del self._missing[batch.block], self._n_missing[batch.block]
+        return self._buffers.pop(batch.block)
 
-    def _commit(self, block: int) -> None:
-        first = int(self._starts[block])
-        del self._missing[block], self._n_missing[block]
-        for name, (vectors, norms) in self._buffers.pop(block).items():
+    def _new_buffers(self) -> Buffers:
+        most, stored = int(np.diff(self._starts).max()), DTYPES[self.dtype][1]
+        return {
+            name: (np.empty((most, width), stored), np.empty(most, np.float32)) for name, width in self._layout.widths.items()
+        }
+
+    def _commit(self, block: int, buffers: Buffers) -> None:
+        first, last = (int(row) for row in self._starts[block : block + 2])
+        for name, (all_vectors, all_norms) in buffers.items():
+            vectors, norms = all_vectors[: last - first], all_norms[: last - first]
             self._put(f"hooks/{name}/vectors", vectors, first * vectors.shape[1] * vectors.itemsize)
             self._put(f"hooks/{name}/norms", norms, first * norms.itemsize)
             self._put(f"hooks/{name}/checksums", np.uint64(block_checksum(vectors, norms)), block * 8)
         self._sync()  # the bytes first, the journal after them, also across a power cut
         self._put("journal", np.uint8(1), block)
-        self._done[block] = True
+        self._spare.append(buffers)  # memory that is held already takes no page faults
 
     def _put(self, name: str, array: np.ndarray | np.generic, offset: int) -> None:
         self._write_at(self._layout.head.datasets[name].offset + offset, memoryview(np.ascontiguousarray(array)).cast("B"))
@@ -288,16 +302,6 @@ class BankWriter:
     def _failed(self, error: OSError) -> BankError:
         partial = partial_path(self.path)
         return BankError(f"writing {partial} failed: {error}; finished blocks are kept, the same call goes on with the rest")
-
-    def _stop(self, *, raise_failure: bool) -> None:
-        self._queue.put(None)
-        self._thread.join()
-        if raise_failure:
-            self._raise_failure()
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
 
     def _finish(self) -> None:
         self._layout.close()
