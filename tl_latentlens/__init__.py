@@ -3,7 +3,7 @@
 from tl_latentlens.bank import Bank, Row
 from tl_latentlens.build import build_bank, plan_corpus, record_model
 from tl_latentlens.corpus import load_corpus
-from tl_latentlens.directions import decode_directions, label_features
+from tl_latentlens.directions import decode_directions
 from tl_latentlens.errors import (
     BankCorruptError,
     BankError,
@@ -14,13 +14,15 @@ from tl_latentlens.errors import (
     ModelMismatchError,
     UnknownHookError,
 )
+from tl_latentlens.features import label_features
 from tl_latentlens.hooks.decode import LatentLensHook, latentlens_hooks
 from tl_latentlens.hooks.record import bank_hooks
 from tl_latentlens.index import ContextualIndex, SearchResult
 from tl_latentlens.lenses import embedding_lens, logit_lens
 from tl_latentlens.loading import load_demo_model, load_model
 from tl_latentlens.plan import Plan, PlanSettings, Prompts, make_plan, prompts_from_lists
-from tl_latentlens.results import DirectionResult, LensResult, Neighbor
+from tl_latentlens.results import DirectionResult, FeatureResult, LensResult, Neighbor
+from tl_latentlens.sae import load_sae
 from tl_latentlens.search import VectorSearch
 from tl_latentlens.writer import BankWriter
 
@@ -34,6 +36,7 @@ __all__ = [
     "ContextualIndex",
     "CorpusError",
     "DirectionResult",
+    "FeatureResult",
     "InvalidInputError",
     "LatentLensError",
     "LatentLensHook",
@@ -57,6 +60,7 @@ __all__ = [
     "load_corpus",
     "load_demo_model",
     "load_model",
+    "load_sae",
     "logit_lens",
     "make_plan",
     "plan_corpus",

@@ -1,6 +1,7 @@
-"""The command line: `tl-latentlens demo | build | info | verify | decode`."""
+"""The command line: `tl-latentlens demo | build | info | verify | decode | label-sae`."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -176,6 +177,50 @@ def decode(
     if html is not None:
         hooks.result.plot().write_html(html, include_plotlyjs=True)
         console.print(f"wrote {html}", markup=False)
+
+
+@app.command()
+def label_sae(
+    sae: Annotated[str, typer.Argument(help="`demo`, a folder as SAELens saves it, or a safetensors file")],
+    bank: BankArgument,
+    feature: Annotated[
+        list[int] | None, typer.Option("--feature", "-f", help="a feature; give it several times for several; default: all")
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="neighbors and max-activating rows of each feature")] = 10,
+    rows: Annotated[int, typer.Option(help="lines of the table to print")] = 30,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="also read each direction by this model's logit lens")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="write the whole table to this .csv, .parquet or .json file too")] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Label the features of a sparse autoencoder by a bank's rows, with the figures that say which labels to believe.
+
+    Example: `tl-latentlens label-sae demo demo.h5 --out features.parquet`
+    """
+    import tl_latentlens as tll
+    from tl_latentlens.views.terminal import feature_table, summary_table
+
+    if out is not None and out.suffix not in _WRITERS:
+        raise InvalidInputError(f"got --out {out}; expected a name that ends in {', '.join(_WRITERS)}")
+    index = tll.ContextualIndex(bank, device=device)
+    loaded = None if model is None else tll.load_model(model, device=device)
+    if loaded is not None:
+        index.check_model(loaded)
+    result = tll.label_features(tll.load_sae(sae), index, feature, top_k=top_k, model=loaded)
+    console.print(feature_table(result, rows))
+    if len(result.table) > 1:
+        console.print(summary_table(result.summary()))
+    if out is not None:
+        _WRITERS[out.suffix](result.table, out)
+        console.print(f"wrote {out}", markup=False)
+
+
+_WRITERS: dict[str, Callable[[Any, Path], None]] = {
+    ".csv": lambda table, path: table.to_csv(path, index=False),
+    ".parquet": lambda table, path: table.to_parquet(path, index=False),
+    ".json": lambda table, path: table.to_json(path, orient="records", indent=1),
+}
 
 
 def _print_result(result: Any, word: str | None, neighbors: int) -> None:

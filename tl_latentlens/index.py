@@ -129,7 +129,7 @@ class ContextualIndex:
         self._approximate = bool(approximate)
         self._means: dict[str, Float[Tensor, " d"]] = {}
         self._parts = {
-            name: [(first, self._searcher(bank, name, dtype, memory_budget)) for first, bank in self._having(name)]
+            name: [(first, self._searcher(bank, name, dtype, memory_budget)) for first, bank in self.banks_of(name)]
             for name in self.hook_names
         }
         self._checked: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
@@ -241,6 +241,26 @@ class ContextualIndex:
                     self._mismatch(str(error))
             self._checked[model] = True
 
+    def banks_of(self, hook_name: str) -> list[tuple[int, Bank]]:
+        """First row and bank for each plan that has a hook name, in row order; of two banks with the same rows, the first."""
+        having: dict[int, Bank] = {}
+        for first, bank in zip(self._first_rows, self.banks, strict=True):
+            if hook_name in bank.hook_names:
+                having.setdefault(first, bank)
+        return sorted(having.items())
+
+    @cached_property
+    def row_token_ids(self) -> Int[np.ndarray, " rows"]:
+        """The token id of each row."""
+        return np.concatenate([bank.plan.tokens[bank.plan.row_tokens] for bank in self._banks_by_row[1]])
+
+    @cached_property
+    def row_prompts(self) -> Int[np.ndarray, " rows"]:
+        """The prompt of each row, counted through all banks."""
+        plans = [bank.plan for bank in self._banks_by_row[1]]
+        firsts = np.cumsum([0, *(plan.n_prompts for plan in plans)])
+        return np.concatenate([plan.row_prompts + first for plan, first in zip(plans, firsts, strict=False)])
+
     def _mismatch(self, message: str) -> None:
         if not self.allow_mismatch:
             raise ModelMismatchError(message)
@@ -250,14 +270,6 @@ class ContextualIndex:
         """What banks of one index must have in common: not the class, which gives the same activations."""
         apart = {"class_name", *(["centered"] if self.transform == "center_writing" else [])}
         return {name: value for name, value in asdict(info).items() if name not in apart}
-
-    def _having(self, hook_name: str) -> list[tuple[int, Bank]]:
-        """First row and bank for each plan that has a hook name, in row order; of two banks with the same rows, the first."""
-        having: dict[int, Bank] = {}
-        for first, bank in zip(self._first_rows, self.banks, strict=True):
-            if hook_name in bank.hook_names:
-                having.setdefault(first, bank)
-        return sorted(having.items())
 
     @cached_property
     def _banks_by_row(self) -> tuple[list[int], list[Bank]]:
@@ -269,7 +281,7 @@ class ContextualIndex:
     def _mean(self, hook_name: str) -> Float[Tensor, " d"]:
         """Mean of a hook name's unit vectors over all banks that have it, weighted by their rows."""
         if hook_name not in self._means:
-            having = [bank for _, bank in self._having(hook_name)]
+            having = [bank for _, bank in self.banks_of(hook_name)]
             total = sum(bank.mean(hook_name) * bank.n_rows for bank in having)
             mean = np.asarray(total) / sum(bank.n_rows for bank in having)
             self._means[hook_name] = torch.from_numpy(mean).to(self.device)

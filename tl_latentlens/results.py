@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from tl_latentlens.errors import InvalidInputError, MissingExtraError, UnknownHookError
 
 if TYPE_CHECKING:
+    from tl_latentlens.features import Activity
     from tl_latentlens.index import SearchResult
 
 
@@ -234,3 +235,41 @@ class DirectionResult:
                 for rank, n in enumerate(neighbors):
                     lines.append({"direction": name, "sign": sign, "rank": rank + 1, **vars(n)})
         return pd.DataFrame(lines)
+
+
+@dataclass(frozen=True)
+class FeatureResult(DirectionResult):
+    """Neighbors of SAE features, a label for each that has earned one, and the figures that say so.
+
+    Attributes:
+        table: One line a feature: feature, label, why_not (what kept the label back, else empty), similarity (mean cosine of
+            the neighbors) and p_similarity against random directions. With an encoder and a bank of the activation it reads:
+            density (share of rows on which it is active), mean_activation and max_activation; auroc and auroc_same_token in
+            [0, 1], their 95 % intervals (_low, _high), the means of shuffled decoders (_null) and p-values (p_auroc, ...);
+            overlap in [0, 1] and overlap_null. With a model: logit_tokens.
+        activity: Max-activating rows and histograms, from the pass over the bank; None without an encoder.
+    """
+
+    table: pd.DataFrame = field(repr=False)
+    activity: "Activity | None" = field(repr=False, default=None)
+
+    def __str__(self) -> str:
+        shown = [name for name in ("feature", "label", "density", "auroc", "p_auroc", "why_not") if name in self.table]
+        with pd.option_context("display.max_colwidth", 100):
+            return self.table[shown].to_string(index=False)
+
+    def max_activating(self, direction: int, top_k: int = 10) -> list[tuple[float, Neighbor]]:
+        """Activation and row of the n-th feature's max-activating rows, the largest first; empty without an encoder."""
+        if self.activity is None:
+            return []
+        values, rows = (part[direction, :top_k] for part in (self.activity.top.similarities, self.activity.top.rows))
+        index = self.positive.index
+        hook_id = index.hook_names.index(self.activity.hook_name)
+        pairs = [(value, row) for value, row in zip(values.tolist(), rows.tolist(), strict=True) if value > float("-inf")]
+        return [(value, index.neighbor(row, hook_id, float("nan"))) for value, row in pairs]
+
+    def summary(self) -> pd.DataFrame:
+        """How many features are alive and labelled, and the mean of each score beside its null, with 95 % intervals."""
+        from tl_latentlens.features import summarize
+
+        return summarize(self.table)

@@ -1,14 +1,16 @@
-"""A lens result as a table for the terminal."""
+"""Results as tables for the terminal."""
 
 import io
+import math
 from collections.abc import Sequence
 
+import pandas as pd
 from rich import box, get_console
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from tl_latentlens.results import Cell, LensResult, Neighbor
+from tl_latentlens.results import Cell, FeatureResult, LensResult, Neighbor
 from tl_latentlens.views.text import clip, short_hook_name, visible
 
 _LENSES = ("logit lens", "embedding lens")
@@ -96,3 +98,42 @@ def _context(neighbor: Neighbor, hook_name: str, room: int) -> Text:
     found_at = "" if neighbor.hook_name == hook_name or room < 34 else f"  at {short_hook_name(neighbor.hook_name)}"
     before, token, after = clip(neighbor.context, neighbor.token, room - len(found_at) - 2)
     return Text.assemble((before, "dim"), (f"«{token}»", "bold yellow"), (after, "dim"), (found_at, "magenta"))
+
+
+def feature_table(result: FeatureResult, lines: int) -> Table:
+    """Labelled features first, the surest of them first; then those without a label, with what kept it back."""
+    table = result.table
+    surest = table.assign(refused=table["label"] == "").sort_values(
+        ["refused", "auroc" if "auroc" in table else "similarity"], ascending=[True, False], kind="stable"
+    )
+    shown = Table(box=box.SIMPLE_HEAD, header_style="dim")
+    figures = {"cos": "similarity", "density": "density", "auroc": "auroc", "null": "auroc_null", "overlap": "overlap"}
+    figures = {heading: name for heading, name in figures.items() if name in table}
+    for heading in ("feature", *figures):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    shown.add_column("label, or why not")
+    shown.add_column("nearest row", no_wrap=True, ratio=1)
+    place = {feature: i for i, feature in enumerate(result.ids)}
+    for line in surest.head(lines).to_dict("records"):
+        nearest = result.positive.neighbors_of(place[line["feature"]])[0]
+        before, token, after = clip(nearest.context, nearest.token, 60)
+        label = Text(line["label"], style="bold yellow") if line["label"] else Text(line["why_not"], style="dim")
+        values = [f"{line[name]:.1%}" if name in ("density", "overlap") else f"{line[name]:.2f}" for name in figures.values()]
+        shown.add_row(
+            str(line["feature"]), *values, label, Text.assemble((before, "dim"), (f"«{token}»", "bold"), (after, "dim"))
+        )
+    if len(table) > lines:
+        shown.caption = f"{lines} of {len(table):,} features"
+    return shown
+
+
+def summary_table(summary: pd.DataFrame) -> Table:
+    """The means over all features, with their intervals and nulls."""
+    shown = Table(box=box.SIMPLE_HEAD, header_style="dim")
+    for heading in ("figure", "mean", "95 % interval", "null", "features"):
+        shown.add_column(heading, justify="left" if heading == "figure" else "right")
+    for line in summary.to_dict("records"):
+        interval = "" if math.isnan(line["low"]) else f"{line['low']:.3f} to {line['high']:.3f}"
+        null = "" if math.isnan(line["null"]) else f"{line['null']:.3f}"
+        shown.add_row(line["figure"], f"{line['mean']:.3f}", interval, null, f"{line['features']:,}")
+    return shown
