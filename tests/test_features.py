@@ -11,11 +11,12 @@ from scipy import stats
 from torch.nn.functional import normalize
 
 import tl_latentlens as tll
+from tl_latentlens.activity import HISTOGRAM_EDGES, bank_activity
 from tl_latentlens.bank_format import Fingerprint, ModelInfo, ModelRecord
-from tl_latentlens.features import HISTOGRAM_EDGES, bank_activity, words_around
 from tl_latentlens.model import run_hooked
 from tl_latentlens.plan import Prompts
 from tl_latentlens.sae import TensorSAE
+from tl_latentlens.words import words_around
 
 HOOK = "blocks.1.hook_resid_post"
 N_WORDS, D, LENGTH = 200, 64, 20
@@ -60,6 +61,10 @@ def tied(decoder: torch.Tensor, threshold: float = 1.5) -> TensorSAE:
     return TensorSAE(decoder, weights, hook_name=HOOK)
 
 
+def column(result: tll.FeatureResult, name: str) -> np.ndarray:
+    return result.table[name].to_numpy()
+
+
 # ------------------------------------------------------------------------------------------------------------ planted truth
 
 
@@ -69,32 +74,32 @@ def test_planted_features_are_labelled_and_random_directions_are_refused(planted
     decoder = torch.cat([centers(), random])
     sae = tied(decoder) if encoder else TensorSAE(decoder, {}, hook_name=HOOK)
     result = tll.label_features(sae, planted, progress=False)
-    labels = result.table["label"].tolist()
+    labels = column(result, "label").tolist()
     right = [label.split(", ")[0] == word(i) for i, label in enumerate(labels[:N_WORDS])]
     assert np.mean(right) >= 0.99
     refused = [label == "" for label in labels[N_WORDS:]]
     assert np.mean(refused) >= 0.95
     assert all(line["why_not"] for line in result.table.to_dict("records") if not line["label"])
     if encoder:
-        assert result.table["auroc"][:N_WORDS].min() > 0.95
-        assert abs(result.table["auroc_null"][0] - 0.5) < 0.05
-        assert (result.table["overlap"][:N_WORDS] > 0.99).all()
-        assert result.table["overlap_null"][0] < 0.05
+        assert column(result, "auroc")[:N_WORDS].min() > 0.95
+        assert abs(column(result, "auroc_null")[0] - 0.5) < 0.05
+        assert (column(result, "overlap")[:N_WORDS] > 0.99).all()
+        assert column(result, "overlap_null")[0] < 0.05
 
 
 def test_an_encoder_that_has_nothing_to_do_with_its_decoder_is_refused(planted: Any) -> None:
     decoder = centers()
     shuffled = TensorSAE(decoder, tied(decoder.roll(1, 0)).weights, hook_name=HOOK)
     result = tll.label_features(shuffled, planted, progress=False)
-    assert (result.table["p_similarity"] < 0.01).all()
-    assert (result.table["label"] == "").mean() >= 0.95
-    assert result.table["why_not"].str.contains("no more than another feature's").mean() >= 0.95
-    assert result.table["auroc"].mean() < 0.55
+    assert (column(result, "p_similarity") < 0.01).all()
+    assert (column(result, "label") == "").mean() >= 0.95
+    assert np.mean(["no more than another" in why for why in column(result, "why_not")]) >= 0.95
+    assert column(result, "auroc").mean() < 0.55
 
 
 def test_features_never_active_say_so(planted: Any) -> None:
     result = tll.label_features(tied(centers()[:5], threshold=100.0), planted, progress=False)
-    assert (result.table["why_not"] == "never active on this bank").all()
+    assert (column(result, "why_not") == "never active on this bank").all()
     assert result.max_activating(0) == []
 
 
@@ -119,8 +124,8 @@ def brute(sae: Any, index: tll.ContextualIndex) -> np.ndarray:
 
 @pytest.mark.parametrize("chunk", [2**26, 4 * N_WORDS * 97])
 def test_activity_is_what_all_rows_at_once_give(planted: Any, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr("tl_latentlens.features._CHUNK_BYTES", chunk)
-    monkeypatch.setattr("tl_latentlens.features._PENDING", 500)
+    monkeypatch.setattr("tl_latentlens.activity._CHUNK_BYTES", chunk)
+    monkeypatch.setattr("tl_latentlens.activity._PENDING", 500)
     sae = tied(centers(), threshold=0.3)
     acts, features = brute(sae, planted), [3, 150, 0]
     pairs = np.random.default_rng(4).integers(0, [[planted.n_rows], [N_WORDS]], (2, 300))
@@ -165,9 +170,25 @@ def test_auroc_is_a_rank_statistic_of_neighbors_against_controls(planted: Any) -
     neighbors = acts[result.positive.rows[0].numpy()]
     rest = acts[np.random.default_rng(0).integers(0, len(acts), 4000)]
     everything = stats.mannwhitneyu(neighbors, rest).statistic / (10 * len(rest))
-    assert abs(result.table["auroc"][0] - everything) < 0.03
+    assert abs(column(result, "auroc")[0] - everything) < 0.03
     line = result.table.iloc[0]
     assert 0 <= line["auroc_low"] <= line["auroc"] <= line["auroc_high"] <= 1
+
+
+def test_steering_with_what_the_unembedding_reads_raises_its_token(any_model: Any, bank: tll.Bank) -> None:
+    name = bank.hook_names[-1]
+    index = tll.ContextualIndex(bank, name, device="cpu")
+    vectors = torch.from_numpy(np.array(bank.vectors(name)[:12]).astype(np.float32))
+    with torch.no_grad():
+        before = any_model(torch.tensor([bank.prompt(0)]))
+    result = tll.label_features(TensorSAE(vectors, {}, hook_name=name), index, model=any_model, top_k=1, progress=False)
+    followed = [row for row in range(12) if bank.row(row).position + 1 < len(bank.prompt(bank.row(row).prompt_index))]
+    # The last block's activation of a token, added, makes the model predict what it predicted there.
+    ranks = column(result, "steered_next")[followed]
+    assert ranks.mean() > max(0.8, column(result, "steered_next_null")[0])
+    assert len(column(result, "logit_tokens")[0]) == 5
+    with torch.no_grad():
+        assert torch.equal(any_model(torch.tensor([bank.prompt(0)])), before)
 
 
 # --------------------------------------------------------------------------------------------------------------------- results
@@ -185,7 +206,7 @@ def test_results_as_tables_and_files(planted: Any, tmp_path: Path) -> None:
     assert value == pytest.approx(brute(tied(centers()[:30]), planted)[:, 3].max(), rel=1e-5)
     assert neighbor.token == f" {word(3)}"
     summary = result.summary().set_index("figure")
-    assert summary.loc["labelled", "mean"] == (result.table["label"] != "").mean()
+    assert summary.loc["labelled", "mean"] == (column(result, "label") != "").mean()
     assert summary.loc["auroc", "low"] <= summary.loc["auroc", "mean"] <= summary.loc["auroc", "high"]
 
 

@@ -6,10 +6,7 @@ other uses of their tokens?) and held against the same figure of wrong direction
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,127 +17,24 @@ from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_latentlens.bank import Row
+from tl_latentlens.activity import Activity, bank_activity
 from tl_latentlens.directions import decode_directions
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index import ContextualIndex
 from tl_latentlens.lenses import logit_lens
+from tl_latentlens.model import evaluating, is_bidirectional, model_device
 from tl_latentlens.results import FeatureResult
-from tl_latentlens.sae import can_encode, decoder_of, encode, hook_names_of
-from tl_latentlens.search import TopK, rank_pairs
+from tl_latentlens.sae import can_encode, decoder_of, hook_names_of
+from tl_latentlens.search import TopK
+from tl_latentlens.words import labels_of
 
-HISTOGRAM_EDGES = 2.0 ** np.arange(-8, 12.5, 0.5)  # of activations; the first and last bin hold what is beyond
-_CHUNK_BYTES = 2**26  # of feature activations at once
-_PENDING = 2**22  # activations gathered before the largest are sorted out
 _NULLS = 1000
 _CONTROLS = 5  # rows of the same token for each neighbor
 _ALPHA = 0.01
 _HELD_OUT = 4  # times top_k max-activating rows are kept, to leave enough when the neighbors' own prompts are left out
-_CONTEXT = 8  # tokens to each side that count as context of a word
-_BACKGROUND = 2000  # rows that say how common a word is
-
-
-@dataclass(frozen=True, eq=False)
-class Activity:
-    """What one pass of an encoder over a bank's rows found.
-
-    Attributes:
-        n_rows: Rows seen.
-        count: Rows on which each feature is active, for all features, [d_sae].
-        total: Sum of its activations, [d_sae].
-        top: Activations (as `similarities`) and rows of the max-activating rows of each asked feature, [f, k]; where a feature
-            is active on fewer, activation -inf.
-        histogram: Active rows between `HISTOGRAM_EDGES`, [f, bins].
-        probed: Activations of the pairs asked for.
-        hook_name: The activation that was encoded.
-    """
-
-    hook_name: str
-    n_rows: int
-    count: Int[np.ndarray, " d_sae"]
-    total: Float[np.ndarray, " d_sae"]
-    top: TopK
-    histogram: Int[np.ndarray, "f bins"]
-    probed: Float[np.ndarray, " pairs"]
-
-
-@torch.no_grad()
-def bank_activity(
-    sae: Any,
-    index: ContextualIndex,
-    hook_name: str,
-    features: Sequence[int],
-    *,
-    top_k: int = 20,
-    probe_rows: Int[np.ndarray, " pairs"] | None = None,
-    probe_features: Int[np.ndarray, " pairs"] | None = None,
-    progress: bool = True,
-) -> Activity:
-    """Encode every row of a hook name once: density, histogram and max-activating rows, in memory that does not grow with them.
-
-    Args:
-        sae: What `label_features` takes, with an encoder.
-        index: The rows.
-        hook_name: The activation that the SAE reads.
-        features: Whose max-activating rows and histograms to keep.
-        top_k: Max-activating rows of each.
-        probe_rows: Rows, and
-        probe_features: features, whose activations to note: pairs.
-        progress: Show a progress bar.
-    """
-    weight = decoder_of(sae)
-    d_sae, device = len(weight), weight.device
-    place = torch.full((d_sae,), -1, dtype=torch.int64, device=device)
-    place[torch.tensor(features, device=device)] = torch.arange(len(features), device=device)
-    bins = len(HISTOGRAM_EDGES) + 1
-    edges = torch.from_numpy(HISTOGRAM_EDGES).float().to(device)
-    count = torch.zeros(d_sae, dtype=torch.int64, device=device)
-    total = torch.zeros(d_sae, dtype=torch.float64, device=device)
-    histogram = torch.zeros(len(features) * bins, dtype=torch.int64, device=device)
-    none = torch.zeros(0, dtype=torch.int64, device=device)
-    top = rank_pairs(none.float(), none, none, len(features), top_k)
-    pending: list[tuple[Tensor, Tensor, Tensor]] = []
-    rows_asked = np.zeros(0, np.int64) if probe_rows is None else probe_rows
-    features_asked = np.zeros(0, np.int64) if probe_features is None else probe_features
-    order = np.argsort(rows_asked, kind="stable")
-    sorted_rows, probed = rows_asked[order], np.zeros(len(order), np.float32)
-    step = max(1, _CHUNK_BYTES // (4 * d_sae))
-    banks = index.banks_of(hook_name)
-    n_rows = sum(bank.n_rows for _, bank in banks)
-    with tqdm(total=n_rows, desc="encoding the bank", unit=" rows", unit_scale=True, delay=2, disable=not progress) as bar:
-        for start, bank in banks:
-            vectors, norms = bank.vectors(hook_name), bank.norms(hook_name)
-            for first in range(0, bank.n_rows, step):
-                part = slice(first, min(first + step, bank.n_rows))
-                rows = torch.from_numpy(np.asarray(vectors[part]).astype(np.float32) * np.asarray(norms[part])[:, None])
-                acts = encode(sae, rows)
-                begin, end = np.searchsorted(sorted_rows, [start + part.start, start + part.stop])
-                pairs = order[begin:end]
-                at, of = (torch.from_numpy(ids[pairs]).to(device) for ids in (rows_asked - start - first, features_asked))
-                probed[pairs] = acts[at, of].cpu().numpy()
-                row, feature = acts.nonzero(as_tuple=True)
-                value = acts[row, feature]
-                count += torch.bincount(feature, minlength=d_sae)
-                total += acts.sum(0, dtype=torch.float64)
-                kept = place[feature] >= 0
-                row, feature, value = row[kept] + start + first, place[feature[kept]], value[kept]
-                histogram += torch.bincount(feature * bins + torch.bucketize(value, edges), minlength=len(histogram))
-                large = value >= top.similarities[feature, -1]
-                pending.append((value[large], row[large], feature[large]))
-                if sum(len(values) for values, _, _ in pending) > _PENDING:
-                    top, pending = _largest(top, pending), []
-                bar.update(len(rows))
-    top = _largest(top, pending)
-    return Activity(
-        hook_name, n_rows, count.cpu().numpy(), total.cpu().numpy(), top, histogram.view(-1, bins).cpu().numpy(), probed
-    )
-
-
-def _largest(top: TopK, pending: list[tuple[Tensor, Tensor, Tensor]]) -> TopK:
-    known = top.similarities > -torch.inf
-    parts = [*pending, (top.similarities[known], top.rows[known], known.nonzero()[:, 0])]
-    values, rows, features = (torch.cat(part) for part in zip(*parts, strict=True))
-    return rank_pairs(values, rows, features, *top.rows.shape)
+_STEERED_PROMPTS, _STEERED_TOKENS = 4, 12
+_STEERED_BYTES = 2**26  # of logits at once
+_NORMS = 2000  # rows whose median length is that of a typical activation
 
 
 def label_features(
@@ -164,6 +58,9 @@ def label_features(
     - `auroc_same_token`: the same against other uses of the neighbors' tokens (0.5: their contexts say nothing more).
     - `overlap`: the share of max-activating rows, of prompts that have no neighbor, whose token is among the neighbors' tokens.
 
+    With a model, `steered` is the mean rank, from 0 to 1, of the neighbors' tokens in the change of the next token's logits
+    when the direction is added at the hook, and `steered_next` that of the tokens that follow the neighbors; 0.5 is chance.
+
     `similarity`, the neighbors' mean cosine, is held against that of random directions. A p-value is the share of 1000 nulls
     that come as far. A label is given where the neighbors are nearer than a random direction's, and beat the null of one AUROC,
     both at p < 0.01; else `why_not` says what failed.
@@ -177,12 +74,13 @@ def label_features(
         features: Feature numbers; None: all.
         top_k: Neighbors of each sign, and max-activating rows.
         hook_name: The activation that the SAE writes; None: what the SAE says. Where the index holds it, only that is searched.
-        model: The model, for the logit lens of each direction; None: without.
+        model: The bank's model, for the logit lens of each direction and for steering with it; None: without.
         seed: Of the nulls and controls.
         progress: Show progress bars.
 
     Raises:
         InvalidInputError: No decoder, a feature out of range, a decoder row of zeros, or another width than the index.
+        ModelMismatchError: `model` is not the bank's.
     """
     weight = decoder_of(sae)
     numbers = list(range(len(weight))) if features is None else [int(f) for f in features]
@@ -210,12 +108,16 @@ def label_features(
         activity = _score(table, sae, index, read, numbers, found.positive.rows.cpu().numpy(), top_k, rng, progress)
         largest = activity.top.rows[:, :top_k].cpu().numpy()
         evidence = np.concatenate([evidence, largest], -1)
-    table["label"] = _labels(index, evidence, rng, progress)
+    table["label"] = labels_of(index, evidence, rng, progress)
     table["why_not"] = [_why_not(line) for line in table.to_dict("records")]
     table.loc[table["why_not"] != "", "label"] = ""
-    if model is not None and weight.shape[1] == model.cfg.d_model:
-        reading = logit_lens(model, weight[numbers])
-        table["logit_tokens"] = [reading.tokens(i) for i in range(len(numbers))]
+    if model is not None and len(numbers) and not is_bidirectional(model):
+        index.check_model(model)
+        if weight.shape[1] == model.cfg.d_model:
+            reading = logit_lens(model, weight[numbers])
+            table["logit_tokens"] = [reading.tokens(i) for i in range(len(numbers))]
+        if searched is not None:
+            _steer(table, weight[numbers], index, model, searched, found.positive.rows.cpu().numpy(), rng, progress)
     first = ["feature", "label", "why_not"]
     table = table.reindex(columns=[*first, *(name for name in table.columns if name not in first)])
     return FeatureResult(found.ids, found.positive, found.negative, table, activity)
@@ -269,6 +171,70 @@ def _score(
         table[f"p_{name}"] = _p_values(own, null)
     table["overlap"], table["overlap_null"] = _overlap(index, activity.top, neighbors, shuffled, top_k)
     return activity
+
+
+@torch.no_grad()
+def _steer(
+    table: pd.DataFrame,
+    directions: Float[Tensor, "f d"],
+    index: ContextualIndex,
+    model: Any,
+    hook_name: str,
+    neighbors: Int[np.ndarray, "f k"],
+    rng: np.random.Generator,
+    progress: bool,
+) -> None:
+    """Add what each direction does to the model's own prediction, and the same for another feature's neighbors.
+
+    The direction, as long as a typical activation, is added at the last token of some of the bank's prompts. The change of each
+    token's logit, averaged over the prompts, is turned into its rank in the vocabulary.
+    """
+    _, bank = index.banks_of(hook_name)[0]
+    lengths = np.diff(bank.plan.prompt_starts)
+    length = int(min(_STEERED_TOKENS, lengths.max()))
+    chosen = rng.choice(np.flatnonzero(lengths >= length), _STEERED_PROMPTS)
+    device = model_device(model)
+    tokens = torch.tensor([bank.prompt(prompt)[:length] for prompt in chosen], device=device)
+    size = float(np.median(bank.norms(hook_name)[:_NORMS]))
+    steps = size * directions / directions.norm(dim=-1, keepdim=True)
+
+    def logits(added: Float[Tensor, "n d"]) -> Float[Tensor, "n prompts d_vocab"]:
+        def add(activation: Tensor, hook: Any) -> Tensor:
+            changed = activation.clone()
+            each = added.to(activation).repeat_interleave(len(tokens), 0)
+            changed[:, -1] += each.view(changed[:, -1].shape)
+            return changed
+
+        with evaluating(model):
+            out = model.run_with_hooks(tokens.repeat(len(added), 1), fwd_hooks=[(hook_name, add)], return_type="logits")
+        return out[:, -1].float().unflatten(0, (len(added), len(tokens)))
+
+    before = logits(torch.zeros_like(steps[:1]))
+    at = index.row_token_ids[neighbors]
+    after = np.array([[_next_token(index, row) for row in rows] for rows in neighbors.tolist()])
+    other = rng.permutation(len(neighbors))
+    figures = {"steered": at, "steered_next": after, "steered_null": at[other], "steered_next_null": after[other]}
+    found = {name: np.zeros(len(neighbors)) for name in figures}
+    step = max(1, _STEERED_BYTES // (4 * model.cfg.d_vocab * len(tokens)))
+    with tqdm(total=len(steps), desc="steering", unit=" features", delay=2, disable=not progress) as bar:
+        for first in range(0, len(steps), step):
+            part = slice(first, min(first + step, len(steps)))
+            change = (logits(steps[part]) - before).mean(1)
+            ranks = (change.argsort(-1).argsort(-1).float() / (change.shape[-1] - 1)).cpu().numpy()
+            for name, ids in figures.items():
+                values = np.take_along_axis(ranks, np.maximum(ids[part], 0), 1)
+                known = (ids[part] >= 0).sum(-1)
+                found[name][part] = np.where(ids[part] >= 0, values, 0).sum(-1) / np.where(known, known, np.nan)
+            bar.update(part.stop - first)
+    for name, values in found.items():
+        table[name] = np.nanmean(values) if name.endswith("_null") and np.isfinite(values).any() else values
+
+
+def _next_token(index: ContextualIndex, row: int) -> int:
+    """The token id behind a row in its prompt; -1 at the end."""
+    found = index.row(row)
+    prompt = found.bank.prompt(found.prompt_index)
+    return prompt[found.position + 1] if found.position + 1 < len(prompt) else -1
 
 
 def _p_values(values: np.ndarray, null: np.ndarray) -> np.ndarray:
@@ -331,56 +297,6 @@ def _why_not(line: dict[str, Any]) -> str:
     return "" if line["label"] else "no word stands in two of its rows"
 
 
-def _labels(index: ContextualIndex, evidence: Int[np.ndarray, "f rows"], rng: np.random.Generator, progress: bool) -> list[str]:
-    @lru_cache(2**16)
-    def words(row: int) -> tuple[str, frozenset[str]]:
-        return words_around(index.row(row))
-
-    sample = rng.integers(0, index.n_rows, min(index.n_rows, _BACKGROUND)).tolist()
-    own, near = Counter(words(row)[0] for row in sample), Counter(word for row in sample for word in words(row)[1])
-    labels = []
-    for rows in tqdm(evidence.tolist(), desc="labels", unit=" features", delay=2, disable=not progress):
-        found = [words(row) for row in set(rows) if row < index.n_rows]
-        scores: dict[str, float] = {}
-        for weight, common, counts in (
-            (1.0, own, Counter(word for word, _ in found)),
-            (0.5, near, Counter(word for _, around in found for word in around)),
-        ):
-            for word, n in counts.items():
-                share, background = n / len(found), (common[word] + 0.5) / (len(sample) + 1)
-                if n >= 2 and word and share > background:
-                    scores[word] = max(scores.get(word, 0.0), weight * share * math.log2(share / background))
-        labels.append(", ".join(sorted(scores, key=lambda word: (-scores[word], word))[:3]))
-    return labels
-
-
-def words_around(row: Row) -> tuple[str, frozenset[str]]:
-    """The word that a row's token belongs to, and the other words near it; lower case, subwords merged, letters only."""
-    tokens, at = row.prompt_tokens, row.position
-    words: list[str] = []
-    mine = -1
-    low, high = max(0, at - _CONTEXT), at + _CONTEXT + 1
-    while low > 0 and not _starts_word(tokens, low):
-        low -= 1
-    while high < len(tokens) and not _starts_word(tokens, high):
-        high += 1
-    for place in range(low, min(high, len(tokens))):
-        if _starts_word(tokens, place) or not words:
-            words.append("")
-        words[-1] += tokens[place]
-        if place == at:
-            mine = len(words) - 1
-    plain = ["".join(letter for letter in word.lower() if letter.isalpha()) for word in words]
-    around = frozenset(word for i, word in enumerate(plain) if i != mine and len(word) > 2)
-    return plain[mine], around - {plain[mine]}
-
-
-def _starts_word(tokens: list[str], place: int) -> bool:
-    """True where a token begins a word: at a space, or where letters meet what is none."""
-    token, before = tokens[place], tokens[place - 1] if place else ""
-    return not token[:1].isalnum() or not before[-1:].isalnum()
-
-
 def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Means over living features beside their nulls, and shares, with 95 % bootstrap intervals over features."""
     alive = table["density"].to_numpy() > 0 if "density" in table else np.ones(len(table), bool)
@@ -389,7 +305,7 @@ def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     for name, null in (("similarity", "random directions"), ("auroc", "shuffled"), ("auroc_same_token", "shuffled")):
         if f"p_{name}" in column:
             figures[f"{name} beats {null}, p < {_ALPHA}"] = column[f"p_{name}"] < _ALPHA, _ALPHA
-    for name in ("auroc", "auroc_same_token", "overlap"):
+    for name in ("auroc", "auroc_same_token", "overlap", "steered", "steered_next"):
         if name in column:
             figures[name] = column[name], float(table[f"{name}_null"].iloc[0])
     lines = []

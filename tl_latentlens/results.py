@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from tl_latentlens.errors import InvalidInputError, MissingExtraError, UnknownHookError
 
 if TYPE_CHECKING:
-    from tl_latentlens.features import Activity
+    from tl_latentlens.activity import Activity
     from tl_latentlens.index import SearchResult
 
 
@@ -246,7 +246,7 @@ class FeatureResult(DirectionResult):
             the neighbors) and p_similarity against random directions. With an encoder and a bank of the activation it reads:
             density (share of rows on which it is active), mean_activation and max_activation; auroc and auroc_same_token in
             [0, 1], their 95 % intervals (_low, _high), the means of shuffled decoders (_null) and p-values (p_auroc, ...);
-            overlap in [0, 1] and overlap_null. With a model: logit_tokens.
+            overlap in [0, 1] and overlap_null. With a model: logit_tokens, steered and steered_next in [0, 1], their nulls.
         activity: Max-activating rows and histograms, from the pass over the bank; None without an encoder.
     """
 
