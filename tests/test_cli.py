@@ -91,13 +91,31 @@ def test_errors_are_one_line(run, tmp_path: Path) -> None:
     assert "no corpus file" in err
 
 
+def test_label_sae(run, bank: tll.Bank, tmp_path: Path) -> None:
+    out = tmp_path / "features.parquet"
+    code, shown, _ = run("label-sae", "demo", str(bank.path), "-f", "3", "-f", "700", "--top-k", "4", "--out", str(out))
+    assert code == 0
+    table = pd.read_parquet(out)
+    assert table["feature"].tolist() == [3, 700]
+    expected = tll.label_features(tll.load_sae("demo"), tll.ContextualIndex(bank), [3, 700], top_k=4, progress=False).table
+    pd.testing.assert_frame_equal(table, expected)
+    for feature in ("3", "700", "auroc beats shuffled"):
+        assert feature in shown
+    for name, reader in (("f.csv", pd.read_csv), ("f.json", pd.read_json)):
+        assert run("label-sae", "demo", str(bank.path), "-f", "3", "--out", str(tmp_path / name))[0] == 0
+        assert reader(tmp_path / name)["feature"].tolist() == [3]
+    code, _, error = run("label-sae", "demo", str(bank.path), "--out", str(tmp_path / "f.xlsx"))
+    assert code == 1
+    assert "expected a name that ends in .csv, .parquet, .json" in error.replace("\n", " ")
+
+
 def test_a_word_that_is_no_token_is_named(run, bank: tll.Bank) -> None:
     code, _, err = run("decode", str(bank.path), "The river bank", "--word", "ocean")
     assert code == 1
     assert "no token of the text ends the word 'ocean'" in err
 
 
-@pytest.mark.parametrize("command", ["demo", "build", "info", "verify", "decode"])
+@pytest.mark.parametrize("command", ["demo", "build", "info", "verify", "decode", "label-sae"])
 def test_help_shows_an_example(command: str) -> None:
     shown = subprocess.run(
         [sys.executable, "-c", "from tl_latentlens.cli import main; main()", command, "--help"],
