@@ -97,7 +97,9 @@ def test_label_sae(run, bank: tll.Bank, tmp_path: Path) -> None:
     assert code == 0
     table = pd.read_parquet(out)
     assert table["feature"].tolist() == [3, 700]
-    expected = tll.label_features(tll.load_sae("demo"), tll.ContextualIndex(bank), [3, 700], top_k=4, progress=False).table
+    sae = tll.load_sae("demo")
+    index = tll.ContextualIndex(bank, sae.hook_name, transform="center")
+    expected = tll.label_features(sae, index, [3, 700], top_k=4, progress=False).table
     pd.testing.assert_frame_equal(table, expected)
     for feature in ("3", "700", "auroc beats shuffled"):
         assert feature in shown

@@ -215,14 +215,18 @@ def test_words_are_merged_from_their_pieces(index: tll.ContextualIndex) -> None:
     merged = 0
     for row in range(bank.n_rows):
         found = bank.row(row)
-        own, around = words_around(found)
+        words = words_around(found)
         piece = "".join(c for c in found.token.lower() if c.isalpha())
-        assert piece in own
+        assert piece in words.word
+        assert words.piece.strip("…") == ("" if piece == words.word else piece)
+        assert ("…" in words.piece) == bool(words.piece)
         text = "".join(c if c.isalpha() else " " for c in found.prompt_text.lower()).split()
         if piece and found.token.startswith(" "):
-            assert own in text
-        merged += own != piece
-        assert own not in around
+            assert words.word in text
+            assert not words.piece.startswith("…")
+        merged += words.word != piece
+        assert words.word not in words.near
+        assert words.near <= {"".join(c for c in word if c.isalpha()) for word in found.prompt_text.lower().split()} | set(text)
     assert merged > 5
 
 

@@ -20,6 +20,11 @@ PROMISED = {
     "decode_mlp_out.py": [r"blocks\.0\.hook_mlp_out on '", r"blocks\.5\.hook_mlp_out on '", r"  [01]\.\d\d  blocks.*«.+»"],
     "decode_residual_stream.py": [r"blocks\.0\.hook_resid_post", r"by the logit lens: '", r"[01]\.\d\d  .*«bank»"],
     "decode_steering_vector.py": [r"\+v \(water\)\n  \+0\.\d\d  .*«.+»", r"-v \(forest\)\n  \+0\.\d\d  .*«.+»"],
+    "label_sae_feature.py": [
+        r"resid_post at ' bank'",
+        r"feature \d+, activation \d+\.\d: .+ \(AUROC [01]\.\d\d\)",
+        r"\d\.\d  .*«.+»",
+    ],
     "record_own_loop.py": [r"\d+ tokens on \w+.*, loss \d+\.\d\d", r"\d+ rows of blocks\.2\.hook_resid_post", r"row 7: .*«.+»"],
 }
 

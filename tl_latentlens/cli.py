@@ -187,6 +187,12 @@ def label_sae(
         list[int] | None, typer.Option("--feature", "-f", help="a feature; give it several times for several; default: all")
     ] = None,
     top_k: Annotated[int, typer.Option(help="neighbors and max-activating rows of each feature")] = 10,
+    transform: Annotated[
+        str,
+        typer.Option(
+            help="`center`: take the hook name's mean away, as a decoder direction stands for what is above it; `raw`"
+        ),
+    ] = "center",
     rows: Annotated[int, typer.Option(help="lines of the table to print")] = 30,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="also read each direction by this model's logit lens")
@@ -203,11 +209,14 @@ def label_sae(
 
     if out is not None and out.suffix not in _WRITERS:
         raise InvalidInputError(f"got --out {out}; expected a name that ends in {', '.join(_WRITERS)}")
-    index = tll.ContextualIndex(bank, device=device)
+    encoder = tll.load_sae(sae)
+    opened = tll.Bank.open(bank)
+    read = [encoder.hook_name] if encoder.hook_name in opened.hook_names else None
+    index = tll.ContextualIndex(opened, read, device=device, transform=transform)
     loaded = None if model is None else tll.load_model(model, device=device)
     if loaded is not None:
         index.check_model(loaded)
-    result = tll.label_features(tll.load_sae(sae), index, feature, top_k=top_k, model=loaded)
+    result = tll.label_features(encoder, index, feature, top_k=top_k, model=loaded)
     console.print(feature_table(result, rows))
     if len(result.table) > 1:
         console.print(summary_table(result.summary()))

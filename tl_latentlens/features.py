@@ -65,12 +65,14 @@ def label_features(
     that come as far. A label is given where the neighbors are nearer than a random direction's, and beat the null of one AUROC,
     both at p < 0.01; else `why_not` says what failed.
 
-    The label: the words (subwords merged) of the evidence rows, neighbors and max-activating rows, and the words within eight
-    tokens of them at half the weight, that stand in at least two rows, by share x log2(share / share in the bank).
+    The label: the words (subwords merged) of the evidence rows, neighbors and max-activating rows, their tokens where those are
+    parts of words ("…ing"), and the words within eight tokens at half the weight; those that stand in 15 % of the rows and four
+    times as often as in the bank, by share x log2(share / share in the bank); at most three.
 
     Args:
         sae: An SAELens SAE (anything with `W_dec` [d_sae, d_in]), what `load_sae` returns, or W_dec itself.
-        index: What to decode against.
+        index: What to decode against. With transform "center" directions are compared with what tells rows from their mean, as
+            an SAE's decoder does: random directions then come less near, and more features earn a label.
         features: Feature numbers; None: all.
         top_k: Neighbors of each sign, and max-activating rows.
         hook_name: The activation that the SAE writes; None: what the SAE says. Where the index holds it, only that is searched.
@@ -108,7 +110,7 @@ def label_features(
         activity = _score(table, sae, index, read, numbers, found.positive.rows.cpu().numpy(), top_k, rng, progress)
         largest = activity.top.rows[:, :top_k].cpu().numpy()
         evidence = np.concatenate([evidence, largest], -1)
-    table["label"] = labels_of(index, evidence, rng, progress)
+    table["label"] = labels_of(index, evidence, np.random.default_rng((seed, 1)), progress)
     table["why_not"] = [_why_not(line) for line in table.to_dict("records")]
     table.loc[table["why_not"] != "", "label"] = ""
     if model is not None and len(numbers) and not is_bidirectional(model):
@@ -294,7 +296,7 @@ def _why_not(line: dict[str, Any]) -> str:
     p_auroc = min(line.get("p_auroc", 0), line.get("p_auroc_same_token", 0))
     if p_auroc >= _ALPHA:
         return f"its neighbors activate it no more than another feature's do (p = {p_auroc:.2g})"
-    return "" if line["label"] else "no word stands in two of its rows"
+    return "" if line["label"] else "no word is common among its rows and rare in the bank"
 
 
 def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:

@@ -100,23 +100,37 @@ def _context(neighbor: Neighbor, hook_name: str, room: int) -> Text:
     return Text.assemble((before, "dim"), (f"«{token}»", "bold yellow"), (after, "dim"), (found_at, "magenta"))
 
 
-def feature_table(result: FeatureResult, lines: int) -> Table:
-    """Labelled features first, the surest of them first; then those without a label, with what kept it back."""
-    table = result.table
-    surest = table.assign(refused=table["label"] == "").sort_values(
-        ["refused", "auroc" if "auroc" in table else "similarity"], ascending=[True, False], kind="stable"
-    )
+def feature_table(result: FeatureResult, lines: int, *, width: int | None = None) -> Table:
+    """Labelled features first, the surest of them first; then those without a label, with what kept it back.
+
+    Args:
+        result: What `label_features` found.
+        lines: Most features shown.
+        width: Width of the table in characters; None: the terminal's. In a narrow one some figures are left out.
+    """
+    table, width = result.table, width or get_console().width
+    by = "auroc" if "auroc" in table else "similarity"
+    surest = table.assign(refused=table["label"] == "").sort_values(["refused", by], ascending=[True, False], kind="stable")
+    figures = {
+        "density": "density",
+        "auroc": "auroc",
+        "same token": "auroc_same_token",
+        "overlap": "overlap",
+        "cos": "similarity",
+    }
+    figures = {heading: name for heading, name in figures.items() if name in table and (width >= 110 or name == by)}
+    taken = 11 + sum(max(len(heading), 5) + 2 for heading in figures)
+    label_width = min(36, (width - taken) // 2)
+    room = width - taken - label_width - 6
     shown = Table(box=box.SIMPLE_HEAD, header_style="dim")
-    figures = {"cos": "similarity", "density": "density", "auroc": "auroc", "null": "auroc_null", "overlap": "overlap"}
-    figures = {heading: name for heading, name in figures.items() if name in table}
     for heading in ("feature", *figures):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    shown.add_column("label, or why not")
-    shown.add_column("nearest row", no_wrap=True, ratio=1)
+        shown.add_column(heading, justify="right", no_wrap=True, min_width=max(len(heading), 5))
+    shown.add_column("label, or why not", width=label_width)
+    shown.add_column("nearest row", no_wrap=True, width=room)
     place = {feature: i for i, feature in enumerate(result.ids)}
     for line in surest.head(lines).to_dict("records"):
         nearest = result.positive.neighbors_of(place[line["feature"]])[0]
-        before, token, after = clip(nearest.context, nearest.token, 60)
+        before, token, after = clip(nearest.context, nearest.token, room - 2)
         label = Text(line["label"], style="bold yellow") if line["label"] else Text(line["why_not"], style="dim")
         values = [f"{line[name]:.1%}" if name in ("density", "overlap") else f"{line[name]:.2f}" for name in figures.values()]
         shown.add_row(
@@ -131,7 +145,7 @@ def summary_table(summary: pd.DataFrame) -> Table:
     """The means over all features, with their intervals and nulls."""
     shown = Table(box=box.SIMPLE_HEAD, header_style="dim")
     for heading in ("figure", "mean", "95 % interval", "null", "features"):
-        shown.add_column(heading, justify="left" if heading == "figure" else "right")
+        shown.add_column(heading, justify="left" if heading == "figure" else "right", no_wrap=heading != "figure")
     for line in summary.to_dict("records"):
         interval = "" if math.isnan(line["low"]) else f"{line['low']:.3f} to {line['high']:.3f}"
         null = "" if math.isnan(line["null"]) else f"{line['null']:.3f}"
