@@ -212,12 +212,11 @@ def _steer(
         return out[:, -1].float().unflatten(0, (len(added), len(tokens)))
 
     before = logits(torch.zeros_like(steps[:1]))
-    at = index.row_token_ids[neighbors]
-    after = np.array([[_next_token(index, row) for row in rows] for rows in neighbors.tolist()])
+    at, after = (index.row_token_ids(ahead)[neighbors] for ahead in (0, 1))
     other = rng.permutation(len(neighbors))
     figures = {"steered": at, "steered_next": after, "steered_null": at[other], "steered_next_null": after[other]}
     found = {name: np.zeros(len(neighbors)) for name in figures}
-    step = max(1, _STEERED_BYTES // (4 * model.cfg.d_vocab * len(tokens)))
+    step = max(1, _STEERED_BYTES // (4 * model.cfg.d_vocab * tokens.numel()))
     with tqdm(total=len(steps), desc="steering", unit=" features", delay=2, disable=not progress) as bar:
         for first in range(0, len(steps), step):
             part = slice(first, min(first + step, len(steps)))
@@ -230,13 +229,6 @@ def _steer(
             bar.update(part.stop - first)
     for name, values in found.items():
         table[name] = np.nanmean(values) if name.endswith("_null") and np.isfinite(values).any() else values
-
-
-def _next_token(index: ContextualIndex, row: int) -> int:
-    """The token id behind a row in its prompt; -1 at the end."""
-    found = index.row(row)
-    prompt = found.bank.prompt(found.prompt_index)
-    return prompt[found.position + 1] if found.position + 1 < len(prompt) else -1
 
 
 def _p_values(values: np.ndarray, null: np.ndarray) -> np.ndarray:
@@ -258,12 +250,13 @@ def _controls(
 ) -> tuple[Int[np.ndarray, "f controls"], Int[np.ndarray, "f controls"]]:
     """For each row some other rows of its token (any rows, where a token has no other), and some of any token."""
     having = np.concatenate([start + np.arange(bank.n_rows) for start, bank in index.banks_of(hook_name)])
-    by_token = having[np.argsort(index.row_token_ids[having], kind="stable")]
-    tokens = index.row_token_ids[by_token]
+    token_ids = index.row_token_ids()
+    by_token = having[np.argsort(token_ids[having], kind="stable")]
+    tokens = token_ids[by_token]
     place = np.empty(index.n_rows, np.int64)
     place[by_token] = np.arange(len(by_token))
     asked = np.repeat(rows, _CONTROLS, -1)
-    start, end = (np.searchsorted(tokens, index.row_token_ids[asked], side) for side in ("left", "right"))
+    start, end = (np.searchsorted(tokens, token_ids[asked], side) for side in ("left", "right"))
     others = end - start - 1
     chosen = start + (place[asked] - start + 1 + rng.integers(0, np.maximum(others, 1))) % (end - start)
     first, second = (by_token[rng.integers(0, len(by_token), asked.shape)] for _ in range(2))
@@ -274,7 +267,7 @@ def _overlap(
     index: ContextualIndex, top: TopK, neighbors: np.ndarray, shuffled: np.ndarray, top_k: int
 ) -> tuple[np.ndarray, float]:
     """Share of held-out max-activating rows whose token the neighbors have, and the mean for another feature's neighbors."""
-    tokens, prompts = index.row_token_ids, index.row_prompts
+    tokens, prompts = index.row_token_ids(), index.row_prompts
     known = (top.similarities > -torch.inf).cpu().numpy()
     rows = np.where(known, top.rows.cpu().numpy(), 0)
     other = shuffled[np.arange(len(rows)) % len(shuffled)]

@@ -249,10 +249,14 @@ class ContextualIndex:
                 having.setdefault(first, bank)
         return sorted(having.items())
 
-    @cached_property
-    def row_token_ids(self) -> Int[np.ndarray, " rows"]:
-        """The token id of each row."""
-        return np.concatenate([bank.plan.tokens[bank.plan.row_tokens] for bank in self._banks_by_row[1]])
+    def row_token_ids(self, ahead: int = 0) -> Int[np.ndarray, " rows"]:
+        """The token id at each row, or some tokens ahead of it in its prompt; -1 past the prompt's end."""
+        parts = []
+        for bank in self._banks_by_row[1]:
+            plan = bank.plan
+            at, end = plan.row_tokens + ahead, plan.prompt_starts[plan.row_prompts + 1]
+            parts.append(np.where(at < end, plan.tokens[np.minimum(at, len(plan.tokens) - 1)], -1))
+        return np.concatenate(parts)
 
     @cached_property
     def row_prompts(self) -> Int[np.ndarray, " rows"]:
