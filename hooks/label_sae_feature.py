@@ -11,8 +11,8 @@ import torch
 
 import tl_latentlens as tll
 
-PROMPT = "He rowed the boat to the muddy bank of the river"
-WORD = " bank"
+PROMPT = "The boys ran down the street to the strong old bridge"
+WORD = " street"
 
 
 def main() -> None:
@@ -24,17 +24,19 @@ def main() -> None:
     with torch.no_grad():
         _, cache = model.run_with_cache(PROMPT)
     pos = model.to_str_tokens(PROMPT).index(WORD)
-    active = sae.encode(cache[name][0, pos]).topk(4)
+    active = sae.encode(cache[name][0, pos]).topk(10)
     with tempfile.TemporaryDirectory() as folder:
         texts = tll.load_corpus("demo", limit=1000)
         bank = tll.build_bank(model, texts, Path(folder) / "features.h5", hook_names=name, progress=False)
         index = tll.ContextualIndex(bank, transform="center")
         result = tll.label_features(sae, index, active.indices.tolist(), progress=False)
         print(f"{PROMPT}\n{name} at {WORD!r}\n")
-        for i, (line, activation) in enumerate(zip(result.table.to_dict("records"), active.values.tolist(), strict=True)):
+        for line, activation in zip(result.table.to_dict("records"), active.values.tolist(), strict=True):
+            if line["density"] > 0.1:  # active on so many tokens that it says little of this one
+                continue
             label = line["label"] or f"no label: {line['why_not']}"
             print(f"feature {line['feature']}, activation {activation:.1f}: {label}  (AUROC {line['auroc']:.2f})")
-            for value, row in result.max_activating(i, 3):
+            for value, row in result.max_activating(line["feature"], 3):
                 print(f"  {value:5.1f}  {row.context}")
 
 

@@ -108,7 +108,7 @@ def test_label_sae(run, bank: tll.Bank, tmp_path: Path) -> None:
         assert reader(tmp_path / name)["feature"].tolist() == [3]
     code, _, error = run("label-sae", "demo", str(bank.path), "--out", str(tmp_path / "f.xlsx"))
     assert code == 1
-    assert "expected a name that ends in .csv, .parquet, .json" in error.replace("\n", " ")
+    assert "expected a name that ends in .csv, .parquet, .json, in a folder that exists" in error.replace("\n", " ")
 
 
 def test_a_word_that_is_no_token_is_named(run, bank: tll.Bank) -> None:

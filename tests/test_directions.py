@@ -112,6 +112,7 @@ def test_label_features_searches_everything_otherwise(index: tll.ContextualIndex
     check_labels(tll.label_features(SimpleNamespace(W_dec=decoder, cfg=cfg), index), decoder, [0, 1, 2], index, None)
 
 
+@pytest.mark.filterwarnings("ignore:no activations to encode")  # of an SAE that names no hook
 def test_label_features_of_a_sae_lens_sae(index: tll.ContextualIndex) -> None:
     sae_lens = pytest.importorskip("sae_lens", exc_type=ImportError)
     from sae_lens.saes.sae import SAEMetadata

@@ -103,6 +103,36 @@ def test_features_never_active_say_so(planted: Any) -> None:
     assert result.max_activating(0) == []
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named(planted: Any, value: float) -> None:
+    sae = tied(centers()[:5])
+    sae.weights["W_enc"][3, 2] = value
+    with pytest.raises(
+        tll.InvalidInputError, match=rf"encoder gives NaN or inf for 1 features, first \[2\], on rows of {HOOK}"
+    ):
+        tll.label_features(sae, planted, [0, 1], progress=False)
+    decoder = centers()[:5]
+    decoder[4, 1] = value
+    with pytest.raises(tll.InvalidInputError, match=r"W_dec holds NaN or inf in 1 rows, first \[4\]"):
+        tll.label_features(decoder, planted, [0, 1], progress=False)
+
+
+def test_an_activation_that_the_index_lacks(planted: Any) -> None:
+    with pytest.raises(tll.UnknownHookError, match=r"no hook name 'blocks.1.resid_post'"):
+        tll.label_features(tied(centers()), planted, hook_name="blocks.1.resid_post")
+    nameless = tll.load_sae({"W_dec": centers(), **tied(centers()).weights})
+    with pytest.warns(UserWarning, match="no AUROC .* the SAE reads None"):
+        result = tll.label_features(nameless, planted, progress=False)
+    assert "auroc" not in result.table
+    assert "auroc" in tll.label_features(nameless, planted, hook_name=HOOK, progress=False).table
+
+
+@pytest.mark.parametrize("features", [3, [1.7], torch.tensor([True, False]), ["a"]])
+def test_features_are_numbers(planted: Any, features: Any) -> None:
+    with pytest.raises(tll.InvalidInputError, match="expected a list of feature numbers"):
+        tll.label_features(tied(centers()), planted, features)
+
+
 def test_a_subset_says_what_the_whole_says(planted: Any) -> None:
     sae = tied(centers())
     whole = tll.label_features(sae, planted, progress=False).table
@@ -205,6 +235,10 @@ def test_results_as_tables_and_files(planted: Any, tmp_path: Path) -> None:
     value, neighbor = result.max_activating(3)[0]
     assert value == pytest.approx(brute(tied(centers()[:30]), planted)[:, 3].max(), rel=1e-5)
     assert neighbor.token == f" {word(3)}"
+    some = tll.label_features(tied(centers()), planted, [17, 4], progress=False)
+    assert some.max_activating(4)[0][1].token == f" {word(4)}"
+    with pytest.raises(tll.InvalidInputError, match="feature 0 is not among the 2"):
+        some.max_activating(0)
     summary = result.summary().set_index("figure")
     assert summary.loc["labelled", "mean"] == (column(result, "label") != "").mean()
     assert summary.loc["auroc", "low"] <= summary.loc["auroc", "mean"] <= summary.loc["auroc", "high"]
@@ -273,4 +307,11 @@ def test_what_is_no_sae_is_named(tmp_path: Path) -> None:
         tll.load_sae({"W_dec": torch.ones(3, 2), "W_enc": torch.ones(3, 2), "b_enc": torch.ones(3)})
     with pytest.raises(tll.InvalidInputError, match="got an encoder of"):
         tll.load_sae({"W_dec": torch.ones(3, 2), "W_enc": torch.ones(2, 3)})
-    assert not tll.load_sae({"W_dec": torch.ones(3, 2)}).weights
+    with pytest.raises(tll.InvalidInputError, match=r"got b_dec of shape \(3,\); expected \(2,\)"):
+        tll.load_sae({"W_dec": torch.ones(3, 2), "b_dec": torch.ones(3)})
+    with pytest.raises(tll.InvalidInputError, match="expected a path or tensors"):
+        tll.load_sae(None)  # pyright: ignore[reportArgumentType]
+    alone = tll.load_sae({"W_dec": torch.ones(3, 2)}, hook_name=HOOK)
+    assert repr(alone) == f"TensorSAE(decoder only, 3 × 2, {HOOK})"
+    with pytest.raises(tll.InvalidInputError, match="W_dec alone"):
+        alone.encode(torch.ones(2))

@@ -21,7 +21,7 @@ PROMISED = {
     "decode_residual_stream.py": [r"blocks\.0\.hook_resid_post", r"by the logit lens: '", r"[01]\.\d\d  .*«bank»"],
     "decode_steering_vector.py": [r"\+v \(water\)\n  \+0\.\d\d  .*«.+»", r"-v \(forest\)\n  \+0\.\d\d  .*«.+»"],
     "label_sae_feature.py": [
-        r"resid_post at ' bank'",
+        r"resid_post at ' street'",
         r"feature \d+, activation \d+\.\d: .+ \(AUROC [01]\.\d\d\)",
         r"\d\.\d  .*«.+»",
     ],

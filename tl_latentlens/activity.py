@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index import ContextualIndex
 from tl_latentlens.sae import decoder_of, encode
 from tl_latentlens.search import TopK, rank_pairs
@@ -66,6 +67,9 @@ def bank_activity(
         probe_rows: Rows, and
         probe_features: features, whose activations to note: pairs.
         progress: Show a progress bar.
+
+    Raises:
+        InvalidInputError: The encoder gives NaN or inf.
     """
     weight = decoder_of(sae)
     d_sae, device = len(weight), weight.device
@@ -93,6 +97,13 @@ def bank_activity(
                 part = slice(first, min(first + step, bank.n_rows))
                 rows = torch.from_numpy(np.asarray(vectors[part]).astype(np.float32) * np.asarray(norms[part])[:, None])
                 acts = encode(sae, rows)
+                sums = acts.sum(0, dtype=torch.float64)
+                if not bool(torch.isfinite(sums).all()):
+                    bad = torch.nonzero(~torch.isfinite(sums))[:, 0].tolist()
+                    raise InvalidInputError(
+                        f"the SAE's encoder gives NaN or inf for {len(bad)} features, first {bad[:5]}, on rows of {hook_name}; "
+                        "check its weights and dtype"
+                    )
                 begin, end = np.searchsorted(sorted_rows, [start + part.start, start + part.stop])
                 pairs = order[begin:end]
                 at, of = (torch.from_numpy(ids[pairs]).to(device) for ids in (rows_asked - start - first, features_asked))
@@ -100,7 +111,7 @@ def bank_activity(
                 row, feature = acts.nonzero(as_tuple=True)
                 value = acts[row, feature]
                 count += torch.bincount(feature, minlength=d_sae)
-                total += acts.sum(0, dtype=torch.float64)
+                total += sums
                 kept = place[feature] >= 0
                 row, feature, value = row[kept] + start + first, place[feature[kept]], value[kept]
                 histogram += torch.bincount(feature * bins + torch.bucketize(value, edges), minlength=len(histogram))

@@ -186,6 +186,9 @@ def label_sae(
     feature: Annotated[
         list[int] | None, typer.Option("--feature", "-f", help="a feature; give it several times for several; default: all")
     ] = None,
+    hook_name: Annotated[
+        str | None, typer.Option("--hook-name", "-n", help="the activation that the SAE reads, where it does not say")
+    ] = None,
     top_k: Annotated[int, typer.Option(help="neighbors and max-activating rows of each feature")] = 10,
     transform: Annotated[
         str,
@@ -207,9 +210,9 @@ def label_sae(
     import tl_latentlens as tll
     from tl_latentlens.views.terminal import feature_table, summary_table
 
-    if out is not None and out.suffix not in _WRITERS:
-        raise InvalidInputError(f"got --out {out}; expected a name that ends in {', '.join(_WRITERS)}")
-    encoder = tll.load_sae(sae)
+    if out is not None and (out.suffix not in _WRITERS or not out.parent.is_dir()):
+        raise InvalidInputError(f"got --out {out}; expected a name that ends in {', '.join(_WRITERS)}, in a folder that exists")
+    encoder = tll.load_sae(sae, hook_name=hook_name)
     opened = tll.Bank.open(bank)
     read = [encoder.hook_name] if encoder.hook_name in opened.hook_names else None
     index = tll.ContextualIndex(opened, read, device=device, transform=transform)
@@ -217,11 +220,12 @@ def label_sae(
     if loaded is not None:
         index.check_model(loaded)
     result = tll.label_features(encoder, index, feature, top_k=top_k, model=loaded)
+    if out is not None:
+        _WRITERS[out.suffix](result.table, out)
     console.print(feature_table(result, rows))
     if len(result.table) > 1:
         console.print(summary_table(result.summary()))
     if out is not None:
-        _WRITERS[out.suffix](result.table, out)
         console.print(f"wrote {out}", markup=False)
 
 

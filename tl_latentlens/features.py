@@ -6,6 +6,7 @@ other uses of their tokens?) and held against the same figure of wrong direction
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 
 from tl_latentlens.activity import Activity, bank_activity
 from tl_latentlens.directions import decode_directions
-from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index import ContextualIndex
 from tl_latentlens.lenses import logit_lens
 from tl_latentlens.model import evaluating, is_bidirectional, model_device
@@ -59,11 +60,12 @@ def label_features(
     - `overlap`: the share of max-activating rows, of prompts that have no neighbor, whose token is among the neighbors' tokens.
 
     With a model, `steered` is the mean rank, from 0 to 1, of the neighbors' tokens in the change of the next token's logits
-    when the direction is added at the hook, and `steered_next` that of the tokens that follow the neighbors; 0.5 is chance.
+    when the direction is added at the hook, and `steered_next` that of the tokens that follow the neighbors, beside
+    the means for another feature's neighbors (`_null`).
 
     `similarity`, the neighbors' mean cosine, is held against that of random directions. A p-value is the share of 1000 nulls
     that come as far. A label is given where the neighbors are nearer than a random direction's, and beat the null of one AUROC,
-    both at p < 0.01; else `why_not` says what failed.
+    both at p < 0.01 (the smaller p of the two AUROCs doubled, for two tries); else `why_not` says what failed.
 
     The label: the words (subwords merged) of the evidence rows, neighbors and max-activating rows, their tokens where those are
     parts of words ("…ing"), and the words within eight tokens at half the weight; those that stand in 15 % of the rows and four
@@ -81,11 +83,17 @@ def label_features(
         progress: Show progress bars.
 
     Raises:
-        InvalidInputError: No decoder, a feature out of range, a decoder row of zeros, or another width than the index.
+        InvalidInputError: No decoder, a feature out of range, a decoder row of zeros, another width than the index, NaN or inf.
+        UnknownHookError: `hook_name` is not in the index.
         ModelMismatchError: `model` is not the bank's.
     """
     weight = decoder_of(sae)
-    numbers = list(range(len(weight))) if features is None else [int(f) for f in features]
+    if not bool(torch.isfinite(weight).all()):
+        bad = torch.nonzero(~torch.isfinite(weight).all(-1))[:, 0].tolist()
+        raise InvalidInputError(
+            f"W_dec holds NaN or inf in {len(bad)} rows, first {bad[:5]}; check the SAE's weights and dtype"
+        )
+    numbers = list(range(len(weight))) if features is None else _numbers(features)
     outside = [f for f in numbers if not 0 <= f < len(weight)]
     if outside:
         raise InvalidInputError(f"got feature {outside[0]}; the SAE has features 0 to {len(weight) - 1}")
@@ -93,8 +101,16 @@ def label_features(
     if bool(dead.any()):
         named = [numbers[i] for i in torch.nonzero(dead)[:10, 0].tolist()]
         raise InvalidInputError(f"{int(dead.sum())} features have a decoder row of zeros, first {named}; leave them out")
+    if hook_name is not None and hook_name not in index.hook_names:
+        raise UnknownHookError(f"the index has no hook name {hook_name!r}; it has {list(index.hook_names)}")
     read, written = hook_names_of(sae) if hook_name is None else (hook_name, hook_name)
     searched = written if written in index.hook_names else None
+    if can_encode(sae) and (read not in index.hook_names or read != searched):
+        warnings.warn(
+            f"no activations to encode, so no density, no AUROC and no max-activating rows: the SAE reads {read} and writes "
+            f"{written}, the index holds {list(index.hook_names)}; pass hook_name= where it is one of those",
+            stacklevel=2,
+        )
     found = decode_directions(weight[numbers], index, top_k=top_k, hook_name=searched, ids=numbers)
     table = pd.DataFrame({"feature": numbers})
     rng = np.random.default_rng(seed)
@@ -123,6 +139,13 @@ def label_features(
     first = ["feature", "label", "why_not"]
     table = table.reindex(columns=[*first, *(name for name in table.columns if name not in first)])
     return FeatureResult(found.ids, found.positive, found.negative, table, activity)
+
+
+def _numbers(features: Sequence[int]) -> list[int]:
+    array = np.asarray(features)
+    if array.ndim != 1 or (len(array) and not np.issubdtype(array.dtype, np.integer)):
+        raise InvalidInputError(f"got features {features!r}; expected a list of feature numbers, or None for all")
+    return array.tolist()
 
 
 def _score(
@@ -286,7 +309,7 @@ def _why_not(line: dict[str, Any]) -> str:
         return "never active on this bank"
     if line["p_similarity"] >= _ALPHA:
         return f"no nearer to its neighbors than random directions are to theirs (p = {line['p_similarity']:.2g})"
-    p_auroc = min(line.get("p_auroc", 0), line.get("p_auroc_same_token", 0))
+    p_auroc = min(1.0, 2 * min(line.get("p_auroc", 0), line.get("p_auroc_same_token", 0)))  # two tries (Bonferroni)
     if p_auroc >= _ALPHA:
         return f"its neighbors activate it no more than another feature's do (p = {p_auroc:.2g})"
     return "" if line["label"] else "no word is common among its rows and rare in the bank"
@@ -309,6 +332,6 @@ def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         mean = low = high = known.mean() if len(known) else math.nan
         if len(np.unique(known)) > 1:
             rng = np.random.default_rng(seed)
-            low, high = stats.bootstrap((known,), np.mean, method="percentile", rng=rng).confidence_interval
+            low, high = stats.bootstrap((known,), np.mean, method="percentile", batch=50, rng=rng).confidence_interval
         lines.append({"figure": name, "mean": mean, "low": low, "high": high, "null": null, "features": len(known)})
     return pd.DataFrame(lines)

@@ -258,11 +258,20 @@ class FeatureResult(DirectionResult):
         with pd.option_context("display.max_colwidth", 100):
             return self.table[shown].to_string(index=False)
 
-    def max_activating(self, direction: int, top_k: int = 10) -> list[tuple[float, Neighbor]]:
-        """Activation and row of the n-th feature's max-activating rows, the largest first; empty without an encoder."""
+    def max_activating(self, feature: int, top_k: int = 10) -> list[tuple[float, Neighbor]]:
+        """Activation and row of a feature's max-activating rows, the largest first; empty without an encoder.
+
+        At most four times the `top_k` of `label_features` are kept. The rows' similarity is NaN: none was computed.
+
+        Raises:
+            InvalidInputError: The feature was not asked for.
+        """
+        if feature not in self.ids:
+            raise InvalidInputError(f"feature {feature} is not among the {len(self.ids)} that were labelled")
         if self.activity is None:
             return []
-        values, rows = (part[direction, :top_k] for part in (self.activity.top.similarities, self.activity.top.rows))
+        at = list(self.ids).index(feature)
+        values, rows = (part[at, :top_k] for part in (self.activity.top.similarities, self.activity.top.rows))
         index = self.positive.index
         hook_id = index.hook_names.index(self.activity.hook_name)
         pairs = [(value, row) for value, row in zip(values.tolist(), rows.tolist(), strict=True) if value > float("-inf")]

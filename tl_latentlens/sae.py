@@ -43,8 +43,18 @@ class TensorSAE:
     k: int | None = None
     rescale: bool = False
 
+    def __repr__(self) -> str:
+        kind = self.architecture if self.weights else "decoder only"
+        return f"TensorSAE({kind}, {' × '.join(map(str, self.W_dec.shape))}, {self.hook_name})"
+
     def encode(self, activations: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
-        """Feature activations, 0 where a feature is not active."""
+        """Feature activations, 0 where a feature is not active.
+
+        Raises:
+            InvalidInputError: Only the decoder is known.
+        """
+        if not self.weights:
+            raise InvalidInputError("this SAE is W_dec alone; give W_enc and its biases too to encode")
         inputs = activations.to(self.W_dec) if self.b_dec is None else activations.to(self.W_dec) - self.b_dec
         before = inputs @ self.weights["W_enc"]
         if self.architecture == "gated":
@@ -73,6 +83,8 @@ def load_sae(source: str | Path | dict[str, Tensor], *, hook_name: str | None = 
             is not known here; load such an SAE with SAELens and pass the object.
     """
     config: dict[str, Any] = {}
+    if not isinstance(source, str | Path | dict):
+        raise InvalidInputError(f"got {type(source).__name__}; expected a path or tensors. An SAELens SAE is used as it is")
     if isinstance(source, dict):
         tensors = {name: as_tensor(tensor) for name, tensor in source.items()}
     else:
@@ -120,6 +132,8 @@ def _from_tensors(tensors: dict[str, Tensor], config: dict[str, Any], hook_name:
         if tuple(tensor.shape) != expected:
             raise InvalidInputError(f"got {name} of shape {tuple(tensor.shape)}; expected {expected} for W_dec {(d_sae, d_in)}")
     bias = tensors["b_dec"].to(decoder) if "b_dec" in tensors and config.get("apply_b_dec_to_input", True) else None
+    if bias is not None and tuple(bias.shape) != (d_in,):
+        raise InvalidInputError(f"got b_dec of shape {tuple(bias.shape)}; expected {(d_in,)} for W_dec {(d_sae, d_in)}")
     rescale = bool(config.get("rescale_acts_by_decoder_norm", False))
     return TensorSAE(decoder, weights, architecture, hook_name, bias, config.get("k"), rescale)
 
