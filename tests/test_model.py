@@ -18,6 +18,7 @@ from tl_latentlens.loading import load_model
 from tl_latentlens.model import (
     DEMO_MODEL,
     flat_activation,
+    head_outputs,
     token_bytes,
     tokenize,
 )
@@ -370,3 +371,28 @@ def test_demo_model_has_equal_residuals_on_both_classes() -> None:
     first, second = (model.run_with_cache(tokens, names_filter=lambda name: name in names)[1] for model in models)
     for name in names:
         torch.testing.assert_close(first[name], second[name], atol=1e-4, rtol=0)
+
+
+def test_head_outputs_add_up_to_the_output_of_the_layer(models_of: dict[str, Any]) -> None:
+    for kind, model in models_of.items():
+        cache = model.run_with_cache(TEXTS[0])[1]
+        outputs = head_outputs(model, 1, cache["blocks.1.attn.hook_z"])
+        assert outputs.shape == (*cache["blocks.1.attn.hook_z"].shape[:-1], model.cfg.d_model)
+        if kind == "hooked" and "blocks.1.ln1_post.hook_normalized" in cache:
+            continue  # hook_attn_out is behind another norm
+        expected = cache["blocks.1.attn.hook_out" if kind == "bridge" else "blocks.1.hook_attn_out"]
+        bias = model.blocks[1].attn.b_O
+        torch.testing.assert_close(outputs.sum(-2) + (0 if bias is None else bias), expected, atol=1e-5, rtol=1e-4)
+        with pytest.raises(tll.InvalidInputError, match=r"got z of shape \(1, 8\); expected \[\.\.\., 4 heads, d_head 8\]"):
+            head_outputs(model, 1, torch.zeros(1, 8))
+
+
+@pytest.mark.skipif("hooked" not in available_kinds(), reason="a gated hook of HookedTransformer")
+def test_head_outputs_are_hook_result(models_of: dict[str, Any]) -> None:
+    model = models_of["hooked"]
+    model.set_use_attn_result(True)
+    try:
+        cache = model.run_with_cache(TEXTS[0])[1]
+    finally:
+        model.set_use_attn_result(False)
+    torch.testing.assert_close(head_outputs(model, 1, cache["blocks.1.attn.hook_z"]), cache["blocks.1.attn.hook_result"])

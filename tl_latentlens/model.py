@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -225,6 +225,26 @@ def flat_activation(name: str, activation: Tensor, batch_pos: Sequence[int]) -> 
             "only activations with a vector for each token can be banked or decoded"
         )
     return rearrange(activation.detach(), "batch pos ... -> batch pos (...)")
+
+
+def head_outputs(model: Any, layer: int, z: Float[Tensor, "... head d_head"]) -> Float[Tensor, "... head d_model"]:
+    """What each attention head adds to the output of its layer, z @ W_O, as `attn.hook_result` has it: without the bias b_O.
+
+    Args:
+        model: A TransformerLens model.
+        layer: Whose heads.
+        z: `blocks.{layer}.attn.hook_z`, all heads.
+
+    Raises:
+        InvalidInputError: z has another shape than the layer's W_O takes.
+    """
+    weight = model.blocks[layer].attn.W_O.detach()
+    if tuple(z.shape[-2:]) != tuple(weight.shape[:2]):
+        raise InvalidInputError(
+            f"got z of shape {tuple(z.shape)}; expected [..., {weight.shape[0]} heads, d_head {weight.shape[1]}], the "
+            f"activation blocks.{layer}.attn.hook_z"
+        )
+    return einsum(z.to(weight.device, weight.dtype), weight, "... head d_head, head d_head d_model -> ... head d_model")
 
 
 def in_residual_stream(hook_name: str) -> bool:
