@@ -204,7 +204,7 @@ def test_center_refusals(mixed_bank: tll.Bank) -> None:
     with pytest.raises(tll.InvalidInputError, match="1024"):
         index.search(queries(2, 256), query_hook_name="blocks.0.mlp.hook_post")
     with pytest.raises(
-        tll.InvalidInputError, match=r"got transform='whiten'; expected 'auto' or one of \['raw', 'center', 'cen"
+        tll.InvalidInputError, match=r"got transform='whiten'; expected 'auto' or one of \['raw', 'center', 'standardize'"
     ):
         tll.ContextualIndex(mixed_bank, transform="whiten")
 

@@ -3,7 +3,7 @@
 import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from tl_latentlens.fingerprint import check_fingerprint
 from tl_latentlens.model import in_residual_stream
 from tl_latentlens.results import Neighbor
 from tl_latentlens.search import TopK, VectorSearch, as_tensor, unit_queries
+from tl_latentlens.transforms import TRANSFORMS, fit, spread
 
-TRANSFORMS = ("raw", "center", "center_writing")
+_NULL = 4096  # rows that stand for random activations
+_HUB = 10  # nearest of them that say how much of a hub a row is, as in CSLS
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class SearchResult:
         similarities: Cosines in [-1, 1], float32, [..., k].
         rows: Rows of the index, int64, [..., k].
         hook_ids: Places in `index.hook_names`, int64, [..., k].
+        chances: How likely a random activation comes as near to each row, in (0, 1], [..., k]; None where it was not asked for.
     """
 
     similarities: Float[Tensor, "... k"]
     rows: Int[Tensor, "... k"]
     hook_ids: Int[Tensor, "... k"]
     index: "ContextualIndex" = field(repr=False)
+    chances: Float[Tensor, "... k"] | None = None
 
     def neighbors(self) -> Any:
         """Neighbors in nested lists of the queries' leading shape; text is looked up here and not before."""
@@ -52,7 +56,8 @@ class SearchResult:
     @cached_property
     def _on_host(self) -> list[np.ndarray]:
         k = self.rows.shape[-1]
-        return [part.reshape(-1, k).cpu().numpy() for part in (self.rows, self.hook_ids, self.similarities)]
+        parts = [self.rows, self.hook_ids, self.similarities, *([] if self.chances is None else [self.chances])]
+        return [part.reshape(-1, k).cpu().numpy() for part in parts]
 
     def neighbors_of(self, query: int) -> list[Neighbor]:
         """Neighbors of one query, counted over the flattened leading shape."""
@@ -86,10 +91,13 @@ class ContextualIndex:
             hook_names: Which of the bank's hook names to load; None: all.
             device: None: CUDA where there is one, else the CPU.
             dtype: Precision of the approximate first pass of a search; the result is exact for all (see `VectorSearch`).
-            transform: "raw" ("auto") compares activations as they are. "center" takes each hook name's mean away from its
-                rows, and from queries whose hook name is given; directions are not centred. "center_writing" takes each
-                vector's own mean over d_model away, in the residual stream, as TransformerLens' center_writing_weights does:
-                raw and centred LayerNorm models and banks then agree.
+            transform: "raw" ("auto") compares activations as they are. The others look at what tells a hook name's rows apart,
+                and so at queries whose hook name is given; of directions, which are differences, nothing is subtracted:
+                "center" takes the mean away. "standardize" also divides each dimension by its standard deviation.
+                "remove_top" also takes the d / 100 first principal components away. "csls" centers, and takes from each
+                similarity half the row's mean cosine to its ten nearest of a sample of rows (a hub is near to everything);
+                it is no cosine then. "center_writing" takes each vector's own mean over d_model away, in the residual
+                stream, as TransformerLens' center_writing_weights does: raw and centred LayerNorm models and banks agree.
             approximate: Search with FAISS (extra "faiss"), which may miss neighbors; the similarities of those that it finds
                 are exact. True, or what `faiss.index_factory` takes ("IVF1024,PQ64x4fs"). `recall` says how many it finds.
             memory_budget: Most bytes of working memory for a search.
@@ -127,16 +135,29 @@ class ContextualIndex:
         self._first_rows, self.n_rows = _first_rows(self.banks)
         self._factory = approximate if isinstance(approximate, str) else None
         self._approximate = bool(approximate)
-        self._means: dict[str, Float[Tensor, " d"]] = {}
+        self._affines = {
+            name: fit(self.transform, [bank for _, bank in self.banks_of(name)], name, self.device) for name in self.hook_names
+        }
+        self._nulls: dict[str, tuple[Int[Tensor, " n"], Float[Tensor, "n d"]]] = {}
         self._parts = {
             name: [(first, self._searcher(bank, name, dtype, memory_budget)) for first, bank in self.banks_of(name)]
             for name in self.hook_names
         }
+        if self.transform == "csls":
+            for name in self.hook_names:
+                sampled, sample = self._null(name)
+                for first, part in self._parts[name]:
+                    part.subtract_hubness(sample, sampled - first, _HUB)
         self._checked: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         hooks = ", ".join(self.hook_names)
         return f"ContextualIndex({self.n_rows} rows × [{hooks}], {self.model_info.name}, {self.transform}, on {self.device})"
+
+    @property
+    def moves_queries(self) -> bool:
+        """True where an activation is searched otherwise than a direction, so that its hook name matters."""
+        return any(affine.center is not None for affine in self._affines.values())
 
     def d(self, hook_name: str) -> int:
         """Width of a hook name's vectors."""
@@ -150,6 +171,8 @@ class ContextualIndex:
         top_k: int = 5,
         hook_names: str | Sequence[str] | None = None,
         query_hook_name: str | None = None,
+        *,
+        calibrate: bool = False,
     ) -> SearchResult:
         """The nearest contextual tokens of each vector, over all loaded hook names of its width, ranked together.
 
@@ -157,8 +180,9 @@ class ContextualIndex:
             vectors: Activations or directions, any leading shape; normalised here.
             top_k: Neighbors of each; fewer come back where the index holds fewer.
             hook_names: Narrow the search to these.
-            query_hook_name: The hook name that the vectors come from: with transform "center" its mean is taken away from
-                them. None for directions.
+            query_hook_name: The hook name that the vectors come from, whose mean and scale a transform uses for them. None
+                for directions, which are put to the scale of each hook name that is searched.
+            calibrate: Also say how likely a random activation comes as near (`SearchResult.chances`; `chances` says how).
 
         Raises:
             InvalidInputError: A width that no searched hook name has; NaN, inf or zero vectors.
@@ -173,17 +197,19 @@ class ContextualIndex:
             widths = sorted({self.d(name) for name in names})
             raise InvalidInputError(f"got vectors of width {width} (shape {tuple(tensor.shape)}); the index has width {widths}")
         queries = unit_queries(tensor, width, self.device)
-        if self.transform == "center" and query_hook_name is not None:
+        moved = None
+        if self.moves_queries and query_hook_name is not None:
             _require_names([query_hook_name], self.hook_names, "the index")
             if self.d(query_hook_name) != width:
                 raise InvalidInputError(f"got vectors of width {width}; {query_hook_name} has width {self.d(query_hook_name)}")
-            queries = queries - self._mean(query_hook_name).float()
+            moved = self._affines[query_hook_name](queries.double())
         parts = [(self.hook_names.index(name), first, part) for name in fitting for first, part in self._parts[name]]
         # What is nearest in one part need not be looked for below in the next; the vectors' own hook name has the nearest.
         found: dict[tuple[int, int], TopK] = {}
         nearest, floor = queries.new_empty((*queries.shape[:-1], 0)), None
         for hook_id, first, part in sorted(parts, key=lambda part: self.hook_names[part[0]] != query_hook_name):
-            found[hook_id, first] = part.rank(queries, top_k, floor)
+            asked = self._affines[self.hook_names[hook_id]].linear(queries.double()) if moved is None else moved
+            found[hook_id, first] = part.rank(asked, top_k, floor)
             nearest = torch.cat([nearest, found[hook_id, first].similarities], -1)
             if nearest.shape[-1] >= top_k:
                 nearest = nearest.topk(top_k).values
@@ -194,7 +220,32 @@ class ContextualIndex:
         order = best.indices[..., :top_k]
         rows = torch.cat([found[hook_id, first].rows + first for hook_id, first in places], -1)
         hooks = torch.cat([torch.full_like(found[place].rows, place[0]) for place in places], -1)
-        return SearchResult(best.values[..., :top_k].clamp(-1, 1), rows.gather(-1, order), hooks.gather(-1, order), self)
+        similarities = best.values[..., :top_k] if self.transform == "csls" else best.values[..., :top_k].clamp(-1, 1)
+        result = SearchResult(similarities, rows.gather(-1, order), hooks.gather(-1, order), self)
+        return replace(result, chances=self.chances(result)) if calibrate else result
+
+    @torch.no_grad()
+    def chances(self, found: SearchResult) -> Float[Tensor, "... k"]:
+        """How likely a random activation comes as near to each found row as the query did, in (0, 1].
+
+        The share of up to 4,096 rows of the row's own hook name, evenly spread over the bank, that have at least this
+        similarity to it: (1 + n) / (1 + rows), as a p-value. It means the same at every layer and with every transform, while
+        a cosine of 0.9 may be near at one layer and nothing at the next. What chance alone explains (p > 0.01, say) is no
+        reading.
+        """
+        chances = torch.ones_like(found.similarities)
+        for hook_id in found.hook_ids.unique().tolist():
+            name = self.hook_names[hook_id]
+            at = (found.hook_ids == hook_id).nonzero(as_tuple=True)
+            rows, similarities = found.rows[at], found.similarities[at]
+            numbers, null = self._null(name)
+            for some in torch.arange(len(rows), device=rows.device).split(max(1, 2**24 // max(len(null), self.d(name)))):
+                units, offsets = self._units(name, rows[some])
+                scores = units @ null.T - offsets[:, None]
+                # The found row may itself be of the sample; float32 products are off by about 1e-6.
+                near = (scores >= similarities[some, None] - 1e-6) & (rows[some, None] != numbers)
+                chances[tuple(place[some] for place in at)] = (1 + near.sum(-1)) / (1 + len(null))
+        return chances
 
     def recall(self, vectors: Float[Tensor, "... d"] | np.ndarray, top_k: int = 5) -> dict[str, float]:
         """Share of the exact neighbors that an approximate index finds, in [0, 1], for each hook name of the vectors' width.
@@ -218,11 +269,11 @@ class ContextualIndex:
         at = bisect_right(starts, row) - 1
         return banks[at].row(row - starts[at])
 
-    def neighbor(self, row: int, hook_id: int, similarity: float) -> Neighbor:
+    def neighbor(self, row: int, hook_id: int, similarity: float, chance: float | None = None) -> Neighbor:
         """The text of one found row."""
         found = self.row(row)
         name = self.hook_names[hook_id]
-        return Neighbor(found.token, found.context(), found.position, found.prompt_index, row, name, similarity)
+        return Neighbor(found.token, found.context(), found.position, found.prompt_index, row, name, similarity, chance)
 
     def check_model(self, model: Any, *, force: bool = False) -> None:
         """Replay the bank's fingerprint on a model; done once for each model unless `force`.
@@ -282,14 +333,25 @@ class ContextualIndex:
         starts = sorted(banks)
         return starts, [banks[start] for start in starts]
 
-    def _mean(self, hook_name: str) -> Float[Tensor, " d"]:
-        """Mean of a hook name's unit vectors over all banks that have it, weighted by their rows."""
-        if hook_name not in self._means:
-            having = [bank for _, bank in self.banks_of(hook_name)]
-            total = sum(bank.mean(hook_name) * bank.n_rows for bank in having)
-            mean = np.asarray(total) / sum(bank.n_rows for bank in having)
-            self._means[hook_name] = torch.from_numpy(mean).to(self.device)
-        return self._means[hook_name]
+    def _units(self, hook_name: str, rows: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+        """Rows of the index as they are compared, of length 1 (or 0), and what is subtracted from their similarities."""
+        units = torch.zeros(len(rows), self.d(hook_name), device=self.device)
+        offsets = torch.zeros(len(rows), device=self.device)
+        for first, part in self._parts[hook_name]:
+            here = (rows >= first) & (rows < first + len(part))
+            units[here], offsets[here] = part.unit_rows(rows[here] - first)
+        return units, offsets
+
+    def _null(self, hook_name: str) -> tuple[Int[Tensor, " n"], Float[Tensor, "n d"]]:
+        """Row numbers and unit vectors that stand for random activations of a hook name."""
+        if hook_name not in self._nulls:
+            n_rows = sum(bank.n_rows for _, bank in self.banks_of(hook_name))
+            parts = [
+                first + spread(bank.n_rows, max(1, _NULL * bank.n_rows // n_rows)) for first, bank in self.banks_of(hook_name)
+            ]
+            rows = torch.from_numpy(np.concatenate(parts)).to(self.device)
+            self._nulls[hook_name] = rows, self._units(hook_name, rows)[0]
+        return self._nulls[hook_name]
 
     def _searcher(self, bank: Bank, name: str, dtype: str, memory_budget: int | None) -> VectorSearch:
         kind = partial(ApproximateSearch, factory=self._factory) if self._approximate else VectorSearch
@@ -298,7 +360,7 @@ class ContextualIndex:
             self.device,
             dtype,
             unit_length=True,
-            center=self._mean(name) if self.transform == "center" else None,
+            **vars(self._affines[name]),
             remove_means=self.transform == "center_writing" and in_residual_stream(name),
             memory_budget=memory_budget,
         )

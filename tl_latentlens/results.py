@@ -28,6 +28,8 @@ class Neighbor:
         row: Its row in the index (in the bank, where the index holds one bank).
         hook_name: The hook name whose vector was found.
         similarity: Cosine in [-1, 1].
+        chance: How likely a random activation comes as near, in (0, 1] (`ContextualIndex.chances`); None where it was not
+            asked for.
     """
 
     token: str
@@ -37,6 +39,7 @@ class Neighbor:
     row: int
     hook_name: str
     similarity: float
+    chance: float | None = None
 
 
 @dataclass(frozen=True)

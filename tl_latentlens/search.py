@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.geometry import Affine, hubness
 from tl_latentlens.preselect import GROUP, Candidates, Int8Codes, Scores, Scratch, by_query, int8_is_fast, kth
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -62,6 +63,8 @@ class VectorSearch:
         *,
         unit_length: bool | None = None,
         center: Float[Tensor, " d"] | None = None,
+        weight: Float[Tensor, " d"] | None = None,
+        removed: Float[Tensor, "m d"] | None = None,
         remove_means: bool = False,
         memory_budget: int | None = None,
     ) -> None:
@@ -79,6 +82,9 @@ class VectorSearch:
                 same for all.
             unit_length: The rows are unit vectors (up to rounding) and are used as stored; None looks.
             center: Subtract this vector from each row before comparing; the rows stay as they are in memory.
+            weight: Then multiply it by this, dimension by dimension; above 0.
+            removed: Then take away what lies in the span of these orthonormal rows. Queries are compared as they are given:
+                transform them alike (`geometry.Affine`).
             remove_means: Subtract each row's own mean over d from it, and each query's, before comparing. A row that has
                 nothing left by either has no direction, and similarity 0 to all.
             memory_budget: Most bytes of working memory for a search, beside the vectors and their codes. None: 256 MiB, on
@@ -98,10 +104,12 @@ class VectorSearch:
         self.device = self._vectors.device if self._vectors.device.type == device.type else device
         budget = torch.cuda.get_device_properties(device).total_memory // 16 if device.type == "cuda" else 2**28
         self.memory_budget = budget if memory_budget is None else memory_budget
-        self._center = None if center is None else center.to(self.device, torch.float64)
+        parts = (None if part is None else part.to(self.device, torch.float64) for part in (center, weight, removed))
+        self._affine = Affine(*parts)
+        self._offset: Float[Tensor, " n"] | None = None
         self._remove_means = remove_means
         self._scale: Float[Tensor, " n"] | None = None
-        self._as_stored = self._center is None and not remove_means
+        self._as_stored = self._affine.changes_nothing and not remove_means
         if not self._as_stored or unit_length is None or not unit_length:
             tolerance = _UNIT_TOLERANCE.get(self._vectors.dtype, 1e-5)
             spans = [slice(*span) for span in self._spans(0, len(self), 32 * self.d)] or [slice(0, 0)]
@@ -111,9 +119,11 @@ class VectorSearch:
                 raise InvalidInputError(f"vectors hold NaN or inf, first in row {row}; remove such rows before searching")
             if not self._as_stored or unit_length is False or bool(((lengths - 1).abs() > tolerance).any()):
                 stored = lengths
+                least = torch.zeros_like(lengths)
                 if not self._as_stored:
                     stored = torch.cat([self._vectors[span].to(self.device).double().norm(dim=-1) for span in spans])
-                least = 0.0 if self._as_stored else _NOTHING_LEFT * stored
+                    largest = 1.0 if self._affine.weight is None else self._affine.weight.max()
+                    least = _NOTHING_LEFT * largest * stored
                 self._scale = torch.where(lengths > least, 1 / lengths, 0.0)
                 self._stretch = float((stored * self._scale).max()) if len(self) else 1.0
         self._pass_dtype = self._choose_pass(dtype)
@@ -153,7 +163,7 @@ class VectorSearch:
             InvalidInputError: A wrong width, `k` below 1, or a query with NaN or inf, or of length zero.
         """
         found = self.rank(queries, k)
-        return TopK(found.similarities.clamp(-1, 1), found.rows)
+        return TopK(found.similarities.clamp(-1, 1) if self._offset is None else found.similarities, found.rows)
 
     @torch.no_grad()
     def rank(self, queries: Float[Tensor, "... d"] | np.ndarray, k: int, floor: Float[Tensor, " ..."] | None = None) -> TopK:
@@ -224,7 +234,7 @@ class VectorSearch:
     ) -> Float[Tensor, " pairs"]:
         """Similarities of pairs, summed in a given precision and rounded once to float32, a bounded number at a time."""
         scores = torch.empty(len(rows), device=self.device)
-        if not self._as_stored:
+        if not self._as_stored or self._offset is not None:
             dtype = torch.float64
         cached = _CPU_PAIRS if self.device.type == "cpu" else 2**62
         step = max(1, min(self.memory_budget // 32, cached) // self.d)
@@ -233,8 +243,32 @@ class VectorSearch:
             # A product and a sum over the same d for each pair: unlike a matrix product, equal rows give equal bits.
             products = self._compared(rows[pairs], dtype).mul_(queries.index_select(0, of[pairs]))
             part = products.sum(-1)
-            scores[pairs] = part if self._scale is None else part * self._scale[rows[pairs]]
+            part = part if self._scale is None else part * self._scale[rows[pairs]]
+            scores[pairs] = part if self._offset is None else part - self._offset[rows[pairs]]
         return scores
+
+    def unit_rows(self, rows: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+        """Rows as they are compared, of length 1 (0 where nothing is left), and what is subtracted from their similarities."""
+        units = self._unit_rows(rows)
+        return units, units.new_zeros(len(rows)) if self._offset is None else self._offset[rows].float()
+
+    def subtract_hubness(self, sample: Float[Tensor, "s d"], sampled: Int[Tensor, " s"], k: int) -> None:
+        """From here on take half a row's hubness from its similarities, which makes them CSLS (Conneau et al. 2018).
+
+        They are no cosines then, and the int8 pass is not used.
+
+        Args:
+            sample: Unit rows that say what is a hub.
+            sampled: Their row numbers here; any other number where they are none of these rows.
+            k: Nearest of them to average over.
+        """
+        offset = torch.zeros(len(self), dtype=torch.float64, device=self.device)
+        with tqdm(total=len(self), desc="hubs", unit=" rows", unit_scale=True, delay=5, leave=False) as bar:
+            for first, last in self._spans(0, len(self), 64 * self.d + 16 * len(sample)):
+                offset[first:last] = hubness(self._unit_rows(slice(first, last)), first, sample, sampled, k) / 2
+                bar.update(last - first)
+        self._offset = offset
+        self._pass_dtype = self._float_pass
 
     def _compared(self, rows: Any, dtype: torch.dtype) -> Float[Tensor, "rows d"]:
         """Rows as they are compared, but for their length."""
@@ -245,7 +279,7 @@ class VectorSearch:
         exact = chosen.to(self.device).to(dtype)
         if self._remove_means:
             exact = exact - exact.mean(-1, keepdim=True)
-        return exact if self._center is None else exact - self._center
+        return self._affine(exact)
 
     def _unit_rows(self, rows: Any) -> Float[Tensor, "rows d"]:
         """Rows as they are compared, float32."""
@@ -300,18 +334,22 @@ class VectorSearch:
     ) -> Scores:
         if part.dtype != self._float_pass:
             part = scratch(len(part), self.d, self._float_pass).copy_(part)
+        plain = self._affine.transposed(queries)
         with _full_accumulation():
-            raw = (part @ queries.to(self._float_pass).T).float()
-        if self._center is not None:
-            raw -= (queries.double() @ self._center).float()
+            raw = (part @ plain.to(self._float_pass).T).float()
+        if self._affine.center is not None:
+            raw -= (plain.double() @ self._affine.center).float()
         if self._scale is not None:
             raw *= self._scale[first:last, None].float()
+        if self._offset is not None:
+            raw -= self._offset[first:last, None].float()
         raw = torch.nn.functional.pad(raw, (0, 0, 0, -len(raw) % GROUP), value=-torch.inf)
         one = torch.ones(raw.shape[1], device=self.device)
-        return Scores(raw, one.new_ones(len(raw) // GROUP), 0 * one, self._error_bound() * one, one, 0 * one)
+        error = self._error_bound() * plain.norm(dim=-1).clamp(min=1)
+        return Scores(raw, one.new_ones(len(raw) // GROUP), 0 * one, error, one, 0 * one)
 
     def _error_bound(self) -> float:
-        """Most that a product of the float pass can differ from the exact similarity."""
+        """Most that a product of the float pass with a query of length 1 can differ from the exact similarity."""
         unit_roundoff = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}[self._float_pass]
         product = 2.0**-24
         if self._float_pass == torch.float32:
@@ -322,8 +360,10 @@ class VectorSearch:
         length = 1.0 + _LARGEST_TOLERANCE if self._scale is None else self._stretch
         if self._remove_means:
             product += 2.0**-23  # queries have mean 0 up to rounding: a row's own mean adds next to nothing to its product
-        if self._center is not None and self._scale is not None:
-            length += float(self._scale.max()) * float(self._center.norm())
+        if self._affine.center is not None and self._scale is not None:
+            length += float(self._scale.max()) * float(self._affine.center.norm())
+        if self._offset is not None:
+            product += 2.0**-22  # of the subtraction, and of the offset in float32
         return (2 * unit_roundoff + product + self.d * 2.0**-23) * length
 
     @property

@@ -139,8 +139,8 @@ class LatentLensHook:
                 yield names[first : first + at_once]
 
     def _centered_by(self, name: str) -> str | None:
-        """Whose mean the index takes away from queries of this name."""
-        return name if self.index.transform == "center" and name in self.index.hook_names else None
+        """By whose mean and scale the index transforms queries of this name."""
+        return name if self.index.moves_queries and name in self.index.hook_names else None
 
     def _vectors(self, name: str, decoded: Bool[np.ndarray, "batch pos"]) -> Float[Tensor, "cells d"]:
         activation = torch.cat([capture.activation for capture in self._captured[name]], 1)
