@@ -91,6 +91,23 @@ def test_errors_are_one_line(run, tmp_path: Path) -> None:
     assert "no corpus file" in err
 
 
+def test_repeat(run, tmp_path: Path, texts: list[str]) -> None:
+    corpus, bank = tmp_path / "corpus.txt", tmp_path / "own.h5"
+    corpus.write_text("\n".join(texts))
+    assert run("build", str(corpus), str(bank), "-n", "blocks.2.hook_resid_post", "--repeat")[0] == 0
+    assert "run twice" in run("info", str(bank))[1]
+    csv = tmp_path / "out.csv"
+    code, out, _ = run("decode", str(bank), texts[1], "A small", "--repeat", "--word", "bank", "--csv", str(csv))
+    assert code == 0
+    assert "She put the money in the «bank» before noon." in out, "the text once, and all of it"
+    assert out.count("batch 0") == 1
+    assert "note" not in out
+    read = pd.read_csv(csv).query("rank == 1 and batch == 0")
+    assert (read.similarity > 0.999).all()
+    assert "".join(read.token) == texts[1]
+    assert "note: the bank was built with --repeat" in run("decode", str(bank), texts[1], "--word", "bank")[1]
+
+
 def test_label_sae(run, bank: tll.Bank, tmp_path: Path) -> None:
     out = tmp_path / "features.parquet"
     code, shown, _ = run("label-sae", "demo", str(bank.path), "-f", "3", "-f", "700", "--top-k", "4", "--out", str(out))

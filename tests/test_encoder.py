@@ -50,6 +50,15 @@ def test_rows_are_whole_prompts_once(bert: Any, tmp_path: Path) -> None:
         assert (cell.neighbors[0].prompt_index, cell.neighbors[0].position) == (3, cell.pos)
 
 
+def test_an_encoder_is_not_given_a_text_twice(bert: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        tll.InvalidInputError, match="got repeat=True for a model that cannot read a text twice: to_tokens puts"
+    ):
+        tll.build_bank(bert, TEXTS, tmp_path / "bert.h5", repeat=True, progress=False)
+    with pytest.raises(tll.InvalidInputError, match="leave repeat out"):
+        tll.repeated(bert, TEXTS)
+
+
 def test_logit_lens_is_refused(bert: Any) -> None:
     with pytest.raises(tll.InvalidInputError, match="an encoder's MLM head would be skipped; pass logit_lens=False"):
         tll.logit_lens(bert, torch.randn(2, 32))

@@ -1,5 +1,7 @@
 """The plan against loops over sets of prefixes."""
 
+import hashlib
+import json
 from collections import Counter, defaultdict
 from itertools import pairwise
 
@@ -70,6 +72,26 @@ def test_bidirectional_rows_are_those_of_the_distinct_prompts(lists: list[list[i
     prompts = prompts_from_lists(lists, special)
     plan = plan_or_none(prompts, PlanSettings(max_rows_per_token=None, bidirectional=True))
     assert (plan.row_tokens.tolist() if plan else []) == brute_force(lists, special, bidirectional=True)
+
+
+@quick
+@given(token_lists, caps)
+@example([[BOS, 2, 3], [BOS, 2, 3], [BOS, PAD, 2], [], [BOS]], None)
+def test_repeated_texts_give_the_rows_of_an_encoder(lists: list[list[int]], cap: int | None) -> None:
+    prompts = prompts_from_lists(lists, flags(lists))
+    both = [plan_or_none(prompts, PlanSettings(cap, **kind)) for kind in ({"repeat": True}, {"bidirectional": True})]
+    rows = [None if plan is None else plan.row_tokens.tolist() for plan in both]
+    assert rows[0] == rows[1]
+    if both[0] is not None:
+        start = min([*row, False].index(False) for row, tokens in zip(flags(lists), lists, strict=True) if tokens)
+        assert both[0].settings == PlanSettings(cap, repeat=True, text_start=start)
+        having = [i for i, tokens in enumerate(lists) if tokens]
+        assert both[0].shifts(np.array(having)).tolist() == [len(lists[i]) - start for i in having]
+
+
+def test_repeating_for_a_bidirectional_model_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="got repeat=True for a bidirectional model"):
+        make_plan(prompts_from_lists([[2]]), PlanSettings(bidirectional=True, repeat=True))
 
 
 def test_shared_prefixes_by_hand() -> None:
@@ -210,12 +232,20 @@ def test_digest_tells_plans_apart() -> None:
         make_plan(prompts_from_lists(lists), PlanSettings(seed=1)),
         make_plan(prompts_from_lists(lists), PlanSettings(max_rows_per_token=None)),
         make_plan(prompts_from_lists(lists), PlanSettings(bidirectional=True)),
+        make_plan(prompts_from_lists(lists), PlanSettings(repeat=True)),
         make_plan(prompts_from_lists([[2, 3, 4, 2, 5], [6, 3]])),
         make_plan(prompts_from_lists([[2, 3, 4], [2, 5], [6, 7]])),
         make_plan(prompts_from_lists(lists, [[True, False, False], [True, False], [False, False]])),
     ]
     assert len({plan.digest for plan in plans}) == len(plans)
     assert make_plan(prompts_from_lists(lists)).digest == plans[0].digest
+
+
+def test_digest_of_plain_plans_is_that_of_the_first_banks() -> None:
+    plan = make_plan(prompts_from_lists([[2, 3, 4], [2, 5]]), PlanSettings(7, 3))
+    settings = json.dumps({"bidirectional": False, "max_rows_per_token": 7, "seed": 3})
+    arrays = plan.tokens.tobytes() + plan.prompt_starts.tobytes() + plan.row_tokens.tobytes()
+    assert plan.digest == hashlib.sha256(settings.encode() + arrays).hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------------------- blocks

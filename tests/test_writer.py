@@ -138,7 +138,8 @@ def corpora(draw: st.DrawFn) -> tuple[list[list[int]], list[list[bool]], PlanSet
     if not any(not s for row in special for s in row):
         lists, special = [*lists, [1, 2]], [*special, [False, False]]
     cap = draw(st.sampled_from([None, 1, 2]))
-    return lists, special, PlanSettings(cap, draw(st.integers(0, 3)), draw(st.booleans()))
+    kind = draw(st.sampled_from([{}, {"bidirectional": True}, {"repeat": True}]))
+    return lists, special, PlanSettings(cap, draw(st.integers(0, 3)), **kind)
 
 
 @settings(deadline=None, max_examples=60)
@@ -193,18 +194,35 @@ def _check_batch(plan: Plan, batch: Batch, batch_tokens: int) -> None:
     of_line: dict[int, set[int]] = {}
     for row, line, position in zip(batch.rows.tolist(), batch.row_batch.tolist(), batch.row_pos.tolist(), strict=True):
         prompt, expected = place[row]
-        assert position == expected
+        length = len(prompts[prompt]) - plan.settings.text_start
+        assert position == expected + plan.settings.repeat * length
         of_line.setdefault(line, set()).add(prompt)
     assert sorted(of_line) == list(range(n_prompts)), "a prompt without rows was run"
     assert all(len(found) == 1 for found in of_line.values())
     assert len(set.union(*of_line.values())) == n_prompts, "a prompt was run twice"
     for line, (prompt,) in of_line.items():
-        rows_of_prompt = [position for p, position in place.values() if p == prompt]
+        text = prompts[prompt][plan.settings.text_start :] if plan.settings.repeat else []
+        whole = prompts[prompt] + text
+        rows_of_prompt = [position + len(text) for p, position in place.values() if p == prompt]
         assert sorted(batch.row_pos[batch.row_batch == line].tolist()) == sorted(rows_of_prompt)
-        length = len(prompts[prompt]) if plan.settings.bidirectional else max(rows_of_prompt) + 1
+        length = len(whole) if plan.settings.bidirectional else max(rows_of_prompt) + 1
         assert batch.attention_mask[line].tolist() == [True] * length + [False] * (width - length)
-        assert batch.tokens[line, :length].tolist() == prompts[prompt][:length]
+        assert batch.tokens[line, :length].tolist() == whole[:length]
     assert batch.attention_mask.any(0).all(), "a column of nothing but padding"
+
+
+def test_a_repeated_text_by_hand(tmp_path: Path) -> None:
+    lists, special = [[0, 5, 6, 7], [0, 8]], [[True, False, False, False], [True, False]]
+    plan = make_plan(prompts_from_lists(lists, special), PlanSettings(repeat=True))
+    assert plan.row_tokens.tolist() == [1, 2, 3, 5], "each prompt is stored once"
+    (batch,) = fill(tmp_path / "a.h5", plan)
+    assert batch.tokens.tolist() == [[0, 5, 6, 7, 5, 6, 7], [0, 8, 8, 0, 0, 0, 0]]
+    assert batch.attention_mask.sum(-1).tolist() == [7, 3]
+    assert (batch.row_batch.tolist(), batch.row_pos.tolist()) == ([0, 0, 0, 1], [4, 5, 6, 2])
+    assert batch.n_tokens == 10
+    bank = Bank.open(tmp_path / "a.h5")
+    assert (bank.plan.settings, bank.plan.digest) == (plan.settings, plan.digest)
+    assert [bank.row(i).position for i in range(4)] == [1, 2, 3, 1]
 
 
 def test_a_prompt_longer_than_a_batch_is_run_alone(tmp_path: Path) -> None:

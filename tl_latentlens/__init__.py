@@ -20,6 +20,7 @@ from tl_latentlens.hooks.record import bank_hooks
 from tl_latentlens.index import ContextualIndex, SearchResult
 from tl_latentlens.lenses import embedding_lens, logit_lens
 from tl_latentlens.loading import load_demo_model, load_model
+from tl_latentlens.model import RepeatedTexts, repeated
 from tl_latentlens.plan import Plan, PlanSettings, Prompts, make_plan, prompts_from_lists
 from tl_latentlens.results import DirectionResult, FeatureResult, LensResult, Neighbor
 from tl_latentlens.sae import load_sae
@@ -47,6 +48,7 @@ __all__ = [
     "Plan",
     "PlanSettings",
     "Prompts",
+    "RepeatedTexts",
     "Row",
     "SearchResult",
     "UnknownHookError",
@@ -66,4 +68,5 @@ __all__ = [
     "plan_corpus",
     "prompts_from_lists",
     "record_model",
+    "repeated",
 ]

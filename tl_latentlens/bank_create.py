@@ -5,7 +5,7 @@ import io
 import json
 import os
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from tl_latentlens.bank_format import DTYPES, Attributes, ModelRecord
 from tl_latentlens.bank_head import Head, Stored, digest_of, user_block_size
 from tl_latentlens.errors import BankError
-from tl_latentlens.plan import Plan, block_starts
+from tl_latentlens.plan import Plan, as_record, block_starts
 
 _BLOCK_BATCHES = 32  # of one block, whose prompts are sorted by length: the more, the less padding (5 % of short sentences)
 _BLOCK_BYTES = 512 * 2**20  # most bytes of vectors held in memory for one block
@@ -135,7 +135,7 @@ def _write(
 ) -> None:
     places: dict[str, Stored] = {}
     with h5py.File(target, "w", userblock_size=size, alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
-        for key, value in {"format_version": 1, **asdict(attributes)}.items():
+        for key, value in {"format_version": 1, **as_record(attributes)}.items():
             file.attrs[key] = json.dumps(value)
         for name, array in arrays.items():
             file[name] = array

@@ -8,7 +8,7 @@ shapes that fit each other, and offsets that lie inside the file. Nothing is all
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from types import UnionType
 from typing import Any, BinaryIO, get_args, get_origin
 
@@ -17,6 +17,7 @@ import xxhash
 
 from tl_latentlens.bank_format import DTYPES, FORMAT, VERSION, Attributes
 from tl_latentlens.errors import BankCorruptError, BankError
+from tl_latentlens.plan import LATER_SETTINGS, as_record
 
 _START = re.compile(rb'\{"format": "%s", "version": ([1-9]\d{0,8}), "size": (\d{1,9}), ' % FORMAT.encode())
 _SMALLEST, _LARGEST = 1 << 13, 1 << 24  # the largest holds some 8,000 hook names
@@ -71,7 +72,7 @@ class Head:
         """One half of the user block: a line of JSON, its checksum on a second line, zeros."""
         datasets = {name: [place.offset, place.dtype, place.shape] for name, place in self.datasets.items()}
         record = {"format": FORMAT, "version": VERSION, "size": self.size, "complete": self.complete, "digest": self.digest}
-        line = json.dumps(record | {"attributes": asdict(self.attributes), "datasets": datasets}).encode()
+        line = json.dumps(record | {"attributes": as_record(self.attributes), "datasets": datasets}).encode()
         return (line + b"\n" + xxhash.xxh3_64_hexdigest(line).encode() + b"\n").ljust(self.size // 2, b"\0")
 
 
@@ -164,9 +165,9 @@ def _typed(kind: Any, value: Any) -> Any:
         return value
     if is_dataclass(kind):
         wanted = {field.name: field.type for field in fields(kind)}
-        if not isinstance(value, dict) or set(value) != set(wanted):
+        if not isinstance(value, dict) or not set(wanted) - set(LATER_SETTINGS) <= set(value) <= set(wanted):
             raise ValueError(f"expected the keys {list(wanted)}")
-        return kind(**{name: _typed(of, value[name]) for name, of in wanted.items()})  # type: ignore[operator]
+        return kind(**{name: _typed(of, value[name]) for name, of in wanted.items() if name in value})  # type: ignore[operator]
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(_typed(get_args(kind)[0], item) for item in value)
     if get_origin(kind) is dict and isinstance(value, dict):

@@ -31,6 +31,7 @@ def build_bank(
     max_rows_per_token: int | None = 50,
     dtype: str = "float16",
     seed: int = 0,
+    repeat: bool = False,
     progress: bool = True,
     batch_tokens: int | None = None,
 ) -> Bank:
@@ -48,6 +49,8 @@ def build_bank(
         max_rows_per_token: Most rows of one token id, a seeded uniform sample; None: no cap.
         dtype: How vectors are stored: "float16", "bfloat16" or "float32".
         seed: Seed of that sample.
+        repeat: Run each text twice, BOS text text, and read the second copy, in which a token knows what comes after it too
+            (echo embeddings, arXiv 2402.15449). The bank holds each text once. Read activations against it with `repeated`.
         progress: Show a progress bar with tokens/s and the time left.
         batch_tokens: Most tokens of one batch, padding included; None: 1024 on the CPU (more fall out of its
             caches), 16384 on a GPU.
@@ -56,7 +59,7 @@ def build_bank(
         UnknownHookError: A hook name the model does not have.
         CorpusError: No text, or no token besides BOS.
         BankError: The file cannot be written, or `path` holds a bank of something else.
-        InvalidInputError: NaN, inf or zero activations.
+        InvalidInputError: NaN, inf or zero activations; `repeat` for an encoder, or a model that puts tokens after a text.
     """
     require_model(model)
     names = expand_hook_names(model, hook_names)
@@ -69,11 +72,9 @@ def build_bank(
     except BankError:
         if not path.exists():  # a finished bank may lie where nothing can be written
             raise
-    plan = plan_corpus(model, texts, max_rows_per_token=max_rows_per_token, seed=seed)
+    plan = plan_corpus(model, texts, max_rows_per_token=max_rows_per_token, seed=seed, repeat=repeat)
     if progress and plan.n_truncated:
-        tqdm.write(
-            f"{plan.n_truncated} of {plan.n_prompts} texts were longer than n_ctx = {model.cfg.n_ctx} tokens and were cut"
-        )
+        tqdm.write(cut_note(model, plan.n_truncated, plan.n_prompts, repeat))
     if path.exists():
         bank = _finished(path, plan, model, names, dtype)
         if progress:
@@ -102,11 +103,17 @@ def build_bank(
     return Bank.open(path)
 
 
-def plan_corpus(model: Any, texts: Any, *, max_rows_per_token: int | None = 50, seed: int = 0) -> Plan:
+def cut_note(model: Any, n_truncated: int, n_texts: int, repeat: bool) -> str:
+    """What a user is told of texts that did not fit."""
+    twice = ", read twice," * repeat
+    return f"{n_truncated} of {n_texts} texts were longer than n_ctx = {model.cfg.n_ctx} tokens{twice} and were cut"
+
+
+def plan_corpus(model: Any, texts: Any, *, max_rows_per_token: int | None = 50, seed: int = 0, repeat: bool = False) -> Plan:
     """Tokenise texts for a model and choose their rows; see `build_bank` for the arguments."""
     corpus: Iterable[str] = load_corpus(texts)
-    settings = PlanSettings(max_rows_per_token, seed, is_bidirectional(model))
-    return make_plan(tokenize(model, corpus), settings)
+    settings = PlanSettings(max_rows_per_token, seed, is_bidirectional(model), repeat)
+    return make_plan(tokenize(model, corpus, repeat=repeat), settings)
 
 
 def record_model(model: Any, plan: Plan, hook_names: str | Sequence[str] | Callable[[str], bool] | None = None) -> ModelRecord:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,6 +85,9 @@ def build(
     max_rows_per_token: Annotated[int, typer.Option(help="most rows of one token id, a uniform sample; 0: no cap")] = 50,
     dtype: Annotated[str, typer.Option(help="how vectors are stored: float16, bfloat16 or float32")] = "float16",
     seed: Annotated[int, typer.Option(help="seed of the sample")] = 0,
+    repeat: Annotated[
+        bool, typer.Option("--repeat", help="run each text twice and read the second copy, whose tokens know what comes after")
+    ] = False,
     batch_tokens: Annotated[int | None, typer.Option(help="most tokens of one batch; less needs less memory")] = None,
     kind: KindOption = None,
     device: DeviceOption = None,
@@ -105,6 +109,7 @@ def build(
             max_rows_per_token=max_rows_per_token or None,
             dtype=dtype,
             seed=seed,
+            repeat=repeat,
             batch_tokens=batch_tokens,
         )
     except KeyboardInterrupt as stop:
@@ -144,6 +149,9 @@ def decode(
     hook_name: HookOption = None,
     word: Annotated[str | None, typer.Option(help="read only the token that ends this word; default: all")] = None,
     top_k: Annotated[int, typer.Option(help="neighbors for each token and hook name")] = 3,
+    repeat: Annotated[
+        bool, typer.Option("--repeat", help="run each text twice and read the second copy, as for a bank built with --repeat")
+    ] = False,
     transform: Annotated[
         str, typer.Option(help="`raw`; `center`: take each hook name's mean away; `center_writing`: each vector's own mean")
     ] = "raw",
@@ -160,23 +168,42 @@ def decode(
     Example: `tl-latentlens decode demo.h5 "We fished and sat on the grassy bank" --model demo --word bank`
     """
     import tl_latentlens as tll
+    from tl_latentlens.build import cut_note
     from tl_latentlens.model import tokenize
 
     index = tll.ContextualIndex(bank, device=device, transform=transform, allow_mismatch=allow_mismatch)
     loaded = tll.load_model(model, kind=kind, device=device)
     index.check_model(loaded)  # first of all: a forgotten --model shows as a bank of another model
-    n_truncated = tokenize(loaded, text).n_truncated
-    if n_truncated:
-        console.print(f"{n_truncated} of {len(text)} texts were longer than n_ctx = {loaded.cfg.n_ctx} tokens and were cut")
-    hooks = tll.latentlens_hooks(index, hook_name, top_k=top_k, model=loaded)
-    loaded.run_with_hooks(list(text), fwd_hooks=hooks)
-    _print_result(hooks.result, word, neighbors=top_k)
+    if n_truncated := tokenize(loaded, text, repeat=repeat).n_truncated:
+        console.print(cut_note(loaded, n_truncated, len(text), repeat))
+    if index.banks[0].plan.settings.repeat != repeat:
+        console.print(
+            f"note: the bank was built {'without' if repeat else 'with'} --repeat, so its rows saw other texts than these"
+        )
+    result = _read(loaded, list(text), index, hook_name, top_k, repeat)
+    _print_result(result, word, neighbors=top_k)
     if csv is not None:
-        hooks.result.to_dataframe().to_csv(csv, index=False)
+        result.to_dataframe().to_csv(csv, index=False)
         console.print(f"wrote {csv}", markup=False)
     if html is not None:
-        hooks.result.plot().write_html(html, include_plotlyjs=True)
+        result.plot().write_html(html, include_plotlyjs=True)
         console.print(f"wrote {html}", markup=False)
+
+
+def _read(model: Any, texts: list[str], index: Any, hook_name: list[str] | None, top_k: int, repeat: bool) -> Any:
+    import tl_latentlens as tll
+
+    if not repeat:
+        hooks = tll.latentlens_hooks(index, hook_name, top_k=top_k, model=model)
+        model.run_with_hooks(texts, fwd_hooks=hooks)
+        return hooks.result
+    run = tll.repeated(model, texts)
+    hooks = tll.latentlens_hooks(index, hook_name, top_k=top_k, positions=run.second_copy, model=model)
+    model.run_with_hooks(run.tokens, attention_mask=run.attention_mask, fwd_hooks=hooks)
+    result = hooks.result
+    lines = zip(result.tokens or [], result.decoded, strict=True)
+    once = [[token if read else "" for token, read in zip(*line, strict=True)] for line in lines]
+    return replace(result, tokens=once)  # so that a title shows the text once
 
 
 @app.command()
@@ -256,6 +283,9 @@ def _word_up_to(tokens: list[str], pos: int) -> str:
     return "".join(tokens[start : pos + 1]).strip()
 
 
+_REPEAT = ", each text run twice and read in its second copy (repeat)"
+
+
 def _info_table(bank: Any) -> Table:
     model, plan = bank.model_info, bank.plan
     cap = plan.settings.max_rows_per_token
@@ -267,7 +297,7 @@ def _info_table(bank: Any) -> Table:
         "model": f"{model.name} ({model.class_name}, {model.n_layers} layers, d_model {model.d_model}, {weights})",
         "rows": f"{bank.n_rows:,} contextual tokens of {len(plan.tokens):,} tokens in {plan.n_prompts:,} prompts",
         "plan": f"{'no cap' if cap is None else f'at most {cap} rows'} a token id, seed {plan.settings.seed}, "
-        f"{plan.n_truncated:,} prompts cut at n_ctx {model.n_ctx}",
+        f"{plan.n_truncated:,} prompts cut at n_ctx {model.n_ctx}{_REPEAT if plan.settings.repeat else ''}",
         "hook names": "\n".join(f"{name}  [{bank.n_rows:,}, {bank.d(name)}]" for name in bank.hook_names),
         "stored as": f"{bank.dtype}, {bank.path.stat().st_size / 1e6:,.1f} MB",
         "built with": ", ".join(f"{name} {number}" for name, number in bank.versions.items()),

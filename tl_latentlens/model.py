@@ -10,6 +10,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tl_latentlens.bank_format import ModelInfo
 from tl_latentlens.errors import InvalidInputError
@@ -85,17 +87,26 @@ def _is_centered(embedding: Float[Tensor, "d_vocab d_model"]) -> bool:
     return bool(embedding.mean(-1).abs().max() * embedding.shape[1] < 0.1 * length)
 
 
-def tokenize(model: Any, texts: Iterable[str]) -> Prompts:
+def tokenize(model: Any, texts: Iterable[str], *, repeat: bool = False) -> Prompts:
     """The prompts of texts: the tokens of `model.to_tokens`, without padding, cut at n_ctx.
 
+    Args:
+        model: Whose tokens to make.
+        texts: Read one by one.
+        repeat: Cut them so that BOS text text fits n_ctx.
+
     Raises:
-        InvalidInputError: The model has no tokenizer.
+        InvalidInputError: The model has no tokenizer, or cannot read a text twice: it is bidirectional, or puts tokens
+            after a text.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise InvalidInputError("the model has no tokenizer; give it one (model.set_tokenizer) to build a bank from text")
     before, after = _around_text(model)
-    room = model.cfg.n_ctx - len(before) - len(after)
+    if repeat and (after or is_bidirectional(model)):
+        why = f"to_tokens puts {after} after a text" if after else "it sees the whole text at once"
+        raise InvalidInputError(f"got repeat=True for a model that cannot read a text twice: {why}; leave repeat out")
+    room = (model.cfg.n_ctx - len(before) - len(after)) // (1 + repeat)
     buffer, lengths, truncated = array("i"), array("q"), 0
     for batch in _in_batches(texts):
         for ids in tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]:
@@ -111,6 +122,48 @@ def tokenize(model: Any, texts: Iterable[str]) -> Prompts:
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         special |= tokens == tokenizer.pad_token_id
     return Prompts(tokens, starts, special, truncated)
+
+
+@dataclass(frozen=True)
+class RepeatedTexts:
+    """Texts as a repeat bank's model saw them, each twice, right-padded.
+
+    Attributes:
+        tokens: BOS text text, [batch, pos].
+        attention_mask: 1 at tokens, 0 at padding.
+        second_copy: True in the second copy, whose tokens know what comes after them: the `positions` for `latentlens_hooks`.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    attention_mask: Int[Tensor, "batch pos"]
+    second_copy: Bool[Tensor, "batch pos"]
+
+
+def repeated(model: Any, texts: str | Sequence[str]) -> RepeatedTexts:
+    """Texts to run twice, as for a bank that was built with `repeat=True`.
+
+    >>> run = repeated(model, "A boat by the bank.")                              # doctest: +SKIP
+    >>> hooks = latentlens_hooks(index, positions=run.second_copy)
+    >>> model.run_with_hooks(run.tokens, attention_mask=run.attention_mask, fwd_hooks=hooks)
+
+    Args:
+        model: A causal HookedTransformer or TransformerBridge.
+        texts: One text or several, of any lengths; each is cut so that both copies fit n_ctx.
+
+    Raises:
+        InvalidInputError: The model has no tokenizer, is bidirectional, or puts tokens after a text.
+    """
+    require_model(model)
+    prompts = tokenize(model, [texts] if isinstance(texts, str) else texts, repeat=True)
+    start = len(_around_text(model)[0])
+    each = [torch.from_numpy(prompt) for prompt in np.split(prompts.tokens, prompts.starts[1:-1])]
+    runs = [torch.cat([prompt, prompt[start:]]).long() for prompt in each]
+    tokens = pad_sequence(runs, batch_first=True, padding_value=model.tokenizer.pad_token_id or 0)
+    columns = torch.arange(tokens.shape[1])
+    inside = columns < torch.tensor([len(run) for run in runs])[:, None]
+    second = inside & (columns >= torch.tensor([len(prompt) for prompt in each])[:, None])
+    device = model_device(model)
+    return RepeatedTexts(tokens.to(device), inside.long().to(device), second.to(device))
 
 
 def _in_batches(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -1,15 +1,16 @@
 """Which tokens become rows: computed from the tokens alone, before any model runs.
 
 A causal model gives the same activation for the same tokens up to a position, so exactly one row stands for each distinct
-token prefix. Then a seeded uniform sample caps the rows of each token id. `corpus` gives the texts and `model` the tokens;
-`bank` stores what is planned here.
+token prefix; where a token is seen in its whole prompt, one for each token of each distinct prompt. Then a seeded uniform
+sample caps the rows of each token id. `corpus` gives the texts and `model` the tokens; `bank` stores what is planned here.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,11 +27,26 @@ class PlanSettings:
         max_rows_per_token: Most rows of one token id; None for no cap.
         seed: Seed of the sample that a cap draws.
         bidirectional: True for encoders: a token is seen in its whole prompt, so only equal prompts share their rows.
+        repeat: True where a causal model runs each text twice, BOS text text, and rows are read in the second copy, whose
+            tokens know what comes after them (echo embeddings, arXiv 2402.15449): only equal prompts share their rows.
+        text_start: With repeat, the tokens before the text (BOS), which are not run again. `make_plan` finds them.
     """
 
     max_rows_per_token: int | None = 50
     seed: int = 0
     bidirectional: bool = False
+    repeat: bool = False
+    text_start: int = 0
+
+
+LATER_SETTINGS = ("repeat", "text_start")  # than the first banks: not recorded where they are 0, so that digests stay
+
+
+def as_record(data: Any) -> dict[str, Any]:
+    """A dataclass as what is stored of it and hashed, in JSON."""
+    return asdict(
+        data, dict_factory=lambda pairs: {name: value for name, value in pairs if name not in LATER_SETTINGS or value}
+    )
 
 
 @dataclass(frozen=True)
@@ -83,10 +99,19 @@ class Plan:
         """The prompt of each row."""
         return np.searchsorted(self.prompt_starts, self.row_tokens, side="right") - 1
 
+    def shifts(self, prompts: Int[np.ndarray, " prompts"]) -> Int[np.ndarray, " prompts"]:
+        """How far on in a run a row is read than it stands in its prompt: with repeat the length of the text, else 0.
+
+        A prompt BOS a b is run as BOS a b a b: with a shift of 2, b is read at position 4.
+        """
+        if not self.settings.repeat:
+            return np.zeros(len(prompts), np.int64)
+        return self.prompt_starts[prompts + 1] - self.prompt_starts[prompts] - self.settings.text_start
+
     @cached_property
     def digest(self) -> str:
         """sha256 over everything that decides the rows, as hex."""
-        sha = hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode())
+        sha = hashlib.sha256(json.dumps(as_record(self.settings), sort_keys=True).encode())
         for array in (self.tokens, self.prompt_starts, self.row_tokens):
             sha.update(memoryview(np.ascontiguousarray(array)))
         return sha.hexdigest()
@@ -99,14 +124,19 @@ def make_plan(prompts: Prompts, settings: PlanSettings | None = None) -> Plan:
 
     Raises:
         CorpusError: Not one token could become a row.
-        InvalidInputError: `max_rows_per_token` is below 1.
+        InvalidInputError: `max_rows_per_token` is below 1, or both `bidirectional` and `repeat` are True.
     """
     settings = settings or PlanSettings()
     cap = settings.max_rows_per_token
     if cap is not None and cap < 1:
         raise InvalidInputError(f"got max_rows_per_token={cap}; expected at least 1, or None for no cap")
+    if settings.bidirectional and settings.repeat:
+        raise InvalidInputError(
+            "got repeat=True for a bidirectional model, which sees the whole text anyway; expected a causal one: leave it out"
+        )
     kept = ~prompts.special
-    if settings.bidirectional:
+    settings = replace(settings, text_start=_text_start(prompts) if settings.repeat else 0)
+    if settings.bidirectional or settings.repeat:
         kept &= ~_in_repeated_prompt(prompts)
     else:
         kept &= ~_repeats_prefix(prompts)
@@ -118,6 +148,14 @@ def make_plan(prompts: Prompts, settings: PlanSettings | None = None) -> Plan:
     if cap is not None:
         rows = _sample_per_token(rows, prompts.tokens, cap, settings.seed)
     return Plan(prompts.tokens, prompts.starts, rows, settings, prompts.n_truncated)
+
+
+def _text_start(prompts: Prompts) -> int:
+    """How many special tokens every prompt that is not empty begins with."""
+    starts, ends = prompts.starts[:-1], prompts.starts[1:]
+    text = np.flatnonzero(~prompts.special)
+    first = np.append(text, len(prompts.tokens))[np.searchsorted(text, starts)]
+    return int((np.minimum(first, ends) - starts)[ends > starts].min(initial=len(prompts.tokens)))
 
 
 def _repeats_prefix(prompts: Prompts) -> Bool[np.ndarray, " tokens"]:
@@ -175,7 +213,8 @@ def block_starts(plan: Plan, target_tokens: int, max_rows: int) -> Int[np.ndarra
     exceed either on its own.
     """
     last_row = np.flatnonzero(np.r_[np.diff(plan.row_prompts) > 0, True])
-    tokens_run = np.cumsum(plan.row_tokens[last_row] + 1 - plan.prompt_starts[plan.row_prompts[last_row]])
+    prompts = plan.row_prompts[last_row]
+    tokens_run = np.cumsum(plan.row_tokens[last_row] + 1 - plan.prompt_starts[prompts] + plan.shifts(prompts))
     rows_kept = last_row + 1
     starts, tokens_before, rows_before = [0], 0, 0
     while rows_before < plan.n_rows:

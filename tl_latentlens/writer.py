@@ -44,6 +44,8 @@ class Batch:
         row_pos: Its position, [n].
         block: The bank's block that these rows belong to.
         n_tokens: Tokens without padding.
+
+    Where the plan repeats, `tokens` hold each text twice and `row_pos` points into the second copy.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -201,19 +203,21 @@ class BankWriter:
         if self.plan.settings.bidirectional:
             return ends - starts
         last = self.plan.row_tokens[np.searchsorted(self.plan.row_tokens, ends) - 1]
-        return last + 1 - starts  # a causal model need not run past a prompt's last row
+        return last + 1 - starts + self.plan.shifts(prompts)  # a causal model need not run past a prompt's last row
 
     def _batch(self, block: int, prompts: np.ndarray, lengths: np.ndarray, device: torch.device | str | None) -> Batch:
         columns = np.arange(int(lengths.max()))
         mask = columns < lengths[:, None]
-        starts = self.plan.prompt_starts[prompts]
+        starts, ends = self.plan.prompt_starts[prompts], self.plan.prompt_starts[prompts + 1]
+        shifts = self.plan.shifts(prompts)
+        again = columns >= (ends - starts)[:, None]  # the second copy, where the plan repeats
         tokens = np.zeros(mask.shape, np.int64)
-        tokens[mask] = self.plan.tokens[(starts[:, None] + columns)[mask]]
+        tokens[mask] = self.plan.tokens[(starts[:, None] + columns - again * shifts[:, None])[mask]]
         first = np.searchsorted(self.plan.row_tokens, starts)
-        count = np.searchsorted(self.plan.row_tokens, self.plan.prompt_starts[prompts + 1]) - first
+        count = np.searchsorted(self.plan.row_tokens, ends) - first
         row_batch = np.repeat(np.arange(len(prompts)), count)
         rows = np.arange(len(row_batch)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
-        row_pos = self.plan.row_tokens[rows] - starts[row_batch]
+        row_pos = self.plan.row_tokens[rows] - starts[row_batch] + shifts[row_batch]
         tensors = (_to_device(array, device) for array in (tokens, mask, row_batch, row_pos))
         tokens_t, mask_t, row_batch_t, row_pos_t = tensors
         return Batch(tokens_t, mask_t, rows, row_batch_t, row_pos_t, block, int(lengths.sum()))

@@ -41,7 +41,7 @@ class LatentLensHook:
         top_k: int = 5,
         logit_lens: bool = True,
         embedding_lens: bool = False,
-        positions: int | Sequence[int] | slice | None = None,
+        positions: int | Sequence[int] | slice | Bool[Tensor, "batch pos"] | None = None,
         model: Any = None,
     ) -> None:
         """Make a hook; see `latentlens_hooks` for the arguments."""
@@ -161,15 +161,25 @@ class LatentLensHook:
     def _chosen(self, shape: Sequence[int], skipped: Tensor | None) -> np.ndarray:
         """True at the positions to decode: those the user selected, else all but padding and BOS."""
         batch, pos = shape
-        if self.positions is None:
+        at: Any = self.positions
+        if getattr(at, "ndim", 1) == 2:
+            return _as_mask(at, (batch, pos))
+        if at is None:
             chosen = np.ones((batch, pos), bool)
             return chosen if skipped is None else chosen & ~skipped.cpu().numpy()
         chosen = np.zeros((batch, pos), bool)
         try:
-            chosen[:, self.positions if isinstance(self.positions, slice) else list(self.positions)] = True
+            chosen[:, at if isinstance(at, slice) else list(at)] = True
         except IndexError as error:
-            raise InvalidInputError(f"positions={self.positions!r} is outside the run's {pos} positions") from error
+            raise InvalidInputError(f"positions={at!r} is outside the run's {pos} positions") from error
         return chosen
+
+
+def _as_mask(positions: Any, shape: tuple[int, int]) -> Bool[np.ndarray, "batch pos"]:
+    mask = torch.as_tensor(positions).cpu().numpy()
+    if mask.shape != shape or mask.dtype != bool:
+        raise InvalidInputError(f"got positions of shape {mask.shape}, {mask.dtype}; expected bool of [batch, pos], {shape}")
+    return mask
 
 
 def _again(name: str, last: str) -> bool:
@@ -211,7 +221,7 @@ def latentlens_hooks(
     top_k: int = 5,
     logit_lens: bool = True,
     embedding_lens: bool = False,
-    positions: int | Sequence[int] | slice | None = None,
+    positions: int | Sequence[int] | slice | Bool[Tensor, "batch pos"] | None = None,
     model: Any = None,
 ) -> LensHooks:
     """Hooks that decode every token of a run by its nearest contextual neighbors, beside the logit lens.
@@ -230,8 +240,8 @@ def latentlens_hooks(
         top_k: Neighbors, and logit-lens tokens, for each token.
         logit_lens: Read the model's own unembedding beside the neighbors, for activations in the residual stream's space.
         embedding_lens: Read the nearest input embeddings too, for the same activations.
-        positions: Decode only these positions (of the batch's padded tokens; negative ones count from the end). None: all
-            but BOS and padding.
+        positions: Decode only these positions (of the batch's padded tokens; negative ones count from the end), or where a
+            mask [batch, pos] is True. None: all but BOS and padding.
         model: The model, where it should not be looked up: for checking hook names, or for calling the hook by hand.
 
     Raises:
