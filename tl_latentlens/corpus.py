@@ -19,6 +19,7 @@ import pyarrow.parquet
 from tl_latentlens.errors import CorpusError
 
 DEMO_CORPUS = Path(__file__).parent / "data" / "corpus.txt"
+DEMO_LABELS = Path(__file__).parent / "data" / "corpus_labels.csv"
 
 
 @dataclass(frozen=True)
@@ -164,3 +165,12 @@ def _require_text(texts: Iterable[Any], first: int = 0) -> None:
     for number, text in enumerate(texts, start=first):
         if not isinstance(text, str):
             raise CorpusError(f"text {number} is {type(text).__name__} ({text!r}), expected str; drop or convert it first")
+
+
+def demo_labels() -> pd.DataFrame:
+    """The embedded corpus with its labels.
+
+    Columns: text_index, kind ("concept", "sense", "scene" or "retold"), concept, sense, held_out, text.
+    """
+    texts = [line for line in DEMO_CORPUS.read_text(encoding="utf-8").splitlines() if line]
+    return pd.read_csv(DEMO_LABELS, keep_default_na=False).assign(text=texts)

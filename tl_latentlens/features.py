@@ -22,6 +22,7 @@ from tl_latentlens.activity import Activity, bank_activity
 from tl_latentlens.directions import decode_directions
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index import ContextualIndex
+from tl_latentlens.intervals import mean_of
 from tl_latentlens.lenses import logit_lens
 from tl_latentlens.model import evaluating, is_bidirectional, model_device
 from tl_latentlens.results import FeatureResult
@@ -328,10 +329,6 @@ def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             figures[name] = column[name], float(table[f"{name}_null"].iloc[0])
     lines = []
     for name, (values, null) in figures.items():
-        known = values.astype(float)[~np.isnan(values.astype(float))]
-        mean = low = high = known.mean() if len(known) else math.nan
-        if len(np.unique(known)) > 1:
-            rng = np.random.default_rng(seed)
-            low, high = stats.bootstrap((known,), np.mean, method="percentile", batch=50, rng=rng).confidence_interval
-        lines.append({"figure": name, "mean": mean, "low": low, "high": high, "null": null, "features": len(known)})
+        mean = mean_of(values, seed)
+        lines.append({"figure": name, "mean": mean.mean, "low": mean.low, "high": mean.high, "null": null, "features": mean.n})
     return pd.DataFrame(lines)

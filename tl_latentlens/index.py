@@ -19,6 +19,7 @@ from tl_latentlens.bank import Bank, Row
 from tl_latentlens.bank_format import ModelInfo
 from tl_latentlens.errors import InvalidInputError, ModelMismatchError, UnknownHookError
 from tl_latentlens.fingerprint import check_fingerprint
+from tl_latentlens.geometry import hubness
 from tl_latentlens.model import in_residual_stream
 from tl_latentlens.results import Neighbor
 from tl_latentlens.search import TopK, VectorSearch, as_tensor, unit_queries
@@ -332,6 +333,21 @@ class ContextualIndex:
         banks = dict(reversed(list(zip(self._first_rows, self.banks, strict=True))))
         starts = sorted(banks)
         return starts, [banks[start] for start in starts]
+
+    @torch.no_grad()
+    def compared(self, hook_name: str, activations: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+        """Activations of a hook name as its rows are compared: unit vectors, and what is subtracted from similarities to them.
+
+        Raises:
+            InvalidInputError: A wrong width, NaN, inf, or an activation of which the transform leaves nothing.
+        """
+        moved = self._affines[hook_name](unit_queries(activations, self.d(hook_name), self.device).double())
+        without_means = self.transform == "center_writing" and in_residual_stream(hook_name)
+        units = unit_queries(moved, self.d(hook_name), self.device, remove_means=without_means)
+        if self.transform != "csls":
+            return units, units.new_zeros(len(units))
+        sample = self._null(hook_name)[1]
+        return units, hubness(units, 0, sample, torch.full((len(sample),), -1, device=self.device), _HUB).float() / 2
 
     def _units(self, hook_name: str, rows: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
         """Rows of the index as they are compared, of length 1 (or 0), and what is subtracted from their similarities."""

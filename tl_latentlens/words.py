@@ -1,7 +1,9 @@
 """What sets of rows have in common, in words."""
 
 import math
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -94,6 +96,13 @@ def words_around(row: Row) -> Words:
         goes_on = at + 1 < len(tokens) and not _starts_word(tokens, at + 1)
         piece = "…" * (not _starts_word(tokens, at)) + piece + "…" * goes_on
     return Words(plain[mine], piece, near - {plain[mine]})
+
+
+def positions_of_word(tokens: Sequence[str], word: str) -> list[int]:
+    """Where the whole word ends: the position of the last token of each of its occurrences, whatever their case."""
+    ends = np.cumsum([len(token) for token in tokens])
+    found = re.finditer(rf"(?<!\w){re.escape(word.strip())}(?!\w)", "".join(tokens), re.IGNORECASE)
+    return [int(np.searchsorted(ends, match.end(), "left")) for match in found]
 
 
 def _letters(text: str) -> str:

@@ -24,6 +24,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from tl_latentlens.corpus import demo_labels
+
 DATA = Path(__file__).parent
 BOS = "<|endoftext|>"
 Passage = list[tuple[list[int], list[int]]]  # each sentence's tokens: as the first after BOS, and with a space before it
@@ -58,12 +60,6 @@ def concept_passages(path: Path) -> tuple[list[list[str]], list[list[str]]]:
     passages = [lines[i : i + SENTENCES_A_CONCEPT] for i in range(0, len(lines), SENTENCES_A_CONCEPT)]
     held_out = passages[::HELD_OUT_EVERY]
     return [p for i, p in enumerate(passages) if i % HELD_OUT_EVERY], held_out
-
-
-def own_corpus() -> pd.DataFrame:
-    """The project's corpus with its labels: columns text, kind, concept, sense, held_out."""
-    texts = [line for line in (DATA / "corpus.txt").read_text(encoding="utf-8").splitlines() if line]
-    return pd.read_csv(DATA / "corpus_labels.csv", keep_default_na=False).assign(text=texts)
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -184,7 +180,7 @@ def evaluate(model: GPT2LMHeadModel, held_out: list[list[str]], tokenizer: PreTr
     """The figures of the model card."""
     was_training = model.training
     model.eval()
-    corpus = own_corpus()
+    corpus = demo_labels()
     figures = {
         "nats_per_token_held_out_sentences": held_out_loss(model, [s for p in held_out for s in p], tokenizer),
         "nats_per_token_held_out_passages": held_out_loss(model, [" ".join(p) for p in held_out], tokenizer),
@@ -201,7 +197,7 @@ def training_passages(
     concepts: list[list[str]], tokenizer: PreTrainedTokenizerFast, own_repeats: int, retold_share: float
 ) -> list[Passage]:
     """Tokenised passages of one epoch: the concepts, the own corpus, and lists retold as a share of all characters."""
-    corpus = own_corpus()
+    corpus = demo_labels()
     corpus = corpus[~corpus.held_out]
     passages = list(concepts)
     for _, group in corpus.groupby(["kind", "concept", "sense"], sort=False):
@@ -240,7 +236,7 @@ def train(
     torch.manual_seed(0)
     training, held_out = concept_passages(concepts)
     out.mkdir(parents=True, exist_ok=True)
-    own = own_corpus()
+    own = demo_labels()
     tokenizer = train_tokenizer([s for p in training for s in p] + list(own[~own.held_out].text) * TOKENIZER_OWN_REPEATS)
     sizes: dict[str, Any] = {"n_ctx": N_CTX}  # TransformerLens reads n_ctx, which GPT2Config itself does not name
     config = GPT2Config(

@@ -10,8 +10,10 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from tl_latentlens.evaluate import Evaluation
+from tl_latentlens.intervals import Measure
 from tl_latentlens.results import Cell, FeatureResult, LensResult, Neighbor
-from tl_latentlens.views.text import clip, short_hook_name, visible
+from tl_latentlens.views.text import clip, hook_headings, short_hook_name, visible
 
 _LENSES = ("logit lens", "embedding lens")
 
@@ -150,4 +152,74 @@ def summary_table(summary: pd.DataFrame) -> Table:
         interval = "" if math.isnan(line["low"]) else f"{line['low']:.3f} to {line['high']:.3f}"
         null = "" if math.isnan(line["null"]) else f"{line['null']:.3f}"
         shown.add_row(line["figure"], f"{line['mean']:.3f}", interval, null, f"{line['features']:,}")
+    return shown
+
+
+def evaluation_text(evaluation: Evaluation, *, width: int = 100) -> str:
+    """All tables of an evaluation as plain text."""
+    text = io.StringIO()
+    Console(file=text, width=width).print(evaluation_tables(evaluation))
+    return text.getvalue()
+
+
+def evaluation_tables(evaluation: Evaluation) -> Group:
+    """A table for each measure, readers by hook names, then what each transform gains over the first one."""
+    tables = [_measure_table(measure, evaluation.transforms) for measure in evaluation.measures]
+    over = evaluation.transforms[0]
+    if len(evaluation.transforms) > 1:
+        tables.append(_gains_table(evaluation.gains(over), over))
+    if evaluation.labels is not None:
+        for transform, summary in evaluation.labels.groupby("transform", sort=False):
+            tables.append(summary_table(summary))
+            tables[-1].title, tables[-1].title_justify = f"labels of SAE features, {transform}", "left"
+    return Group(*tables)
+
+
+def _measure_table(measure: Measure, transforms: Sequence[str]) -> Table:
+    """Means; the best transform of each hook name in bold."""
+    lines = measure.table()
+    names = [name for name in dict.fromkeys(lines["hook_name"]) if name]
+    short, kind = hook_headings(names)
+    ends = {True: "lower is better", False: "higher is better"}[measure.lower_is_better]
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{measure.name}{f' at {kind}' if kind else ''} ({ends}; means over {lines['n'].max():,} {measure.unit})",
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+    )
+    shown.add_column("reader", no_wrap=True)
+    for heading in short:
+        shown.add_column(heading, justify="right")
+    shown.add_column("±", justify="right")
+    mean = lines.set_index(["reader", "hook_name"])["mean"]
+    sign = -1 if measure.lower_is_better else 1
+    best = {name: max(sign * mean[one, name] for one in transforms) for name in names}
+    for reader, part in lines.groupby("reader", sort=False):
+        values = {name: mean.get((reader, name), mean.get((reader, ""))) for name in names}
+        style = {name: "bold" if reader in transforms and sign * values[name] == best[name] else "" for name in names}
+        half = ((part["high"] - part["low"]) / 2).mean()
+        means = [Text(f"{values[name]:.3f}" if values[name] is not None else "", style[name]) for name in names]
+        shown.add_row(Text(str(reader), "" if reader in transforms else "dim"), *means, Text(f"{half:.3f}", "dim"))
+    return shown
+
+
+def _gains_table(gains: pd.DataFrame, over: str) -> Table:
+    """What each transform gains, in bold where its interval leaves 0 out."""
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"gain over {over}, all hook names together (above 0: better; bold: outside its 95 % interval)",
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+    )
+    readers = list(dict.fromkeys(gains["reader"]))
+    shown.add_column("measure")
+    for reader in readers:
+        shown.add_column(reader, justify="right")
+    for measure, part in gains.groupby("measure", sort=False):
+        cells = [
+            Text(f"{line.gain:+.3f}", "bold" if line.low > 0 or line.high < 0 else "") for line in part.itertuples(index=False)
+        ]
+        shown.add_row(str(measure), *cells)
     return shown

@@ -1,6 +1,7 @@
 """How tokens, hook names and contexts are written, the same in every view."""
 
 import re
+from collections.abc import Sequence
 
 _SHORT = re.compile(r"blocks\.(\d+)\.(?:hook_)?(.+)")
 
@@ -9,6 +10,15 @@ def short_hook_name(hook_name: str) -> str:
     """`blocks.3.hook_resid_post` as `3 resid_post`; other names as they are."""
     match = _SHORT.fullmatch(hook_name)
     return f"{match[1]} {match[2].replace('.hook_', '.')}" if match else hook_name
+
+
+def hook_headings(hook_names: Sequence[str]) -> tuple[list[str], str]:
+    """Layer numbers, and `hook_resid_post` once, where all hook names are of one kind; else short names and nothing."""
+    matches = [_SHORT.fullmatch(name) for name in hook_names]
+    kinds = {match and match[2] for match in matches}
+    if len(kinds) == 1 and None not in kinds:
+        return [match[1] for match in matches if match], f"blocks.*.{hook_names[0].split('.', 2)[2]}"
+    return [short_hook_name(name) for name in hook_names], ""
 
 
 def visible(token: str | None) -> str:

@@ -1,0 +1,56 @@
+"""Run prompts and take activations at one position of each."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_latentlens.errors import UnknownHookError
+from tl_latentlens.model import flat_activation, model_device, run_hooked
+
+_BATCH_TOKENS = (1024, 16384)  # on a CPU, on a GPU
+
+
+def batches(
+    prompts: Sequence[Sequence[int]], device: torch.device
+) -> Iterator[tuple[Int[np.ndarray, " batch"], Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]]:
+    """Prompts of like length together: their numbers, their tokens padded at the right, and True where there is a token."""
+    lengths = np.array([len(prompt) for prompt in prompts])
+    order, first = np.argsort(-lengths, kind="stable"), 0
+    while first < len(order):
+        longest = int(lengths[order[first]])
+        chosen = order[first : first + max(1, _BATCH_TOKENS[device.type != "cpu"] // longest)]
+        mask = np.arange(longest) < lengths[chosen, None]
+        tokens = np.zeros(mask.shape, np.int64)
+        tokens[mask] = np.concatenate([np.asarray(prompts[i]) for i in chosen])
+        yield chosen, torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)
+        first += len(chosen)
+
+
+def activations_at(
+    model: Any, prompts: Sequence[Sequence[int]], positions: Sequence[int], hook_names: Sequence[str]
+) -> dict[str, Float[Tensor, "prompts d"]]:
+    """The activations of each hook name at one position of each prompt, in float32 on the CPU; heads side by side.
+
+    Raises:
+        UnknownHookError: A hook name that did not fire.
+    """
+    found: dict[str, Tensor] = {}
+    at = torch.as_tensor(np.asarray(positions))
+
+    def take(activation: Tensor, hook: Any, *, name: str, chosen: Int[Tensor, " batch"]) -> None:
+        flat = flat_activation(name, activation, activation.shape[:2])
+        rows = flat[torch.arange(len(chosen)), at[chosen]].float().cpu()
+        found.setdefault(name, torch.empty(len(prompts), rows.shape[-1]))[chosen] = rows
+
+    for chosen, tokens, mask in batches(prompts, model_device(model)):
+        of = torch.from_numpy(chosen)
+        run_hooked(model, tokens, mask, [(name, partial(take, name=name, chosen=of)) for name in hook_names])
+    for name in hook_names:
+        if name not in found:
+            raise UnknownHookError(f"{name} did not fire when the model ran; expected a hook name that does on this model")
+    return found

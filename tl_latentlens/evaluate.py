@@ -1,0 +1,150 @@
+"""Is the lens right? Figures without a judge, for any model and bank: by hook name and transform, beside their nulls."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tl_latentlens.agreement import reader_agreement
+from tl_latentlens.bank import Bank
+from tl_latentlens.errors import InvalidInputError, MissingExtraError
+from tl_latentlens.features import label_features
+from tl_latentlens.index import ContextualIndex
+from tl_latentlens.intervals import Measure
+from tl_latentlens.model import is_bidirectional
+from tl_latentlens.readings import draw_cells
+from tl_latentlens.sae import hook_names_of
+from tl_latentlens.senses import find_uses, load_senses, sense_accuracy
+from tl_latentlens.substitution import substitution
+from tl_latentlens.transforms import TRANSFORMS
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What `evaluate` measured.
+
+    Attributes:
+        measures: Sense accuracy, agreement, substitution, as far as the model allows.
+        transforms: The transforms that were compared.
+        labels: Label scores over a whole SAE, a block of lines for each transform; None without an SAE.
+    """
+
+    measures: list[Measure]
+    transforms: tuple[str, ...]
+    labels: pd.DataFrame | None = field(repr=False, default=None)
+
+    def __str__(self) -> str:
+        from tl_latentlens.views.terminal import evaluation_text
+
+        return evaluation_text(self)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A line for each measure, hook name and reader: mean, 95 % interval (low, high), n and unit.
+
+        A reader is a transform, another lens, or a null; hook_name "" is that of readers that need none.
+        """
+        return pd.concat([measure.table() for measure in self.measures], ignore_index=True)
+
+    def gains(self, over: str = "raw") -> pd.DataFrame:
+        """How much better each transform is than another, averaged over hook names, with paired 95 % intervals.
+
+        Columns: measure, reader, mean, gain (above 0: better), low, high, n. An interval that holds 0 is within the noise.
+
+        Raises:
+            InvalidInputError: A transform that was not compared.
+        """
+        if over not in self.transforms:
+            raise InvalidInputError(f"got over={over!r}; expected one of the transforms compared, {list(self.transforms)}")
+        readers = [reader for reader in self.transforms if reader != over]
+        return pd.concat([measure.gains(readers, over) for measure in self.measures], ignore_index=True)
+
+    def plot(self) -> Any:
+        """Each measure over the hook names, one line a reader, with intervals (a plotly Figure).
+
+        Raises:
+            MissingExtraError: plotly is not installed.
+        """
+        try:
+            from tl_latentlens.views.curves import curves
+        except ImportError as error:
+            raise MissingExtraError('plotting needs plotly: pip install "tl-latentlens[viz]"') from error
+        return curves(self)
+
+
+def evaluate(
+    model: Any,
+    bank: Bank | str | Path,
+    *,
+    hook_names: str | Sequence[str] | None = None,
+    transforms: Sequence[str] = TRANSFORMS,
+    senses: str | Path | pd.DataFrame | None = "demo",
+    sae: Any = None,
+    n_tokens: int = 300,
+    top_k: int = 5,
+    device: str | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Evaluation:
+    """Measure how often the neighbors are right, for each hook name and transform, without a judge.
+
+    - sense accuracy: labelled uses of ambiguous words, each asked for its sense by its nearest labelled uses.
+    - next token and topic: tokens of the bank read by their neighbors in other prompts, which agree with the token's own
+      text or not.
+    - KL of a neighbor: the neighbor's activation put in the token's place; how far the model's predictions move.
+    - with an SAE, what `label_features` says of all its features.
+
+    See `sense_accuracy`, `reader_agreement`, `substitution` (in the modules `senses`, `agreement`, `substitution`).
+
+    Args:
+        model: The bank's model.
+        bank: A bank, or its path.
+        hook_names: Which of its hook names; None: all.
+        transforms: Which transforms to compare.
+        senses: Labelled uses: "demo", a .csv or .jsonl file or a table with columns text, word, sense and, where some uses are
+            held out, held_out; None: leave this measure out.
+        sae: What `label_features` takes; it is read where the bank holds its hook name.
+        n_tokens: Tokens of the bank that are read and replaced.
+        top_k: Neighbors that vote or are read.
+        device: As `ContextualIndex` takes it.
+        seed: Of everything drawn at random.
+        progress: Show progress bars.
+
+    Raises:
+        ModelMismatchError: The model is not the bank's.
+        InvalidInputError: No transforms, or one that is not known; n_tokens or top_k below 1.
+        CorpusError: Labelled uses that cannot be read.
+    """
+    if not transforms or n_tokens < 1 or top_k < 1:
+        raise InvalidInputError(
+            f"got transforms={list(transforms)}, n_tokens={n_tokens}, top_k={top_k}; expected one or more of each"
+        )
+    opened = bank if isinstance(bank, Bank) else Bank.open(bank)
+    indexes = [
+        ContextualIndex(opened, hook_names, device, transform=transform, verify=not i)
+        for i, transform in enumerate(dict.fromkeys(transforms))
+    ]
+    indexes[0].check_model(model)
+    measures: list[Measure] = []
+    if senses is not None:
+        measures.append(sense_accuracy(model, indexes, find_uses(model, load_senses(senses)), top_k=top_k))
+    cells = draw_cells(opened, n_tokens, seed)
+    measures += reader_agreement(indexes, cells, top_k=top_k, seed=seed, progress=progress)
+    if not is_bidirectional(model):
+        measures += substitution(model, indexes, cells, ranks=sorted({1, top_k}), seed=seed, progress=progress)
+    labels = None if sae is None else _labels(sae, indexes, seed, progress)
+    return Evaluation(measures, tuple(index.transform for index in indexes), labels)
+
+
+def _labels(sae: Any, indexes: Sequence[ContextualIndex], seed: int, progress: bool) -> pd.DataFrame | None:
+    read = hook_names_of(sae)[0]
+    if read not in indexes[0].hook_names:
+        warnings.warn(f"no label scores: the SAE reads {read}, the bank holds {list(indexes[0].hook_names)}", stacklevel=3)
+        return None
+    tables = [
+        label_features(sae, index, hook_name=read, seed=seed, progress=progress).summary().assign(transform=index.transform)
+        for index in indexes
+    ]
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,74 @@
+"""Figures with 95 % intervals: means over the units of a measurement, and their paired gains over a baseline."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its 95 % interval, and over how many values."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def mean_of(values: Float[np.ndarray, " n"], seed: int = 0) -> Mean:
+    """Mean and percentile bootstrap interval of what is known; NaN where nothing is."""
+    known = np.asarray(values, float)
+    known = known[~np.isnan(known)]
+    mean = low = high = known.mean() if len(known) else math.nan
+    if len(np.unique(known)) > 1:
+        rng = np.random.default_rng(seed)
+        low, high = stats.bootstrap((known,), np.mean, method="percentile", batch=50, rng=rng).confidence_interval
+    return Mean(float(mean), float(low), float(high), len(known))
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """One figure for several readers at several hook names, value by value, so that readers can be compared in pairs.
+
+    Attributes:
+        name: What is measured, with its unit.
+        values: (reader, hook name) → one value for each unit (a sense, a token), the same units throughout; NaN where unknown.
+            A hook name "" stands for a reader that needs none.
+        unit: What a value belongs to.
+        lower_is_better: True for distances.
+    """
+
+    name: str
+    values: dict[tuple[str, str], Float[np.ndarray, " units"]] = field(repr=False)
+    unit: str
+    lower_is_better: bool = False
+
+    def table(self, seed: int = 0) -> pd.DataFrame:
+        """A line for each reader and hook name: measure, hook_name, reader, mean, low, high, n, unit."""
+        lines = []
+        for (reader, hook_name), values in self.values.items():
+            line = {"measure": self.name, "hook_name": hook_name, "reader": reader}
+            lines.append({**line, **vars(mean_of(values, seed)), "unit": self.unit})
+        return pd.DataFrame(lines)
+
+    def gains(self, readers: list[str], over: str, seed: int = 0) -> pd.DataFrame:
+        """How much better each reader is than another, averaged over the hook names, with a bootstrap over units (paired).
+
+        Columns: measure, reader, mean (of the reader), gain (above 0: better), low, high, n.
+        """
+
+        def averaged(reader: str) -> Float[np.ndarray, " units"]:
+            return np.mean([values for (one, name), values in self.values.items() if one == reader and name], axis=0)
+
+        lines = []
+        for reader in readers:
+            sign = -1 if self.lower_is_better else 1
+            gain = mean_of(sign * (averaged(reader) - averaged(over)), seed)
+            mean = mean_of(averaged(reader), seed).mean
+            figures = {"mean": mean, "gain": gain.mean, "low": gain.low, "high": gain.high, "n": gain.n}
+            lines.append({"measure": self.name, "reader": reader, **figures})
+        return pd.DataFrame(lines)

@@ -1,0 +1,173 @@
+"""Sense accuracy: do the nearest uses of an ambiguous word have the sense that it has here?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+
+from tl_latentlens.activations import activations_at
+from tl_latentlens.corpus import demo_labels
+from tl_latentlens.errors import CorpusError, InvalidInputError
+from tl_latentlens.index import ContextualIndex
+from tl_latentlens.intervals import Measure
+from tl_latentlens.lenses import embedding_lens, logit_lens
+from tl_latentlens.model import in_residual_stream, is_bidirectional, model_device, token_bytes, tokenize
+from tl_latentlens.results import TokenReading
+from tl_latentlens.words import positions_of_word
+
+_READ = 10  # tokens of a lens that stand for its reading
+_TIED = 1e-6  # similarities that are no further apart are the same
+COLUMNS = ("text", "word", "sense")
+
+
+@dataclass(frozen=True, eq=False)
+class Uses:
+    """Labelled uses of ambiguous words.
+
+    Attributes:
+        prompts: Token ids of each text.
+        positions: Where the word ends in each.
+        words, senses: Numbers of the word and of its sense (two words never share a sense's number).
+        held_out: True for the uses that are asked for their sense; the others are the labelled ones. All False: each use is
+            asked in turn, and all others are labelled ones.
+    """
+
+    prompts: list[list[int]]
+    positions: Int[np.ndarray, " uses"]
+    words: Int[np.ndarray, " uses"]
+    senses: Int[np.ndarray, " uses"]
+    held_out: Bool[np.ndarray, " uses"]
+
+
+def load_senses(source: str | Path | pd.DataFrame = "demo") -> pd.DataFrame:
+    """Labelled uses of ambiguous words: columns text, word, sense, and held_out (bool) where there is one.
+
+    Args:
+        source: "demo" (65 words, 137 senses of ten sentences, from the embedded corpus), a .csv or .jsonl file, or a table.
+
+    Raises:
+        CorpusError: No such file, or a column is missing.
+    """
+    if isinstance(source, pd.DataFrame):
+        table = source
+    elif str(source) == "demo":
+        labels = demo_labels()
+        table = labels[labels.kind == "sense"].rename(columns={"concept": "word"})
+    else:
+        path = Path(source).expanduser()
+        if path.suffix not in (".csv", ".jsonl") or not path.is_file():
+            raise CorpusError(f"got {path}; expected a .csv or .jsonl file that exists, with columns {', '.join(COLUMNS)}")
+        table = pd.read_json(path, lines=True) if path.suffix == ".jsonl" else pd.read_csv(path, keep_default_na=False)
+    missing = [name for name in COLUMNS if name not in table]
+    if missing:
+        raise CorpusError(f"the labelled uses have no column {missing[0]!r}; expected {', '.join(COLUMNS)}, got {list(table)}")
+    kept = [*COLUMNS, *(["held_out"] if "held_out" in table else [])]
+    return table[kept].reset_index(drop=True)
+
+
+def find_uses(model: Any, table: pd.DataFrame) -> Uses:
+    """Tokenise labelled uses and find each word; uses of a word with a single sense, or cut off at n_ctx, are left out.
+
+    Raises:
+        InvalidInputError: Nothing is left.
+    """
+    prompts = tokenize(model, table["text"])
+    ids = [prompts.tokens[a:b].tolist() for a, b in zip(prompts.starts[:-1], prompts.starts[1:], strict=True)]
+    special = set() if model.tokenizer is None else set(model.tokenizer.all_special_ids)
+    strings = {i: b.decode("utf-8", errors="replace") for i, b in token_bytes(model, np.unique(prompts.tokens)).items()}
+    strings |= dict.fromkeys(special, "")
+    places = [positions_of_word([strings[i] for i in one], word) for one, word in zip(ids, table["word"], strict=True)]
+    senses = table["word"].astype(str) + "\t" + table["sense"].astype(str)
+    ambiguous = senses.groupby(table["word"]).transform("nunique") > 1
+    kept = np.flatnonzero(ambiguous.to_numpy() & np.array([bool(one) for one in places]))
+    if not len(kept):
+        raise InvalidInputError("no use is left: expected texts that hold their word, of words with two senses at least")
+    return Uses(
+        [ids[i] for i in kept],
+        np.array([places[i][0] for i in kept]),
+        pd.factorize(table["word"].to_numpy()[kept])[0],
+        pd.factorize(senses.to_numpy()[kept])[0],
+        table["held_out"].to_numpy(bool)[kept] if "held_out" in table else np.zeros(len(kept), bool),
+    )
+
+
+def sense_accuracy(model: Any, indexes: Sequence[ContextualIndex], uses: Uses, *, top_k: int = 5) -> Measure:
+    """How often the k nearest labelled uses of a word vote for the sense that an asked use has: recall of each sense.
+
+    Votes count by similarity above that of the k + 1st. Uses are compared by each transform; by `layer 0` (hook_resid_pre of
+    the first block: embedding and position); and by what the ten first tokens of the logit lens and of the embedding lens
+    have in common, which gives no answer where that is nothing. "most frequent sense" always says the same.
+
+    Args:
+        model: The bank's model.
+        indexes: One for each transform to compare.
+        uses: What `find_uses` returns.
+        top_k: Nearest labelled uses that vote.
+
+    Returns:
+        The recall of each sense, in [0, 1]; their mean is the macro recall.
+    """
+    names = indexes[0].hook_names
+    first = next((name for name in ("blocks.0.hook_resid_pre", "blocks.0.hook_in") if name in model.hook_dict), None)
+    asked = [*names, *([first] if first is not None and first not in names else [])]
+    found = activations_at(model, uses.prompts, uses.positions, asked)
+    answers: dict[tuple[str, str], np.ndarray] = {("most frequent sense", ""): _most_frequent(uses)}
+    if first is not None:
+        units = torch.nn.functional.normalize(found[first], dim=-1)
+        answers["layer 0", ""] = _votes(uses, (units @ units.T).numpy(), top_k)
+    for name in names:
+        for index in indexes:
+            units, offsets = index.compared(name, found[name])
+            answers[index.transform, name] = _votes(uses, (units @ units.T - offsets).cpu().numpy(), top_k)
+        if not is_bidirectional(model) and in_residual_stream(name):
+            vectors = found[name].to(model_device(model))
+            for reader, lens in (("logit lens", logit_lens), ("embedding lens", embedding_lens)):
+                answers[reader, name] = _votes(uses, _shared(lens(model, vectors, _READ)), top_k, above=0)
+    senses = uses.senses[_labelled(uses)[0]]
+    recall = {key: pd.Series(answer == senses).groupby(senses).mean().to_numpy() for key, answer in answers.items()}
+    return Measure("sense accuracy", recall, "senses")
+
+
+def _shared(reading: TokenReading) -> Float[np.ndarray, "uses uses"]:
+    """Cosine of two readings as vectors of scores over the vocabulary."""
+    _, place = np.unique(reading.token_ids, return_inverse=True)
+    place = place.reshape(reading.token_ids.shape)
+    dense = np.zeros((len(place), place.max() + 1), np.float32)
+    np.put_along_axis(dense, place, reading.scores.clip(0), 1)
+    dense /= np.maximum(np.linalg.norm(dense, axis=1, keepdims=True), 1e-12)
+    return dense @ dense.T
+
+
+def _labelled(uses: Uses) -> tuple[Int[np.ndarray, " asked"], Bool[np.ndarray, "asked uses"]]:
+    """Which uses are asked, and for each the uses whose sense may be known: of the same word, labelled, not itself."""
+    asked = np.flatnonzero(uses.held_out) if uses.held_out.any() else np.arange(len(uses.words))
+    known = (uses.words[asked][:, None] == uses.words) & ~uses.held_out
+    known[np.arange(len(asked)), asked] = False
+    return asked, known
+
+
+def _votes(
+    uses: Uses, similarity: Float[np.ndarray, "uses uses"], top_k: int, above: float = -np.inf
+) -> Int[np.ndarray, " asked"]:
+    """The sense of each asked use by its nearest labelled ones, all that are as near as the k-th; -1 where none is above."""
+    asked, known = _labelled(uses)
+    scores = np.where(known, similarity[asked], -np.inf)
+    ordered = -np.sort(-scores, axis=1)
+    kth, beyond = ordered[:, [min(top_k, scores.shape[1]) - 1]], ordered[:, [min(top_k, scores.shape[1] - 1)]]
+    voting = known & (scores >= kth - _TIED) & (scores > above)
+    lowest = np.where(np.isfinite(beyond), beyond, np.where(known, scores, np.inf).min(1, keepdims=True))
+    weights = np.where(voting, np.maximum(np.where(voting, scores, 0) - lowest, 0) + _TIED, 0)
+    tally = weights @ np.eye(uses.senses.max() + 1)[uses.senses]
+    return np.where(voting.any(1), tally.argmax(1), -1)
+
+
+def _most_frequent(uses: Uses) -> Int[np.ndarray, " asked"]:
+    """The sense that most labelled uses of the word have, the first of equally frequent ones."""
+    asked, known = _labelled(uses)
+    known[np.arange(len(asked)), asked] = ~uses.held_out[asked]  # to leave it out would give its sense away
+    return (known @ np.eye(uses.senses.max() + 1)[uses.senses]).argmax(1)
