@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import transformers
@@ -128,13 +129,55 @@ def test_label_sae(run, bank: tll.Bank, tmp_path: Path) -> None:
     assert "expected a name that ends in .csv, .parquet, .json, in a folder that exists" in error.replace("\n", " ")
 
 
+def test_decode_vector(run, bank: tll.Bank, tmp_path: Path, any_model) -> None:
+    """Of prompts, of a file with the same vector, and of an SAE; what is written is what Python gives."""
+    hook, text, sides = "blocks.3.hook_resid_post", "He rowed to the", (["A boat", "The sea"], ["Some money", "The coins"])
+    for name, lines in zip(("a.txt", "b.txt"), sides, strict=True):
+        (tmp_path / name).write_text("\n".join(lines))
+    prompts = ("--positive", str(tmp_path / "a.txt"), "--negative", str(tmp_path / "b.txt"), "-n", hook)
+    csv, json = tmp_path / "out.csv", tmp_path / "out.json"
+    code, shown, _ = run("decode-vector", str(bank.path), *prompts, "--text", text, "--csv", str(csv), "--json", str(json))
+    assert code == 0
+    vector = tll.difference_of_means(any_model, *sides, hook)
+    index = tll.ContextualIndex(bank)
+    expected = tll.decode_directions(vector, index, top_k=5).to_dataframe()
+    for table in (pd.read_csv(csv), pd.read_json(json)):
+        assert table["row"].tolist() == expected["row"].tolist()
+        np.testing.assert_allclose(table["similarity"], expected["similarity"], atol=1e-5)
+    steered = tll.SteeringLens(vector, index, hook).run(any_model, text)
+    for table in (pd.read_csv(tmp_path / "out.steered.csv"), pd.read_json(tmp_path / "out.steered.json")):
+        assert table["neighbor_row"].tolist() == steered.to_dataframe()["neighbor_row"].tolist()
+    for part in ("nearest to +v", "nearest to −v", "He rowed to «the»", "unsteered", "× 4", f"{expected.similarity[0]:.2f}"):
+        assert part in shown
+    np.save(tmp_path / "v.npy", vector.numpy())
+    code, again, _ = run("decode-vector", str(bank.path), str(tmp_path / "v.npy"))
+    assert code == 0
+    assert again.splitlines()[1:] == shown.splitlines()[1 : len(again.splitlines())]
+    code, of_sae, _ = run("decode-vector", str(bank.path), "--sae", "demo", "-f", "7", "--text", text, "-x", "0", "-x", "1.5")
+    assert code == 0
+    assert "× 1.5" in of_sae
+    assert "the vector is 1.00 as long as a median row there" in of_sae
+    for arguments, message in (
+        ((), "expected one of a vector file, --positive with --negative, --sae with --feature; got none"),
+        (prompts[:2], "got --positive with --negative in part"),
+        ((*prompts, "--sae", "demo", "-f", "1"), "got --positive with --negative and --sae with --feature in part or together"),
+        (prompts[:4], "give the activation that the vector belongs to, for instance -n blocks.3.hook_resid_post"),
+        ((*prompts, "--json", "nowhere/out.json"), "no folder for nowhere/out.json"),
+        (("--sae", "demo", "-f", "9999"), "got feature 9999; the SAE has features 0 to 1535"),
+        ((str(tmp_path / "none.npy"),), "no vector at"),
+    ):
+        code, _, error = run("decode-vector", str(bank.path), *arguments)
+        assert code == 1
+        assert message in " ".join(error.split())
+
+
 def test_a_word_that_is_no_token_is_named(run, bank: tll.Bank) -> None:
     code, _, err = run("decode", str(bank.path), "The river bank", "--word", "ocean")
     assert code == 1
     assert "no token of the text ends the word 'ocean'" in err
 
 
-@pytest.mark.parametrize("command", ["demo", "build", "info", "verify", "decode", "label-sae"])
+@pytest.mark.parametrize("command", ["demo", "build", "info", "verify", "decode", "decode-vector", "label-sae"])
 def test_help_shows_an_example(command: str) -> None:
     shown = subprocess.run(
         [sys.executable, "-c", "from tl_latentlens.cli import main; main()", command, "--help"],

@@ -19,7 +19,12 @@ PROMISED = {
     "decode_head_output.py": [r"blocks\.3\.attn\.hook_z, head 0", r"head 3, attends most to '.+'", r"  0\.\d\d  .*«.+»"],
     "decode_mlp_out.py": [r"blocks\.0\.hook_mlp_out on '", r"blocks\.5\.hook_mlp_out on '", r"  [01]\.\d\d  blocks.*«.+»"],
     "decode_residual_stream.py": [r"blocks\.0\.hook_resid_post", r"by the logit lens: '", r"[01]\.\d\d  .*«bank»"],
-    "decode_steering_vector.py": [r"\+v \(water\)\n  \+0\.\d\d  .*«.+»", r"-v \(forest\)\n  \+0\.\d\d  .*«.+»"],
+    "decode_steering_vector.py": [
+        r"\+v \(water\)\n  \+0\.\d\d  .*«.+»",
+        r"-v \(forest\)\n  \+0\.\d\d  .*«.+»",
+        r"unsteered +× 1 +× 2 +× 4",
+        r"5 resid_post +0\.\d\d( +0\.\d\d · 0\.\d\d){3}",
+    ],
     "label_sae_feature.py": [
         r"resid_post at ' street'",
         r"feature \d+, activation \d+\.\d: .+ \(AUROC [01]\.\d\d\)",

@@ -25,6 +25,7 @@ from tl_latentlens.plan import Plan, PlanSettings, Prompts, make_plan, prompts_f
 from tl_latentlens.results import DirectionResult, FeatureResult, LensResult, Neighbor
 from tl_latentlens.sae import load_sae
 from tl_latentlens.search import VectorSearch
+from tl_latentlens.steering import SteeringLens, SteeringResult, difference_of_means
 from tl_latentlens.writer import BankWriter
 
 __version__ = "0.1.0"
@@ -51,11 +52,14 @@ __all__ = [
     "RepeatedTexts",
     "Row",
     "SearchResult",
+    "SteeringLens",
+    "SteeringResult",
     "UnknownHookError",
     "VectorSearch",
     "bank_hooks",
     "build_bank",
     "decode_directions",
+    "difference_of_means",
     "embedding_lens",
     "label_features",
     "latentlens_hooks",

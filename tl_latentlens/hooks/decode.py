@@ -193,7 +193,7 @@ def _by_name(names: Sequence[str], reading: TokenReading) -> dict[str, TokenRead
     return {name: TokenReading(ids[i], scores[i], reading.strings) for i, name in enumerate(names)}
 
 
-class LensHooks(list[tuple[str, Callable[..., None]]]):
+class LensHooks(list[tuple[str, Callable[..., Any]]]):
     """A list of (hook name, function) pairs, the shape that TransformerLens takes, with the `result` of the run."""
 
     def __init__(self, hook: LatentLensHook, hook_names: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ def expand_hook_names(model: Any, spec: str | Sequence[str] | Callable[[str], bo
         return [f"blocks.{layer}.hook_resid_post" for layer in layers]
     names = [spec] if isinstance(spec, str) else spec
     if callable(names):
-        names = sorted((name for name in model.hook_dict if names(name)), key=_forward_order)
+        names = sorted((name for name in model.hook_dict if names(name)), key=forward_order)
     names = list(names)
     if not names:
         raise InvalidInputError("no hook name was chosen; give at least one, for instance 'blocks.0.hook_resid_post'")
@@ -39,7 +39,7 @@ def expand_hook_names(model: Any, spec: str | Sequence[str] | Callable[[str], bo
     return names
 
 
-def _forward_order(name: str) -> tuple[int, int]:
+def forward_order(name: str) -> tuple[int, int]:
     """Block, and place of the residual stream within it; a bridge lists its hook points in another order."""
     match = re.match(r"blocks\.(\d+)\.", name)
     if match is None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 from rich import box, get_console
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -35,8 +35,13 @@ def lens_table(
 
 def as_text(result: LensResult, *, width: int = 120) -> str:
     """The same tables as plain text."""
+    return as_plain(lens_table(result, width=width), width)
+
+
+def as_plain(shown: RenderableType, width: int) -> str:
+    """Anything that rich prints, as plain text."""
     text = io.StringIO()
-    Console(file=text, width=width).print(lens_table(result, width=width))
+    Console(file=text, width=width).print(shown)
     return text.getvalue()
 
 
@@ -52,10 +57,10 @@ def _token_table(result: LensResult, batch: int, pos: int, neighbors: int, width
             columns[heading] = [Text("\n".join(f"{score:4.0%} {visible(t)}" for t, score in r[:neighbors])) for r in readings]
     taken = sum(max(len(heading), *(_longest(text) for text in texts)) + 2 for heading, texts in columns.items())
     room = max(16, width - taken - len(columns) - 4)  # two spaces a column are counted; what is left are separators
-    contexts = [Text("\n").join(_context(n, cell.hook_name, room) for n in cell.neighbors[:neighbors]) for cell in cells]
+    contexts = [Text("\n").join(neighbor_text(n, cell.hook_name, room) for n in cell.neighbors[:neighbors]) for cell in cells]
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=_title(result, batch, pos, width - 24),
+        title=token_title(result, batch, pos, width - 24),
         title_justify="left",
         title_style="",
         header_style="dim",
@@ -79,7 +84,7 @@ def _reading(cell: Cell, heading: str) -> list[tuple[str, float]]:
     return (cell.logit_lens if heading == "logit lens" else cell.embedding_lens) or []
 
 
-def _title(result: LensResult, batch: int, pos: int, room: int) -> Text:
+def token_title(result: LensResult, batch: int, pos: int, room: int) -> Text:
     """The position and the token that is read, marked in what stands around it."""
     title = Text(f"batch {batch}, pos {pos}  " if len(result.decoded) > 1 else f"pos {pos}  ", style="bold")
     if result.tokens is None:
@@ -95,7 +100,7 @@ def _title(result: LensResult, batch: int, pos: int, room: int) -> Text:
     return title + Text.assemble((before, "not bold"), (f"«{token}»", "bold reverse"), (after, "not bold"))
 
 
-def _context(neighbor: Neighbor, hook_name: str, room: int) -> Text:
+def neighbor_text(neighbor: Neighbor, hook_name: str, room: int) -> Text:
     """The neighbor in its context; the hook name it was found at is added where it is another than the query's."""
     found_at = "" if neighbor.hook_name == hook_name or room < 34 else f"  at {short_hook_name(neighbor.hook_name)}"
     before, token, after = clip(neighbor.context, neighbor.token, room - len(found_at) - 2)
