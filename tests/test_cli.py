@@ -117,13 +117,18 @@ def test_label_sae(run, bank: tll.Bank, tmp_path: Path) -> None:
     assert table["feature"].tolist() == [3, 700]
     sae = tll.load_sae("demo")
     index = tll.ContextualIndex(bank, sae.hook_name, transform="center")
-    expected = tll.label_features(sae, index, [3, 700], top_k=4, progress=False).table
-    pd.testing.assert_frame_equal(table, expected)
-    for feature in ("3", "700", "auroc beats shuffled"):
+    expected = tll.label_features(sae, index, [3, 700], top_k=4, progress=False).with_evidence()
+    lists = ["neighbors", "max_activating"]
+    pd.testing.assert_frame_equal(table.drop(columns=lists), expected.drop(columns=lists))
+    for name in lists:
+        assert [list(contexts) for contexts in table[name]] == expected[name].tolist()
+    for feature in ("3", "700", "auroc beats shuffled", "2 features, "):
         assert feature in shown
-    for name, reader in (("f.csv", pd.read_csv), ("f.json", pd.read_json)):
-        assert run("label-sae", "demo", str(bank.path), "-f", "3", "--out", str(tmp_path / name))[0] == 0
+    contexts = expected["neighbors"][0]
+    for name, reader, written in (("f.csv", pd.read_csv, " | ".join(contexts)), ("f.json", pd.read_json, contexts)):
+        assert run("label-sae", "demo", str(bank.path), "-f", "3", "--top-k", "4", "--out", str(tmp_path / name))[0] == 0
         assert reader(tmp_path / name)["feature"].tolist() == [3]
+        assert reader(tmp_path / name)["neighbors"][0] == written
     code, _, error = run("label-sae", "demo", str(bank.path), "--out", str(tmp_path / "f.xlsx"))
     assert code == 1
     assert "expected a name that ends in .csv, .parquet, .json, in a folder that exists" in error.replace("\n", " ")

@@ -77,6 +77,21 @@ def test_refusals(index: tll.ContextualIndex) -> None:
         tll.label_features(torch.randn(256), index)
 
 
+@pytest.mark.parametrize("decode", [tll.decode_directions, tll.label_features])
+def test_what_is_no_index_or_model_is_named(index: tll.ContextualIndex, bank: tll.Bank, decode: Any) -> None:
+    for wrong in (bank, str(bank.path), bank.path):
+        with pytest.raises(tll.InvalidInputError, match=rf"\({type(wrong).__name__}\); expected a ContextualIndex"):
+            decode(directions(2), wrong)
+    with pytest.raises(tll.InvalidInputError, match="got a str; expected a TransformerLens model"):
+        tll.label_features(directions(2), index, model="gpt2")
+
+
+def test_no_directions(index: tll.ContextualIndex) -> None:
+    some, none = tll.decode_directions(directions(1), index), tll.decode_directions(directions(1)[:0], index)
+    assert list(none.to_dataframe().columns) == list(some.to_dataframe().columns)
+    assert repr(tll.decode_directions(directions(3), index, ids=[5, 6, 7], top_k=2)) == "DirectionResult(3 directions, top 2)"
+
+
 def check_labels(result: tll.DirectionResult, decoder: torch.Tensor, features: list[int], index: Any, names: Any) -> None:
     """The features' decoder rows, searched one by one."""
     assert list(result.ids) == features

@@ -127,6 +127,50 @@ def test_an_activation_that_the_index_lacks(planted: Any) -> None:
     assert "auroc" in tll.label_features(nameless, planted, hook_name=HOOK, progress=False).table
 
 
+@pytest.mark.parametrize("encoder", [True, False])
+def test_a_decoder_row_of_zeros_is_a_line_that_says_so(planted: Any, tmp_path: Path, encoder: bool) -> None:
+    decoder = centers()[:6]
+    decoder[[0, 4]] = 0
+    sae = tied(decoder) if encoder else TensorSAE(decoder, {}, hook_name=HOOK)
+    result = tll.label_features(sae, planted, [4, 1, 0, 5], progress=False)
+    assert column(result, "feature").tolist() == [4, 1, 0, 5]
+    zero = np.array([True, False, True, False])
+    assert (column(result, "why_not") == "its decoder row is zero").tolist() == zero.tolist()
+    assert (column(result, "label")[zero] == "").all()
+    assert [label.split(", ")[0] for label in column(result, "label")[~zero]] == [word(1), word(5)]
+    figures = result.table.drop(columns=["feature", "label", "why_not"]).to_numpy(float)
+    assert np.isnan(figures[zero]).all()
+    assert np.isfinite(figures[~zero]).all()
+    assert (list(result.ids), result.positive.rows.shape) == ([1, 5], (2, 10))
+    alone = tll.label_features(sae, planted, [1, 5, 1], progress=False)
+    np.testing.assert_array_equal(result.table[~zero].iloc[:, 3:], alone.table.iloc[:, 3:])
+    summary = result.summary().set_index("figure")
+    assert (summary.loc["labelled", "mean"], summary.loc["labelled", "features"]) == (1, 2)
+    assert result.max_activating(4) == []
+    evidence = result.with_evidence()
+    assert evidence["neighbors"].map(len).tolist() == [0, 3, 0, 3]
+    evidence.to_parquet(tmp_path / "f.parquet")
+    assert "4 features, 2 labelled; 2: its decoder row is zero" in str(result)
+    whole = tll.label_features(torch.zeros(3, D), planted, hook_name=HOOK, progress=False)
+    assert column(whole, "why_not").tolist() == 3 * ["its decoder row is zero"]
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+def test_no_features_have_the_columns_of_some(any_model: Any, bank: tll.Bank, with_model: bool) -> None:
+    index, sae = tll.ContextualIndex(bank, "blocks.3.hook_resid_post", device="cpu"), tll.load_sae("demo")
+    model = any_model if with_model else None
+    some, none = (
+        tll.label_features(sae, index, numbers, hook_name=index.hook_names[0], model=model, progress=False)
+        for numbers in ([3, 4], [])
+    )
+    assert list(none.table.columns) == list(some.table.columns)
+    assert ("steered" in none.table) == with_model
+    assert len(none.table) == len(none.with_evidence()) == 0
+    assert none.table["label"].dtype == some.table["label"].dtype
+    assert none.summary()["figure"].tolist() == some.summary()["figure"].tolist()
+    assert "no label" not in str(none)
+
+
 @pytest.mark.parametrize("features", [3, [1.7], torch.tensor([True, False]), ["a"]])
 def test_features_are_numbers(planted: Any, features: Any) -> None:
     with pytest.raises(tll.InvalidInputError, match="expected a list of feature numbers"):
@@ -232,6 +276,12 @@ def test_results_as_tables_and_files(planted: Any, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "f.parquet"), result.table)
     assert len(result.to_dataframe()) == 30 * 2 * 4
     assert word(3) in str(result)
+    assert max(map(len, str(result).splitlines())) <= 100
+    assert repr(result) == f"FeatureResult(30 features, {(column(result, 'label') != '').sum()} labelled)"
+    evidence = result.with_evidence(2)
+    assert evidence["neighbors"][3] == [n.context for n in result.neighbors(3)[0][:2]]
+    assert evidence["max_activating"][3] == [n.context for _, n in result.max_activating(3, 2)]
+    pd.testing.assert_frame_equal(evidence.drop(columns=["neighbors", "max_activating"]), result.table)
     value, neighbor = result.max_activating(3)[0]
     assert value == pytest.approx(brute(tied(centers()[:30]), planted)[:, 3].max(), rel=1e-5)
     assert neighbor.token == f" {word(3)}"

@@ -3,11 +3,13 @@
 import io
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
 import tl_latentlens as tll
-from tl_latentlens.views.terminal import lens_table
+from tl_latentlens.views.terminal import feature_table, lens_table, refusals
 from tl_latentlens.views.text import clip, short_hook_name, visible
 
 
@@ -31,6 +33,32 @@ def test_table_fits_and_marks_the_token(result: tll.LensResult, width: int) -> N
     assert "logit lens" in shown
     assert "embedding lens" in shown
     assert shown.count("resid_post") >= len(result.hook_names)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_feature_table_shows_what_tells_features_apart(bank: tll.Bank, width: int) -> None:
+    sae = tll.load_sae("demo")
+    index = tll.ContextualIndex(bank, sae.hook_name, device="cpu", transform="center")
+    features = tll.label_features(sae, index, range(60), top_k=4, progress=False)
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(feature_table(features, 60, width=width))
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= width for line in lines)
+    heading = next(line.split() for line in lines if "feature" in line)
+    assert heading[:5] == (["feature", "density", "same", "token", "cos"] if width == 80 else heading[:5])
+    assert ("auroc" in heading) == (width == 160)
+    numbers = [int(line.split()[0]) for line in lines if line.split() and line.split()[0].isdigit()]
+    table = features.table.set_index("feature").loc[numbers]
+    assert sorted(numbers) == list(range(60))
+    refused = (table["label"] == "").to_numpy()
+    assert (np.diff(refused.astype(int)) >= 0).all()
+    assert (np.diff(table["similarity"][~refused]) <= 0).all()
+
+
+def test_refusals_are_counted_by_reason() -> None:
+    why = ["", "too far (p = 0.5)", "too far (p = 0.012)", "never active", ""]
+    table = pd.DataFrame({"label": ["a", "", "", "", "b"], "why_not": why})
+    assert refusals(table) == "5 features, 2 labelled; 2: too far; 1: never active"
 
 
 def test_html_escapes_tokens(result: tll.LensResult) -> None:

@@ -74,7 +74,7 @@ def bank_activity(
     weight = decoder_of(sae)
     d_sae, device = len(weight), weight.device
     place = torch.full((d_sae,), -1, dtype=torch.int64, device=device)
-    place[torch.tensor(features, device=device)] = torch.arange(len(features), device=device)
+    place[torch.tensor(features, dtype=torch.int64, device=device)] = torch.arange(len(features), device=device)
     bins = len(HISTOGRAM_EDGES) + 1
     edges = torch.from_numpy(HISTOGRAM_EDGES).float().to(device)
     count = torch.zeros(d_sae, dtype=torch.int64, device=device)

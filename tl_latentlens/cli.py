@@ -321,7 +321,9 @@ def label_sae(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="also read each direction by this model's logit lens")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="write the whole table to this .csv, .parquet or .json file too")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="write the whole table, with contexts, to this .csv, .parquet or .json file")
+    ] = None,
     device: DeviceOption = None,
 ) -> None:
     """Label the features of a sparse autoencoder by a bank's rows, with the figures that say which labels to believe.
@@ -329,7 +331,7 @@ def label_sae(
     Example: `tl-latentlens label-sae demo demo.h5 --out features.parquet`
     """
     import tl_latentlens as tll
-    from tl_latentlens.views.terminal import feature_table, summary_table
+    from tl_latentlens.views.terminal import feature_table, refusals, summary_table
 
     if out is not None and (out.suffix not in _WRITERS or not out.parent.is_dir()):
         raise InvalidInputError(f"got --out {out}; expected a name that ends in {', '.join(_WRITERS)}, in a folder that exists")
@@ -342,16 +344,20 @@ def label_sae(
         index.check_model(loaded)
     result = tll.label_features(encoder, index, feature, top_k=top_k, model=loaded)
     if out is not None:
-        _WRITERS[out.suffix](result.table, out)
+        _WRITERS[out.suffix](result.with_evidence(), out)
     console.print(feature_table(result, rows))
+    console.print(refusals(result.table), highlight=False, markup=False)
     if len(result.table) > 1:
         console.print(summary_table(result.summary()))
     if out is not None:
         console.print(f"wrote {out}", markup=False)
 
 
+_LISTS = ("neighbors", "max_activating")
 _WRITERS: dict[str, Callable[[Any, Path], None]] = {
-    ".csv": lambda table, path: table.to_csv(path, index=False),
+    ".csv": lambda table, path: table.assign(**{name: table[name].str.join(" | ") for name in _LISTS}).to_csv(
+        path, index=False
+    ),
     ".parquet": lambda table, path: table.to_parquet(path, index=False),
     ".json": lambda table, path: table.to_json(path, orient="records", indent=1),
 }

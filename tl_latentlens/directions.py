@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.index import ContextualIndex
+from tl_latentlens.index import ContextualIndex, require_index
 from tl_latentlens.results import DirectionResult
 from tl_latentlens.search import as_tensor
 
@@ -32,8 +32,9 @@ def decode_directions(
         ids: What the directions are called in the result; None: 0 to n - 1.
 
     Raises:
-        InvalidInputError: A wrong shape or width, NaN, inf or zero.
+        InvalidInputError: A wrong shape or width, NaN, inf or zero; no index.
     """
+    require_index(index)
     tensor = as_tensor(directions)
     if tensor.ndim == 1:
         tensor = tensor[None]

@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 from tl_latentlens.activity import Activity, bank_activity
 from tl_latentlens.directions import decode_directions
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
-from tl_latentlens.index import ContextualIndex
+from tl_latentlens.index import ContextualIndex, require_index
 from tl_latentlens.intervals import mean_of
 from tl_latentlens.lenses import logit_lens
-from tl_latentlens.model import evaluating, is_bidirectional, model_device
+from tl_latentlens.model import evaluating, is_bidirectional, model_device, require_model
 from tl_latentlens.results import FeatureResult
 from tl_latentlens.sae import can_encode, decoder_of, hook_names_of
 from tl_latentlens.search import TopK
@@ -36,6 +36,7 @@ _ALPHA = 0.01
 _HELD_OUT = 4  # times top_k max-activating rows are kept, to leave enough when the neighbors' own prompts are left out
 _STEERED_PROMPTS, _STEERED_TOKENS = 4, 12
 _STEERED_BYTES = 2**26  # of logits at once
+_ZERO = "its decoder row is zero"
 _NORMS = 2000  # rows whose median length is that of a typical activation
 
 
@@ -66,7 +67,8 @@ def label_features(
 
     `similarity`, the neighbors' mean cosine, is held against that of random directions. A p-value is the share of 1000 nulls
     that come as far. A label is given where the neighbors are nearer than a random direction's, and beat the null of one AUROC,
-    both at p < 0.01 (the smaller p of the two AUROCs doubled, for two tries); else `why_not` says what failed.
+    both at p < 0.01 (the smaller p of the two AUROCs doubled, for two tries); else `why_not` says what failed. A feature whose
+    decoder row is zero has a line of NaN in the table and no neighbors: it is not among the `ids` of the result.
 
     The label: the words (subwords merged) of the evidence rows, neighbors and max-activating rows, their tokens where those are
     parts of words ("…ing"), and the words within eight tokens at half the weight; those that stand in 15 % of the rows and four
@@ -76,7 +78,7 @@ def label_features(
         sae: An SAELens SAE (anything with `W_dec` [d_sae, d_in]), what `load_sae` returns, or W_dec itself.
         index: What to decode against. With transform "center" directions are compared with what tells rows from their mean, as
             an SAE's decoder does: random directions then come less near, and more features earn a label.
-        features: Feature numbers; None: all.
+        features: Feature numbers, each counted once; None: all.
         top_k: Neighbors of each sign, and max-activating rows.
         hook_name: The activation that the SAE writes; None: what the SAE says. Where the index holds it, only that is searched.
         model: The bank's model, for the logit lens of each direction and for steering with it; None: without.
@@ -84,24 +86,25 @@ def label_features(
         progress: Show progress bars.
 
     Raises:
-        InvalidInputError: No decoder, a feature out of range, a decoder row of zeros, another width than the index, NaN or inf.
+        InvalidInputError: No decoder, index or model, a feature out of range, another width than the index, NaN or inf.
         UnknownHookError: `hook_name` is not in the index.
         ModelMismatchError: `model` is not the bank's.
     """
+    require_index(index)
+    if model is not None:
+        require_model(model)
     weight = decoder_of(sae)
     if not bool(torch.isfinite(weight).all()):
         bad = torch.nonzero(~torch.isfinite(weight).all(-1))[:, 0].tolist()
         raise InvalidInputError(
             f"W_dec holds NaN or inf in {len(bad)} rows, first {bad[:5]}; check the SAE's weights and dtype"
         )
-    numbers = list(range(len(weight))) if features is None else _numbers(features)
-    outside = [f for f in numbers if not 0 <= f < len(weight)]
+    asked = list(range(len(weight))) if features is None else _numbers(features)
+    outside = [f for f in asked if not 0 <= f < len(weight)]
     if outside:
         raise InvalidInputError(f"got feature {outside[0]}; the SAE has features 0 to {len(weight) - 1}")
-    dead = (weight[numbers] == 0).all(-1)
-    if bool(dead.any()):
-        named = [numbers[i] for i in torch.nonzero(dead)[:10, 0].tolist()]
-        raise InvalidInputError(f"{int(dead.sum())} features have a decoder row of zeros, first {named}; leave them out")
+    pointing = (weight[asked] != 0).any(-1).cpu().numpy()
+    numbers = [f for f, points in zip(asked, pointing, strict=True) if points]
     if hook_name is not None and hook_name not in index.hook_names:
         raise UnknownHookError(f"the index has no hook name {hook_name!r}; it has {list(index.hook_names)}")
     read, written = hook_names_of(sae) if hook_name is None else (hook_name, hook_name)
@@ -122,7 +125,7 @@ def label_features(
     table["p_similarity"] = _p_values(table["similarity"].to_numpy(), nearest.similarities.mean(-1).cpu().numpy())
     evidence = found.positive.rows.cpu().numpy()
     activity = None
-    if can_encode(sae) and read in index.hook_names and read == searched and len(numbers):
+    if can_encode(sae) and read in index.hook_names and read == searched:
         assert read is not None
         activity = _score(table, sae, index, read, numbers, found.positive.rows.cpu().numpy(), top_k, rng, progress)
         largest = activity.top.rows[:, :top_k].cpu().numpy()
@@ -130,13 +133,17 @@ def label_features(
     table["label"] = labels_of(index, evidence, np.random.default_rng((seed, 1)), progress)
     table["why_not"] = [_why_not(line) for line in table.to_dict("records")]
     table.loc[table["why_not"] != "", "label"] = ""
-    if model is not None and len(numbers) and not is_bidirectional(model):
+    if model is not None and not is_bidirectional(model):
         index.check_model(model)
         if weight.shape[1] == model.cfg.d_model:
             reading = logit_lens(model, weight[numbers])
             table["logit_tokens"] = [reading.tokens(i) for i in range(len(numbers))]
         if searched is not None:
             _steer(table, weight[numbers], index, model, searched, found.positive.rows.cpu().numpy(), rng, progress)
+    table = table.astype({"label": str, "why_not": str})  # also where there is no line
+    table = table.set_axis(np.flatnonzero(pointing)).reindex(range(len(asked)))
+    table["feature"] = np.array(asked, np.int64)
+    table.loc[~pointing, ["label", "why_not"]] = "", _ZERO
     first = ["feature", "label", "why_not"]
     table = table.reindex(columns=[*first, *(name for name in table.columns if name not in first)])
     return FeatureResult(found.ids, found.positive, found.negative, table, activity)
@@ -146,7 +153,7 @@ def _numbers(features: Sequence[int]) -> list[int]:
     array = np.asarray(features)
     if array.ndim != 1 or (len(array) and not np.issubdtype(array.dtype, np.integer)):
         raise InvalidInputError(f"got features {features!r}; expected a list of feature numbers, or None for all")
-    return array.tolist()
+    return list(dict.fromkeys(array.tolist()))
 
 
 def _score(
@@ -170,7 +177,7 @@ def _score(
     k = rows.shape[1]
     same, anywhere = _controls(index, hook_name, rows, rng)
     all_rows = np.concatenate([rows, same, anywhere], -1)
-    of = np.concatenate([numbers, first])
+    of = np.concatenate([np.array(numbers, np.int64), first])
     activity = bank_activity(
         sae,
         index,
@@ -235,7 +242,7 @@ def _steer(
             out = model.run_with_hooks(tokens.repeat(len(added), 1), fwd_hooks=[(hook_name, add)], return_type="logits")
         return out[:, -1].float().unflatten(0, (len(added), len(tokens)))
 
-    before = logits(torch.zeros_like(steps[:1]))
+    before = logits(steps.new_zeros(1, steps.shape[1]))
     at, after = (index.row_token_ids(ahead)[neighbors] for ahead in (0, 1))
     other = rng.permutation(len(neighbors))
     figures = {"steered": at, "steered_next": after, "steered_null": at[other], "steered_next_null": after[other]}
@@ -318,6 +325,7 @@ def _why_not(line: dict[str, Any]) -> str:
 
 def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Means over living features beside their nulls, and shares, with 95 % bootstrap intervals over features."""
+    table = table.dropna(subset="similarity")  # of those whose decoder row is zero
     alive = table["density"].to_numpy() > 0 if "density" in table else np.ones(len(table), bool)
     column = {str(name): table[name].to_numpy()[alive] for name in table}
     figures: dict[str, tuple[np.ndarray, float]] = {"labelled": (column["label"] != "", math.nan)}
@@ -326,7 +334,7 @@ def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             figures[f"{name} beats {null}, p < {_ALPHA}"] = column[f"p_{name}"] < _ALPHA, _ALPHA
     for name in ("auroc", "auroc_same_token", "overlap", "steered", "steered_next"):
         if name in column:
-            figures[name] = column[name], float(table[f"{name}_null"].iloc[0])
+            figures[name] = column[name], next(iter(table[f"{name}_null"].tolist()), math.nan)
     lines = []
     for name, (values, null) in figures.items():
         mean = mean_of(values, seed)

@@ -382,6 +382,19 @@ class ContextualIndex:
         )
 
 
+def require_index(index: Any) -> None:
+    """Check that `index` is a ContextualIndex.
+
+    Raises:
+        InvalidInputError: It is something else, such as a path or a bank.
+    """
+    if not isinstance(index, ContextualIndex):
+        raise InvalidInputError(
+            f"got index={index!r:.80} ({type(index).__name__}); expected a ContextualIndex; make one of a bank or its "
+            "path: ContextualIndex(bank)"
+        )
+
+
 def _first_rows(banks: Sequence[Bank]) -> tuple[list[int], int]:
     """The index row of each bank's row 0, and the number of rows; banks with one plan share their rows."""
     first: dict[str, int] = {}

@@ -207,6 +207,11 @@ def _pairs(reading: TokenReading | None, row: int) -> list[tuple[str, float]] | 
     return list(zip(reading.tokens(row), reading.scores[row].tolist(), strict=True))
 
 
+_DIRECTION_COLUMNS = [
+    "direction", "sign", "rank", "token", "context", "position", "prompt_index", "row", "hook_name", "similarity",
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class DirectionResult:
     """Neighbors of directions: of each vector and of its opposite.
@@ -220,6 +225,9 @@ class DirectionResult:
     ids: Sequence[int]
     positive: "SearchResult" = field(repr=False)
     negative: "SearchResult" = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.ids)} directions, top {self.positive.rows.shape[-1]})"
 
     def __str__(self) -> str:
         columns = ["direction", "sign", "rank", "similarity", "hook_name", "context"]
@@ -237,16 +245,19 @@ class DirectionResult:
             for sign, neighbors in zip((1, -1), self.neighbors(i), strict=True):
                 for rank, n in enumerate(neighbors):
                     lines.append({"direction": name, "sign": sign, "rank": rank + 1, **vars(n)})
-        return pd.DataFrame(lines)
+        return pd.DataFrame(lines, columns=_DIRECTION_COLUMNS)
 
 
 @dataclass(frozen=True)
 class FeatureResult(DirectionResult):
     """Neighbors of SAE features, a label for each that has earned one, and the figures that say so.
 
+    `ids`, `positive` and `negative` leave out features whose decoder row is zero: they point nowhere.
+
     Attributes:
-        table: One line a feature: feature, label, why_not (what kept the label back, else empty), similarity (mean cosine of
-            the neighbors) and p_similarity against random directions. With an encoder and a bank of the activation it reads:
+        table: One line a feature, in the order asked for: feature, label, why_not (what kept the label back, else empty),
+            similarity (mean cosine of the neighbors) and p_similarity against random directions. With an encoder and a bank
+            of the activation it reads:
             density (share of rows on which it is active), mean_activation and max_activation; auroc and auroc_same_token in
             [0, 1], their 95 % intervals (_low, _high), the means of shuffled decoders (_null) and p-values (p_auroc, ...);
             overlap in [0, 1] and overlap_null. With a model: logit_tokens, steered and steered_next in [0, 1], their nulls.
@@ -256,22 +267,36 @@ class FeatureResult(DirectionResult):
     table: pd.DataFrame = field(repr=False)
     activity: "Activity | None" = field(repr=False, default=None)
 
+    def __repr__(self) -> str:
+        return f"FeatureResult({len(self.table)} features, {np.count_nonzero(self.table['label'] != '')} labelled)"
+
     def __str__(self) -> str:
-        shown = [name for name in ("feature", "label", "density", "auroc", "p_auroc", "why_not") if name in self.table]
-        with pd.option_context("display.max_colwidth", 100):
-            return self.table[shown].to_string(index=False)
+        from tl_latentlens.views.terminal import features_as_text
+
+        return features_as_text(self)
+
+    def with_evidence(self, rows: int = 3) -> pd.DataFrame:
+        """The table, and the contexts of the first `rows` neighbors and max-activating rows, as columns of lists."""
+        place = {feature: i for i, feature in enumerate(self.ids)}
+        features = self.table["feature"].tolist()
+        neighbors = [self.positive.neighbors_of(place[f])[:rows] if f in place else [] for f in features]
+        largest = [[neighbor for _, neighbor in self.max_activating(f, rows)] for f in features]
+        columns = {"neighbors": neighbors, "max_activating": largest}
+        return self.table.assign(**{name: [[n.context for n in found] for found in each] for name, each in columns.items()})
 
     def max_activating(self, feature: int, top_k: int = 10) -> list[tuple[float, Neighbor]]:
-        """Activation and row of a feature's max-activating rows, the largest first; empty without an encoder.
+        """Activation and row of a feature's max-activating rows, the largest first.
+
+        Empty without an encoder, and for a feature whose decoder row is zero.
 
         At most four times the `top_k` of `label_features` are kept. The rows' similarity is NaN: none was computed.
 
         Raises:
             InvalidInputError: The feature was not asked for.
         """
-        if feature not in self.ids:
-            raise InvalidInputError(f"feature {feature} is not among the {len(self.ids)} that were labelled")
-        if self.activity is None:
+        if feature not in self.table["feature"].to_numpy():
+            raise InvalidInputError(f"feature {feature} is not among the {len(self.table)} that were labelled")
+        if self.activity is None or feature not in self.ids:
             return []
         at = list(self.ids).index(feature)
         values, rows = (part[at, :top_k] for part in (self.activity.top.similarities, self.activity.top.rows))

@@ -108,7 +108,7 @@ def neighbor_text(neighbor: Neighbor, hook_name: str, room: int) -> Text:
 
 
 def feature_table(result: FeatureResult, lines: int, *, width: int | None = None) -> Table:
-    """Labelled features first, the surest of them first; then those without a label, with what kept it back.
+    """Labelled features first, those with the nearest rows first; then those without a label, with what kept it back.
 
     Args:
         result: What `label_features` found.
@@ -116,8 +116,8 @@ def feature_table(result: FeatureResult, lines: int, *, width: int | None = None
         width: Width of the table in characters; None: the terminal's. In a narrow one some figures are left out.
     """
     table, width = result.table, width or get_console().width
-    by = "auroc" if "auroc" in table else "similarity"
-    surest = table.assign(refused=table["label"] == "").sort_values(["refused", by], ascending=[True, False], kind="stable")
+    refused = table["label"] == ""  # among the others cosines decide: the AUROC of many is 1
+    surest = table.assign(refused=refused).sort_values(["refused", "similarity"], ascending=[True, False], kind="stable")
     figures = {
         "density": "density",
         "auroc": "auroc",
@@ -125,7 +125,8 @@ def feature_table(result: FeatureResult, lines: int, *, width: int | None = None
         "overlap": "overlap",
         "cos": "similarity",
     }
-    figures = {heading: name for heading, name in figures.items() if name in table and (width >= 110 or name == by)}
+    narrow = ("density", "auroc_same_token", "similarity")
+    figures = {heading: name for heading, name in figures.items() if name in table and (width >= 110 or name in narrow)}
     taken = 11 + sum(max(len(heading), 5) + 2 for heading in figures)
     label_width = min(36, (width - taken) // 2)
     room = width - taken - label_width - 6
@@ -136,16 +137,39 @@ def feature_table(result: FeatureResult, lines: int, *, width: int | None = None
     shown.add_column("nearest row", no_wrap=True, width=room)
     place = {feature: i for i, feature in enumerate(result.ids)}
     for line in surest.head(lines).to_dict("records"):
-        nearest = result.positive.neighbors_of(place[line["feature"]])[0]
-        before, token, after = clip(nearest.context, nearest.token, room - 2)
+        nearest = Text()
+        if line["feature"] in place:
+            neighbor = result.positive.neighbors_of(place[line["feature"]])[0]
+            before, token, after = clip(neighbor.context, neighbor.token, room - 2)
+            nearest = Text.assemble((before, "dim"), (f"«{token}»", "bold"), (after, "dim"))
         label = Text(line["label"], style="bold yellow") if line["label"] else Text(line["why_not"], style="dim")
-        values = [f"{line[name]:.1%}" if name in ("density", "overlap") else f"{line[name]:.2f}" for name in figures.values()]
-        shown.add_row(
-            str(line["feature"]), *values, label, Text.assemble((before, "dim"), (f"«{token}»", "bold"), (after, "dim"))
-        )
+        shown.add_row(str(line["feature"]), *(_figure(name, line[name]) for name in figures.values()), label, nearest)
     if len(table) > lines:
         shown.caption = f"{lines} of {len(table):,} features"
     return shown
+
+
+def _figure(name: str, value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:.1%}" if name in ("density", "overlap") else f"{value:.2f}"
+
+
+def refusals(table: pd.DataFrame) -> str:
+    """How many features have a label, and how often each reason kept one back, in one line."""
+    reasons = pd.Series([why for why in table["why_not"] if why], dtype=str)
+    refused = reasons.str.replace(r" \(p = .*\)", "", regex=True).value_counts()
+    counted = "".join(f"; {n:,}: {reason}" for reason, n in refused.items())
+    return f"{len(table):,} features, {len(table) - refused.sum():,} labelled{counted}"
+
+
+def features_as_text(result: FeatureResult, *, lines: int = 30, width: int = 100) -> str:
+    """The table of the first features, and how many have a label, as plain text."""
+    text = io.StringIO()
+    console = Console(file=text, width=width)
+    console.print(feature_table(result, lines, width=width))
+    console.print(refusals(result.table), highlight=False, markup=False)
+    return text.getvalue()
 
 
 def summary_table(summary: pd.DataFrame) -> Table:
