@@ -14,6 +14,7 @@ from tl_latentlens.errors import (
     ModelMismatchError,
     UnknownHookError,
 )
+from tl_latentlens.evaluate import Evaluation, evaluate
 from tl_latentlens.features import label_features
 from tl_latentlens.hooks.decode import LatentLensHook, latentlens_hooks
 from tl_latentlens.hooks.record import bank_hooks
@@ -25,6 +26,7 @@ from tl_latentlens.plan import Plan, PlanSettings, Prompts, make_plan, prompts_f
 from tl_latentlens.results import DirectionResult, FeatureResult, LensResult, Neighbor
 from tl_latentlens.sae import load_sae
 from tl_latentlens.search import VectorSearch
+from tl_latentlens.senses import load_senses
 from tl_latentlens.steering import SteeringLens, SteeringResult, difference_of_means
 from tl_latentlens.writer import BankWriter
 
@@ -38,6 +40,7 @@ __all__ = [
     "ContextualIndex",
     "CorpusError",
     "DirectionResult",
+    "Evaluation",
     "FeatureResult",
     "InvalidInputError",
     "LatentLensError",
@@ -61,12 +64,14 @@ __all__ = [
     "decode_directions",
     "difference_of_means",
     "embedding_lens",
+    "evaluate",
     "label_features",
     "latentlens_hooks",
     "load_corpus",
     "load_demo_model",
     "load_model",
     "load_sae",
+    "load_senses",
     "logit_lens",
     "make_plan",
     "plan_corpus",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tl_latentlens.errors import UnknownHookError
 from tl_latentlens.model import flat_activation, model_device, run_hooked
+from tl_latentlens.plan import PlanSettings
 
 _BATCH_TOKENS = (1024, 16384)  # on a CPU, on a GPU
 
@@ -54,3 +55,13 @@ def activations_at(
         if name not in found:
             raise UnknownHookError(f"{name} did not fire when the model ran; expected a hook name that does on this model")
     return found
+
+
+def as_run(
+    prompts: Sequence[list[int]], positions: Int[np.ndarray, " prompts"], settings: PlanSettings
+) -> tuple[list[list[int]], Int[np.ndarray, " prompts"]]:
+    """Prompts and positions in them as a bank's model runs them: twice, and in the second copy, where the plan repeats."""
+    if not settings.repeat:
+        return list(prompts), positions
+    start = settings.text_start
+    return [one + one[start:] for one in prompts], positions + np.array([len(one) for one in prompts]) - start

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from tl_latentlens.index import ContextualIndex
 from tl_latentlens.intervals import Measure
 from tl_latentlens.readings import Cells, neighbors_elsewhere, random_rows, token_ids_of
+from tl_latentlens.transforms import spread
 from tl_latentlens.words import words_around
 
 _RARE = 0.01  # of rows near which a word stands at most, to be one that tells a topic
@@ -42,7 +43,7 @@ def reader_agreement(
         found = words_around(index.row(row))
         return found.word, found.near
 
-    sample = rng.integers(0, index.n_rows, min(index.n_rows, _BACKGROUND))
+    sample = spread(index.n_rows, _BACKGROUND)
     common = Counter(word for row in sample.tolist() for word in near(row)[1])
     frequent = {word for word, n in common.items() if n > max(1, _RARE * len(sample))}
 

@@ -1,4 +1,4 @@
-"""The command line: `tl-latentlens demo | build | info | verify | decode | decode-vector | label-sae`."""
+"""The command line: `tl-latentlens demo | build | info | verify | decode | decode-vector | label-sae | evaluate`."""
 
 import sys
 from collections.abc import Callable
@@ -153,8 +153,11 @@ def decode(
         bool, typer.Option("--repeat", help="run each text twice and read the second copy, as for a bank built with --repeat")
     ] = False,
     transform: Annotated[
-        str, typer.Option(help="`raw`; `center`: take each hook name's mean away; `center_writing`: each vector's own mean")
-    ] = "raw",
+        str, typer.Option(help="`raw`, `center`, `standardize`, `remove_top`, `csls` or `center_writing`; see the docs")
+    ] = "auto",
+    calibrate: Annotated[
+        bool, typer.Option(help="also show how likely a random activation comes as near (p), and dim what chance explains")
+    ] = False,
     allow_mismatch: Annotated[bool, typer.Option(help="read on, with a warning, where the bank is of another model")] = False,
     csv: Annotated[Path | None, typer.Option(help="write all readings to this file too")] = None,
     html: Annotated[
@@ -180,7 +183,7 @@ def decode(
         console.print(
             f"note: the bank was built {'without' if repeat else 'with'} --repeat, so its rows saw other texts than these"
         )
-    result = _read(loaded, list(text), index, hook_name, top_k, repeat)
+    result = _read(loaded, list(text), index, repeat, hook_names=hook_name, top_k=top_k, calibrate=calibrate)
     _print_result(result, word, neighbors=top_k)
     if csv is not None:
         result.to_dataframe().to_csv(csv, index=False)
@@ -190,15 +193,15 @@ def decode(
         console.print(f"wrote {html}", markup=False)
 
 
-def _read(model: Any, texts: list[str], index: Any, hook_name: list[str] | None, top_k: int, repeat: bool) -> Any:
+def _read(model: Any, texts: list[str], index: Any, repeat: bool, **settings: Any) -> Any:
     import tl_latentlens as tll
 
     if not repeat:
-        hooks = tll.latentlens_hooks(index, hook_name, top_k=top_k, model=model)
+        hooks = tll.latentlens_hooks(index, model=model, **settings)
         model.run_with_hooks(texts, fwd_hooks=hooks)
         return hooks.result
     run = tll.repeated(model, texts)
-    hooks = tll.latentlens_hooks(index, hook_name, top_k=top_k, positions=run.second_copy, model=model)
+    hooks = tll.latentlens_hooks(index, positions=run.second_copy, model=model, **settings)
     model.run_with_hooks(run.tokens, attention_mask=run.attention_mask, fwd_hooks=hooks)
     result = hooks.result
     lines = zip(result.tokens or [], result.decoded, strict=True)
@@ -333,8 +336,7 @@ def label_sae(
     import tl_latentlens as tll
     from tl_latentlens.views.terminal import feature_table, refusals, summary_table
 
-    if out is not None and (out.suffix not in _WRITERS or not out.parent.is_dir()):
-        raise InvalidInputError(f"got --out {out}; expected a name that ends in {', '.join(_WRITERS)}, in a folder that exists")
+    _require_writable(out)
     encoder = tll.load_sae(sae, hook_name=hook_name)
     opened = tll.Bank.open(bank)
     read = [encoder.hook_name] if encoder.hook_name in opened.hook_names else None
@@ -353,9 +355,66 @@ def label_sae(
         console.print(f"wrote {out}", markup=False)
 
 
+@app.command()
+def evaluate(
+    bank: BankArgument,
+    model: ModelOption = "demo",
+    hook_name: HookOption = None,
+    transform: Annotated[
+        list[str] | None, typer.Option("--transform", "-t", help="a transform; give it several times for several; default: all")
+    ] = None,
+    senses: Annotated[
+        str,
+        typer.Option(help="labelled uses of ambiguous words: `demo`, or a .csv or .jsonl file (text, word, sense, held_out)"),
+    ] = "demo",
+    sae: Annotated[str | None, typer.Option(help="also score the labels of all features of this SAE (see `label-sae`)")] = None,
+    n_tokens: Annotated[int, typer.Option(help="tokens of the bank that are read, and replaced by their neighbors")] = 300,
+    top_k: Annotated[int, typer.Option(help="neighbors that vote or are read")] = 5,
+    seed: Annotated[int, typer.Option(help="seed of what is drawn at random")] = 0,
+    out: Annotated[Path | None, typer.Option(help="write every figure to this .csv, .parquet or .json file too")] = None,
+    html: Annotated[Path | None, typer.Option(help="write the curves over the layers to this file too")] = None,
+    kind: KindOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Measure without a judge how often the neighbors are right, at each hook name and with each transform, beside nulls.
+
+    Example: `tl-latentlens evaluate demo.h5 --html evaluation.html`
+    """
+    import tl_latentlens as tll
+    from tl_latentlens.transforms import TRANSFORMS
+    from tl_latentlens.views.terminal import evaluation_tables
+
+    _require_writable(out)
+    loaded = tll.load_model(model, kind=kind, device=device)
+    found = tll.evaluate(
+        loaded,
+        bank,
+        hook_names=hook_name,
+        transforms=transform or TRANSFORMS,
+        senses=senses,
+        sae=None if sae is None else tll.load_sae(sae),
+        n_tokens=n_tokens,
+        top_k=top_k,
+        device=device,
+        seed=seed,
+    )
+    console.print(evaluation_tables(found))
+    if out is not None:
+        _WRITERS[out.suffix](found.to_dataframe(), out)
+        console.print(f"wrote {out}", markup=False)
+    if html is not None:
+        found.plot().write_html(html, include_plotlyjs=True)
+        console.print(f"wrote {html}", markup=False)
+
+
+def _require_writable(out: Path | None) -> None:
+    if out is not None and (out.suffix not in _WRITERS or not out.parent.is_dir()):
+        raise InvalidInputError(f"got --out {out}; expected a name that ends in {', '.join(_WRITERS)}, in a folder that exists")
+
+
 _LISTS = ("neighbors", "max_activating")
 _WRITERS: dict[str, Callable[[Any, Path], None]] = {
-    ".csv": lambda table, path: table.assign(**{name: table[name].str.join(" | ") for name in _LISTS}).to_csv(
+    ".csv": lambda table, path: table.assign(**{name: table[name].str.join(" | ") for name in _LISTS if name in table}).to_csv(
         path, index=False
     ),
     ".parquet": lambda table, path: table.to_parquet(path, index=False),

@@ -21,6 +21,7 @@ def decode_directions(
     top_k: int = 10,
     hook_name: str | Sequence[str] | None = None,
     ids: Sequence[int] | None = None,
+    calibrate: bool = False,
 ) -> DirectionResult:
     """Nearest contextual tokens of each direction and of its opposite.
 
@@ -29,6 +30,8 @@ def decode_directions(
         index: What to decode against.
         top_k: Neighbors of each sign.
         hook_name: Search only this hook name (or these); None: all of that width.
+        calibrate: Also say how likely a random activation comes as near to each neighbor (`Neighbor.chance`): for a direction
+            that the model does not use, chance alone explains all of them.
         ids: What the directions are called in the result; None: 0 to n - 1.
 
     Raises:
@@ -40,8 +43,8 @@ def decode_directions(
         tensor = tensor[None]
     if tensor.ndim != 2:
         raise InvalidInputError(f"got directions of shape {tuple(tensor.shape)}; expected [n, d] or [d]")
-    positive = index.search(tensor, top_k, hook_name)
-    negative = index.search(-tensor, top_k, hook_name)
+    positive = index.search(tensor, top_k, hook_name, calibrate=calibrate)
+    negative = index.search(-tensor, top_k, hook_name, calibrate=calibrate)
     return DirectionResult(range(len(tensor)) if ids is None else list(ids), positive, negative)
 
 

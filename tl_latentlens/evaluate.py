@@ -129,7 +129,9 @@ def evaluate(
     indexes[0].check_model(model)
     measures: list[Measure] = []
     if senses is not None:
-        measures.append(sense_accuracy(model, indexes, find_uses(model, load_senses(senses)), top_k=top_k))
+        measures.append(
+            sense_accuracy(model, indexes, find_uses(model, load_senses(senses), opened.plan.settings), top_k=top_k)
+        )
     cells = draw_cells(opened, n_tokens, seed)
     measures += reader_agreement(indexes, cells, top_k=top_k, seed=seed, progress=progress)
     if not is_bidirectional(model):

@@ -46,6 +46,11 @@ class SearchResult:
     index: "ContextualIndex" = field(repr=False)
     chances: Float[Tensor, "... k"] | None = None
 
+    def __getitem__(self, at: Any) -> "SearchResult":
+        """The neighbors of some of the queries, chosen as in their leading shape."""
+        chances = None if self.chances is None else self.chances[at]
+        return SearchResult(self.similarities[at], self.rows[at], self.hook_ids[at], self.index, chances)
+
     def neighbors(self) -> Any:
         """Neighbors in nested lists of the queries' leading shape; text is looked up here and not before."""
         flat = [self.neighbors_of(i) for i in range(int(np.prod(self.rows.shape[:-1])))]

@@ -158,8 +158,8 @@ class LensResult:
         """One line for each hook name, token and rank.
 
         Columns: hook_name, batch, pos, token, rank (from 1), neighbor, similarity, context, neighbor_hook_name,
-        neighbor_row, neighbor_prompt_index, neighbor_position; logit_token and logit_probability, embedding_token and
-        embedding_similarity where those lenses read.
+        neighbor_row, neighbor_prompt_index, neighbor_position; chance where it was asked for; logit_token and
+        logit_probability, embedding_token and embedding_similarity where those lenses read.
         """
         lines: list[dict[str, Any]] = []
         for cell in self.cells():
@@ -175,6 +175,7 @@ class LensResult:
                     "neighbor_row": neighbor.row,
                     "neighbor_prompt_index": neighbor.prompt_index,
                     "neighbor_position": neighbor.position,
+                    **({} if neighbor.chance is None else {"chance": neighbor.chance}),
                 }
                 if cell.logit_lens is not None and rank < len(cell.logit_lens):
                     line["logit_token"], line["logit_probability"] = cell.logit_lens[rank]
@@ -244,8 +245,9 @@ class DirectionResult:
         for i, name in enumerate(self.ids):
             for sign, neighbors in zip((1, -1), self.neighbors(i), strict=True):
                 for rank, n in enumerate(neighbors):
-                    lines.append({"direction": name, "sign": sign, "rank": rank + 1, **vars(n)})
-        return pd.DataFrame(lines, columns=_DIRECTION_COLUMNS)
+                    found = {key: value for key, value in vars(n).items() if key != "chance" or value is not None}
+                    lines.append({"direction": name, "sign": sign, "rank": rank + 1, **found})
+        return pd.DataFrame(lines) if lines else pd.DataFrame(columns=_DIRECTION_COLUMNS)
 
 
 @dataclass(frozen=True)

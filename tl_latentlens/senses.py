@@ -10,13 +10,14 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 
-from tl_latentlens.activations import activations_at
+from tl_latentlens.activations import activations_at, as_run
 from tl_latentlens.corpus import demo_labels
 from tl_latentlens.errors import CorpusError, InvalidInputError
 from tl_latentlens.index import ContextualIndex
 from tl_latentlens.intervals import Measure
 from tl_latentlens.lenses import embedding_lens, logit_lens
 from tl_latentlens.model import in_residual_stream, is_bidirectional, model_device, token_bytes, tokenize
+from tl_latentlens.plan import PlanSettings
 from tl_latentlens.results import TokenReading
 from tl_latentlens.words import positions_of_word
 
@@ -70,13 +71,18 @@ def load_senses(source: str | Path | pd.DataFrame = "demo") -> pd.DataFrame:
     return table[kept].reset_index(drop=True)
 
 
-def find_uses(model: Any, table: pd.DataFrame) -> Uses:
+def find_uses(model: Any, table: pd.DataFrame, settings: PlanSettings) -> Uses:
     """Tokenise labelled uses and find each word; uses of a word with a single sense, or cut off at n_ctx, are left out.
+
+    Args:
+        model: The bank's model.
+        table: What `load_senses` returns.
+        settings: Of the bank's plan: whether texts are read twice.
 
     Raises:
         InvalidInputError: Nothing is left.
     """
-    prompts = tokenize(model, table["text"])
+    prompts = tokenize(model, table["text"], repeat=settings.repeat)
     ids = [prompts.tokens[a:b].tolist() for a, b in zip(prompts.starts[:-1], prompts.starts[1:], strict=True)]
     special = set() if model.tokenizer is None else set(model.tokenizer.all_special_ids)
     strings = {i: b.decode("utf-8", errors="replace") for i, b in token_bytes(model, np.unique(prompts.tokens)).items()}
@@ -88,8 +94,7 @@ def find_uses(model: Any, table: pd.DataFrame) -> Uses:
     if not len(kept):
         raise InvalidInputError("no use is left: expected texts that hold their word, of words with two senses at least")
     return Uses(
-        [ids[i] for i in kept],
-        np.array([places[i][0] for i in kept]),
+        *as_run([ids[i] for i in kept], np.array([places[i][0] for i in kept]), settings),
         pd.factorize(table["word"].to_numpy()[kept])[0],
         pd.factorize(senses.to_numpy()[kept])[0],
         table["held_out"].to_numpy(bool)[kept] if "held_out" in table else np.zeros(len(kept), bool),

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_latentlens.activations import batches
+from tl_latentlens.activations import as_run, batches
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index import ContextualIndex
 from tl_latentlens.intervals import Measure
@@ -91,7 +91,8 @@ def _moved(
     plan, device = cells.bank.plan, model_device(model)
     own = plan.row_prompts[cells.rows]
     at = plan.row_tokens[cells.rows] - plan.prompt_starts[own]
-    prompts = [cells.bank.prompt(prompt)[: pos + 1 + _AFTER] for prompt, pos in zip(own.tolist(), at.tolist(), strict=True)]
+    whole, at = as_run([cells.bank.prompt(prompt) for prompt in own.tolist()], at, plan.settings)
+    prompts = [one[: pos + 1 + _AFTER] for one, pos in zip(whole, at.tolist(), strict=True)]
     moved = np.full((*rows.shape, 2), np.nan)
     for chosen, tokens, mask in batches(prompts, device):
         where = torch.from_numpy(at[chosen]).to(device)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.hooks.names import check_hook_names
 from tl_latentlens.hooks.run_context import RunContext, running, skipped_positions
-from tl_latentlens.index import ContextualIndex, SearchResult
+from tl_latentlens.index import ContextualIndex
 from tl_latentlens.lenses import embedding_lens, logit_lens
 from tl_latentlens.model import flat_activation, in_residual_stream, token_bytes, without_hooks
 from tl_latentlens.results import LensResult, TokenReading
@@ -42,6 +42,7 @@ class LatentLensHook:
         logit_lens: bool = True,
         embedding_lens: bool = False,
         positions: int | Sequence[int] | slice | Bool[Tensor, "batch pos"] | None = None,
+        calibrate: bool = False,
         model: Any = None,
     ) -> None:
         """Make a hook; see `latentlens_hooks` for the arguments."""
@@ -52,6 +53,7 @@ class LatentLensHook:
         self.logit_lens = logit_lens
         self.embedding_lens = embedding_lens
         self.positions = [int(positions)] if isinstance(positions, int | np.integer) else positions
+        self.calibrate = calibrate
         self.model = model
         self._captured: dict[str, list[_Capture]] = {}
         self._result: LensResult | None = None
@@ -112,9 +114,11 @@ class LatentLensHook:
         found, logits, embeddings = {}, {}, {}
         for names in self._alike(int(decoded.sum())):
             vectors = torch.stack([self._vectors(name, decoded) for name in names])
-            searched = self.index.search(vectors, self.top_k, query_hook_name=self._centered_by(names[0]))
+            searched = self.index.search(
+                vectors, self.top_k, query_hook_name=self._centered_by(names[0]), calibrate=self.calibrate
+            )
             for i, name in enumerate(names):
-                found[name] = SearchResult(searched.similarities[i], searched.rows[i], searched.hook_ids[i], self.index)
+                found[name] = searched[i]
             if model is not None and in_residual_stream(names[0]):
                 if self.logit_lens:
                     logits |= _by_name(names, logit_lens(model, vectors, self.top_k))
@@ -222,6 +226,7 @@ def latentlens_hooks(
     logit_lens: bool = True,
     embedding_lens: bool = False,
     positions: int | Sequence[int] | slice | Bool[Tensor, "batch pos"] | None = None,
+    calibrate: bool = False,
     model: Any = None,
 ) -> LensHooks:
     """Hooks that decode every token of a run by its nearest contextual neighbors, beside the logit lens.
@@ -242,6 +247,8 @@ def latentlens_hooks(
         embedding_lens: Read the nearest input embeddings too, for the same activations.
         positions: Decode only these positions (of the batch's padded tokens; negative ones count from the end), or where a
             mask [batch, pos] is True. None: all but BOS and padding.
+        calibrate: Also say of each neighbor how likely a random activation comes as near (`Neighbor.chance`), so that
+            readings can be compared across layers, and left aside where chance explains them.
         model: The model, where it should not be looked up: for checking hook names, or for calling the hook by hand.
 
     Raises:
@@ -253,6 +260,12 @@ def latentlens_hooks(
     else:
         check_hook_names(names, index.hook_names, "without model=, the index")
     hook = LatentLensHook(
-        index, top_k=top_k, logit_lens=logit_lens, embedding_lens=embedding_lens, positions=positions, model=model
+        index,
+        top_k=top_k,
+        logit_lens=logit_lens,
+        embedding_lens=embedding_lens,
+        positions=positions,
+        calibrate=calibrate,
+        model=model,
     )
     return LensHooks(hook, names)

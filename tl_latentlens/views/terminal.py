@@ -16,6 +16,7 @@ from tl_latentlens.results import Cell, FeatureResult, LensResult, Neighbor
 from tl_latentlens.views.text import clip, hook_headings, short_hook_name, visible
 
 _LENSES = ("logit lens", "embedding lens")
+CHANCE = 0.01  # from here on chance alone explains that a neighbor is near
 
 
 def lens_table(
@@ -51,6 +52,8 @@ def _token_table(result: LensResult, batch: int, pos: int, neighbors: int, width
         "hook": [Text(short_hook_name(cell.hook_name), style="bold") for cell in cells],
         "cos": [Text("\n".join(f"{n.similarity:.2f}" for n in cell.neighbors[:neighbors]), style="cyan") for cell in cells],
     }
+    if any(n.chance is not None for cell in cells for n in cell.neighbors):
+        columns["p"] = [Text("\n".join(_chance(n) for n in cell.neighbors[:neighbors])) for cell in cells]
     for heading in _LENSES:
         readings = [_reading(cell, heading) for cell in cells]
         if any(readings):
@@ -65,12 +68,12 @@ def _token_table(result: LensResult, batch: int, pos: int, neighbors: int, width
         title_style="",
         header_style="dim",
     )
-    order = ["hook", "cos", "neighbors", *(h for h in _LENSES if h in columns)]
+    order = ["hook", "cos", *(["p"] if "p" in columns else []), "neighbors", *(h for h in _LENSES if h in columns)]
     columns["neighbors"] = contexts
     for heading in order:
         # Only the contexts may give way where the terminal is narrow.
         at_least = 8 if heading == "neighbors" else max(len(heading), *(_longest(text) for text in columns[heading]))
-        table.add_column(heading, no_wrap=True, min_width=at_least, justify="right" if heading == "cos" else "left")
+        table.add_column(heading, no_wrap=True, min_width=at_least, justify="right" if heading in ("cos", "p") else "left")
     for line in zip(*(columns[heading] for heading in order), strict=True):
         table.add_row(*line)
     return table
@@ -104,7 +107,12 @@ def neighbor_text(neighbor: Neighbor, hook_name: str, room: int) -> Text:
     """The neighbor in its context; the hook name it was found at is added where it is another than the query's."""
     found_at = "" if neighbor.hook_name == hook_name or room < 34 else f"  at {short_hook_name(neighbor.hook_name)}"
     before, token, after = clip(neighbor.context, neighbor.token, room - len(found_at) - 2)
-    return Text.assemble((before, "dim"), (f"«{token}»", "bold yellow"), (after, "dim"), (found_at, "magenta"))
+    mark = "bold yellow" if neighbor.chance is None or neighbor.chance < CHANCE else "dim"
+    return Text.assemble((before, "dim"), (f"«{token}»", mark), (after, "dim"), (found_at, "magenta"))
+
+
+def _chance(neighbor: Neighbor) -> str:
+    return "" if neighbor.chance is None else f"{neighbor.chance:.0e}" if neighbor.chance < CHANCE else f"{neighbor.chance:.2f}"
 
 
 def feature_table(result: FeatureResult, lines: int, *, width: int | None = None) -> Table:
