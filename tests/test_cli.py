@@ -1,5 +1,6 @@
 """The commands as a user types them."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -176,13 +177,34 @@ def test_decode_vector(run, bank: tll.Bank, tmp_path: Path, any_model) -> None:
         assert message in " ".join(error.split())
 
 
+def test_find_features(run, bank: tll.Bank, tmp_path: Path) -> None:
+    text, out = "They rowed the boat across the river to the bank", tmp_path / "found.csv"
+    command = ["find-features", "demo", str(bank.path), text, "--word", "bank", "--top-k", "2", "--heads", "--neurons"]
+    code, shown, _ = run(*command, "--csv", str(out))
+    assert code == 0
+    table = pd.read_csv(out)
+    assert table["kind"].tolist() == 2 * ["feature"] + 2 * ["head"] + 2 * ["neuron"]
+    assert "They rowed the boat across the river to the «bank»" in shown
+    assert all(str(int(number)) in shown for number in [*table["feature"][:2], *table["neuron"][4:]])
+    code, printed, _ = run(*command, "--json")
+    assert code == 0
+    read = json.loads(printed)
+    assert [line["feature"] for line in read["features"]] == table["feature"][:2].tolist()
+    assert read["tokens"][-1] == " bank"
+    assert run("find-features", "demo", str(bank.path), text, "--position", "-1", "--json")[0] == 0
+    code, _, error = run("find-features", "demo", str(bank.path), text)
+    assert (code, "expected one of --word and --position" in error) == (1, True)
+
+
 def test_a_word_that_is_no_token_is_named(run, bank: tll.Bank) -> None:
     code, _, err = run("decode", str(bank.path), "The river bank", "--word", "ocean")
     assert code == 1
     assert "no token of the text ends the word 'ocean'" in err
 
 
-@pytest.mark.parametrize("command", ["demo", "build", "info", "verify", "decode", "decode-vector", "label-sae"])
+@pytest.mark.parametrize(
+    "command", ["demo", "build", "info", "verify", "decode", "decode-vector", "label-sae", "find-features"]
+)
 def test_help_shows_an_example(command: str) -> None:
     shown = subprocess.run(
         [sys.executable, "-c", "from tl_latentlens.cli import main; main()", command, "--help"],

@@ -25,6 +25,12 @@ PROMISED = {
         r"unsteered +× 1 +× 2 +× 4",
         r"5 resid_post +0\.\d\d( +0\.\d\d · 0\.\d\d){3}",
     ],
+    "find_writers.py": [
+        r"'bank', as in\n  0\.\d\d  .*«bank»",
+        r"feature \d+: \d+% of it \(p = [01]\.\d\d\), .+",
+        r"head \d\.\d: \d+% of it \(p = [01]\.\d\d\), attends most to '.+'",
+        r"neuron \d\.\d+: \d+% of it",
+    ],
     "label_sae_feature.py": [
         r"resid_post at ' street'",
         r"feature \d+, activation \d+\.\d: .+ \(AUROC [01]\.\d\d\)",

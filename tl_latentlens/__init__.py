@@ -16,6 +16,7 @@ from tl_latentlens.errors import (
 )
 from tl_latentlens.evaluate import Evaluation, evaluate
 from tl_latentlens.features import label_features
+from tl_latentlens.find import find_features, find_heads, find_neurons
 from tl_latentlens.hooks.decode import LatentLensHook, latentlens_hooks
 from tl_latentlens.hooks.record import bank_hooks
 from tl_latentlens.index import ContextualIndex, SearchResult
@@ -23,7 +24,7 @@ from tl_latentlens.lenses import embedding_lens, logit_lens
 from tl_latentlens.loading import load_demo_model, load_model
 from tl_latentlens.model import RepeatedTexts, repeated
 from tl_latentlens.plan import Plan, PlanSettings, Prompts, make_plan, prompts_from_lists
-from tl_latentlens.results import DirectionResult, FeatureResult, LensResult, Neighbor
+from tl_latentlens.results import DirectionResult, FeatureResult, FindResult, LensResult, Meaning, Neighbor
 from tl_latentlens.sae import load_sae
 from tl_latentlens.search import VectorSearch
 from tl_latentlens.senses import load_senses
@@ -42,10 +43,12 @@ __all__ = [
     "DirectionResult",
     "Evaluation",
     "FeatureResult",
+    "FindResult",
     "InvalidInputError",
     "LatentLensError",
     "LatentLensHook",
     "LensResult",
+    "Meaning",
     "MissingExtraError",
     "ModelMismatchError",
     "Neighbor",
@@ -65,6 +68,9 @@ __all__ = [
     "difference_of_means",
     "embedding_lens",
     "evaluate",
+    "find_features",
+    "find_heads",
+    "find_neurons",
     "label_features",
     "latentlens_hooks",
     "load_corpus",

@@ -1,6 +1,7 @@
-"""What sets of rows have in common, in words."""
+"""Words made of tokens: which token ends one, which stand around a row, and what sets of rows have in common."""
 
 import math
+import operator
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -8,10 +9,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from tqdm.auto import tqdm
 
 from tl_latentlens.bank import Row
+from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index import ContextualIndex
 
 _NEAR = 8  # tokens to each side that count as near
@@ -103,6 +105,36 @@ def positions_of_word(tokens: Sequence[str], word: str) -> list[int]:
     ends = np.cumsum([len(token) for token in tokens])
     found = re.finditer(rf"(?<!\w){re.escape(word.strip())}(?!\w)", "".join(tokens), re.IGNORECASE)
     return [int(np.searchsorted(ends, match.end(), "left")) for match in found]
+
+
+def position_of(at: int | str, tokens: Sequence[str], special: Bool[np.ndarray, " pos"]) -> int:
+    """A position of a text: one that is given, negative from the end, or the last token that ends a word.
+
+    Args:
+        at: A position or a word.
+        tokens: The text's tokens.
+        special: True at BOS and padding.
+
+    Raises:
+        InvalidInputError: No such position, BOS or padding, or no token that ends the word.
+    """
+    if isinstance(at, str):
+        matching = [pos for pos in range(len(tokens)) if not special[pos] and word_up_to(tokens, pos) == at.strip()]
+        if not matching:
+            raise InvalidInputError(f"no token of the text ends the word {at!r}; its tokens are {list(tokens)}")
+        return matching[-1]
+    position = operator.index(at)
+    if not -len(tokens) <= position < len(tokens) or special[position]:
+        raise InvalidInputError(f"got position {at}, expected one of a word in the {len(tokens)} tokens {list(tokens)}")
+    return position % len(tokens)
+
+
+def word_up_to(tokens: Sequence[str], pos: int) -> str:
+    """The word that a token ends: its earlier pieces, back to the one that starts with a space, and itself."""
+    start = pos
+    while start > 0 and not tokens[start].startswith(" ") and not tokens[start - 1].startswith("<"):
+        start -= 1
+    return "".join(tokens[start : pos + 1]).strip()
 
 
 def _letters(text: str) -> str:

@@ -1,0 +1,94 @@
+"""Components that write a meaning, as tables for the terminal."""
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+from rich import box, get_console
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tl_latentlens.results import FindResult, Meaning
+from tl_latentlens.views.terminal import neighbor_text
+from tl_latentlens.views.text import clip, short_hook_name, visible
+
+
+def meaning_lines(meaning: Meaning, *, width: int | None = None, neighbors: int = 3) -> Text:
+    """The word in its text, and the uses of its token that show what is meant."""
+    width = width or get_console().width
+    tokens = [token for token in meaning.tokens if not (token.startswith("<") and token.endswith(">"))]
+    before, word = "".join(tokens[:-1]).replace("\n", "↵").lstrip(), tokens[-1].replace("\n", "↵")
+    lead, word = (" " if word.startswith(" ") and before else ""), word.strip() or word
+    before, word, _ = clip(f"{before}{lead}«{word}»", word, width - 2)
+    lines = Text.assemble(before, (f"«{word}»", "bold reverse"), "\n")
+    if meaning.by_token:
+        alike, others = meaning.alike(), f"{meaning.n_uses} others"
+        lines.append(f"read at {short_hook_name(meaning.hook_name)}: what these uses share, and {others} lack\n", "dim")
+    else:
+        few = f"only {meaning.n_uses} other uses of the token: compared with the mean of all tokens"
+        alike = meaning.neighbors()
+        lines.append(f"read at {short_hook_name(meaning.hook_name)}; {few}\n", "dim")
+    for near in alike[:neighbors]:
+        lines.append(f"  {near.similarity:.2f}  ", "cyan")
+        lines.append_text(neighbor_text(near, meaning.hook_name, width - 8)).append("\n")
+    return lines
+
+
+def find_table(result: FindResult, *, width: int | None = None) -> Table:
+    """A line a component: its share, its p-values, what it is about or attends to, and the row nearest to what it writes.
+
+    Args:
+        result: What `find_features`, `find_heads` or `find_neurons` found.
+        width: Width of the table in characters; None: the terminal's. In a narrow one some columns are left out.
+    """
+    table, width = result.table, width or get_console().width
+    columns = {name: name for name in ("feature", "layer", "head", "neuron") if name in table}
+    columns |= {"act": "activation"} if "activation" in table else {}
+    columns |= {"added": "contribution", "usual": "usual"} if width >= 110 else {}
+    columns |= {"share": "share", "p token": "p_same_token", "p any": "p_random"}
+    told = {"feature": "label, or why not", "head": "attends to"}.get(result.kind)
+    widths = {heading: max(len(heading), 5) for heading in columns}
+    left = width - sum(widths.values()) - 3 * len(widths) - 4  # three characters lie between columns
+    told_width = min(28, left // 2) if told else 0
+    room = left - told_width - (3 if told else 0)
+    shown = Table(box=box.SIMPLE_HEAD, header_style="dim")
+    for heading, at_least in widths.items():
+        shown.add_column(heading, justify="right", no_wrap=True, min_width=at_least)
+    if told:
+        shown.add_column(told, width=told_width)
+    shown.add_column("nearest row", no_wrap=True, width=room)
+    for i, line in enumerate(table.to_dict("records")):
+        near = result.neighbors(i)[0]
+        before, token, after = clip(near.context, near.token, room - 2)
+        context = Text.assemble((before, "dim"), (f"«{token}»", "bold"), (after, "dim"))
+        figures = [_figure(name, line[name]) for name in columns.values()]
+        shown.add_row(*figures, *([_told(line)] if told else []), context, style="" if line["beats_null"] else "dim")
+    beating = f"{np.count_nonzero(table['beats_null'])} of these {len(table)} beat their null"
+    shown.caption = f"{beating}. All in all: {', '.join(f'{name} {share:.0%}' for name, share in result.parts.items())}"
+    shown.caption_justify = "left"
+    return shown
+
+
+def _figure(name: str, value: Any) -> str:
+    if isinstance(value, int):
+        return str(value)
+    if math.isnan(value):
+        return ""
+    return f"{value:.1%}" if name == "share" else f"{value:.3f}" if name.startswith("p_") else f"{value:.1f}"
+
+
+def _told(line: dict[str, Any]) -> Text:
+    if "attends_to" in line:
+        return Text.assemble(f"{line['attention']:4.0%} ", (visible(line["attends_to"]), "bold yellow"))
+    return Text(line["label"], style="bold yellow") if line.get("label") else Text(line.get("label_why_not", ""), style="dim")
+
+
+def find_text(result: FindResult, *, width: int = 120) -> str:
+    """The word and the table as plain text."""
+    text = io.StringIO()
+    console = Console(file=text, width=width)
+    console.print(meaning_lines(result.meaning, width=width))
+    console.print(find_table(result, width=width))
+    return text.getvalue()
