@@ -33,7 +33,10 @@ def batches(
 
 
 def activations_at(
-    model: Any, prompts: Sequence[Sequence[int]], positions: Sequence[int], hook_names: Sequence[str]
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    positions: Sequence[int] | Int[np.ndarray, " prompts"],
+    hook_names: Sequence[str],
 ) -> dict[str, Float[Tensor, "prompts d"]]:
     """The activations of each hook name at one position of each prompt, in float32 on the CPU; heads side by side.
 

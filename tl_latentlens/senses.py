@@ -58,7 +58,7 @@ def load_senses(source: str | Path | pd.DataFrame = "demo") -> pd.DataFrame:
         table = source
     elif str(source) == "demo":
         labels = demo_labels()
-        table = labels[labels.kind == "sense"].rename(columns={"concept": "word"})
+        table = labels[labels["kind"] == "sense"].assign(word=labels["concept"])
     else:
         path = Path(source).expanduser()
         if path.suffix not in (".csv", ".jsonl") or not path.is_file():
@@ -68,7 +68,7 @@ def load_senses(source: str | Path | pd.DataFrame = "demo") -> pd.DataFrame:
     if missing:
         raise CorpusError(f"the labelled uses have no column {missing[0]!r}; expected {', '.join(COLUMNS)}, got {list(table)}")
     kept = [*COLUMNS, *(["held_out"] if "held_out" in table else [])]
-    return table[kept].reset_index(drop=True)
+    return table.reindex(columns=kept).reset_index(drop=True)
 
 
 def find_uses(model: Any, table: pd.DataFrame, settings: PlanSettings) -> Uses:
@@ -85,18 +85,23 @@ def find_uses(model: Any, table: pd.DataFrame, settings: PlanSettings) -> Uses:
     prompts = tokenize(model, table["text"], repeat=settings.repeat)
     ids = [prompts.tokens[a:b].tolist() for a, b in zip(prompts.starts[:-1], prompts.starts[1:], strict=True)]
     special = set() if model.tokenizer is None else set(model.tokenizer.all_special_ids)
-    strings = {i: b.decode("utf-8", errors="replace") for i, b in token_bytes(model, np.unique(prompts.tokens)).items()}
+    strings = {
+        i: b.decode("utf-8", errors="replace") for i, b in token_bytes(model, np.unique(prompts.tokens).tolist()).items()
+    }
     strings |= dict.fromkeys(special, "")
     places = [positions_of_word([strings[i] for i in one], word) for one, word in zip(ids, table["word"], strict=True)]
-    senses = table["word"].astype(str) + "\t" + table["sense"].astype(str)
-    ambiguous = senses.groupby(table["word"]).transform("nunique") > 1
-    kept = np.flatnonzero(ambiguous.to_numpy() & np.array([bool(one) for one in places]))
+    words, senses = (
+        pd.factorize(table["word"])[0],
+        pd.factorize(table["word"].astype(str) + "\t" + table["sense"].astype(str))[0],
+    )
+    senses_of_word = np.bincount(words[np.unique(senses, return_index=True)[1]])
+    kept = np.flatnonzero((senses_of_word[words] > 1) & np.array([bool(one) for one in places]))
     if not len(kept):
         raise InvalidInputError("no use is left: expected texts that hold their word, of words with two senses at least")
     return Uses(
         *as_run([ids[i] for i in kept], np.array([places[i][0] for i in kept]), settings),
-        pd.factorize(table["word"].to_numpy()[kept])[0],
-        pd.factorize(senses.to_numpy()[kept])[0],
+        pd.factorize(words[kept])[0],
+        pd.factorize(senses[kept])[0],
         table["held_out"].to_numpy(bool)[kept] if "held_out" in table else np.zeros(len(kept), bool),
     )
 
@@ -119,8 +124,8 @@ def sense_accuracy(model: Any, indexes: Sequence[ContextualIndex], uses: Uses, *
     """
     names = indexes[0].hook_names
     first = next((name for name in ("blocks.0.hook_resid_pre", "blocks.0.hook_in") if name in model.hook_dict), None)
-    asked = [*names, *([first] if first is not None and first not in names else [])]
-    found = activations_at(model, uses.prompts, uses.positions, asked)
+    read = [*names, *([first] if first is not None and first not in names else [])]
+    found = activations_at(model, uses.prompts, uses.positions, read)
     answers: dict[tuple[str, str], np.ndarray] = {("most frequent sense", ""): _most_frequent(uses)}
     if first is not None:
         units = torch.nn.functional.normalize(found[first], dim=-1)
@@ -133,8 +138,8 @@ def sense_accuracy(model: Any, indexes: Sequence[ContextualIndex], uses: Uses, *
             vectors = found[name].to(model_device(model))
             for reader, lens in (("logit lens", logit_lens), ("embedding lens", embedding_lens)):
                 answers[reader, name] = _votes(uses, _shared(lens(model, vectors, _READ)), top_k, above=0)
-    senses = uses.senses[_labelled(uses)[0]]
-    recall = {key: pd.Series(answer == senses).groupby(senses).mean().to_numpy() for key, answer in answers.items()}
+    asked, of = np.unique(uses.senses[_labelled(uses)[0]], return_inverse=True)
+    recall = {key: np.bincount(of, answer == asked[of]) / np.bincount(of) for key, answer in answers.items()}
     return Measure("sense accuracy", recall, "senses")
 
 

@@ -25,9 +25,9 @@ def curves(evaluation: Evaluation) -> go.Figure:
     for panel, table in enumerate(tables):
         names = [name for name in dict.fromkeys(table["hook_name"]) if name]
         headings, kind = hook_headings(names)
-        place = {"row": panel // 2 + 1, "col": panel % 2 + 1}
+        row, col = panel // 2 + 1, panel % 2 + 1
         for reader, part in table.groupby("reader", sort=False):
-            if (part["hook_name"] == "").all():
+            if not any(part["hook_name"]):
                 part = part.loc[part.index.repeat(len(names))]
             transform = reader in evaluation.transforms
             color = colors.get(str(reader)) or grays.get(str(reader), _GRAYS[0])
@@ -47,9 +47,10 @@ def curves(evaluation: Evaluation) -> go.Figure:
                     mode="lines+markers" if transform else "lines",
                     line={"color": color, "dash": "solid" if transform else "dash"},
                 ),
-                **place,
+                row=row,
+                col=col,
             )
             shown.add(str(reader))
-        figure.update_xaxes(title_text=kind or "hook", type="category", **place)
-        figure.update_yaxes(rangemode="tozero", **place)
+        figure.update_xaxes(title_text=kind or "hook", type="category", row=row, col=col)
+        figure.update_yaxes(rangemode="tozero", row=row, col=col)
     return figure.update_layout(width=1100, height=120 + 330 * rows, template="plotly_white", legend={"tracegroupgap": 2})

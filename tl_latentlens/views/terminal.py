@@ -231,12 +231,13 @@ def _measure_table(measure: Measure, transforms: Sequence[str]) -> Table:
     shown.add_column("±", justify="right")
     mean = lines.set_index(["reader", "hook_name"])["mean"]
     sign = -1 if measure.lower_is_better else 1
-    best = {name: max(sign * mean[one, name] for one in transforms) for name in names}
+    best = {name: max(float(sign * mean[one, name]) for one in transforms) for name in names}
     for reader, part in lines.groupby("reader", sort=False):
-        values = {name: mean.get((reader, name), mean.get((reader, ""))) for name in names}
-        style = {name: "bold" if reader in transforms and sign * values[name] == best[name] else "" for name in names}
+        alone = (reader, "") in mean.index  # a reader that needs no hook name
+        values = {name: float(mean[reader, "" if alone else name]) for name in names if alone or (reader, name) in mean.index}
+        style = {name: "bold" if reader in transforms and sign * values[name] == best[name] else "" for name in values}
         half = ((part["high"] - part["low"]) / 2).mean()
-        means = [Text(f"{values[name]:.3f}" if values[name] is not None else "", style[name]) for name in names]
+        means = [Text(f"{values[name]:.3f}", style[name]) if name in values else Text() for name in names]
         shown.add_row(Text(str(reader), "" if reader in transforms else "dim"), *means, Text(f"{half:.3f}", "dim"))
     return shown
 
@@ -255,8 +256,7 @@ def _gains_table(gains: pd.DataFrame, over: str) -> Table:
     for reader in readers:
         shown.add_column(reader, justify="right")
     for measure, part in gains.groupby("measure", sort=False):
-        cells = [
-            Text(f"{line.gain:+.3f}", "bold" if line.low > 0 or line.high < 0 else "") for line in part.itertuples(index=False)
-        ]
+        lines = zip(part["gain"], part["low"], part["high"], strict=True)
+        cells = [Text(f"{gain:+.3f}", "bold" if low > 0 or high < 0 else "") for gain, low, high in lines]
         shown.add_row(str(measure), *cells)
     return shown
