@@ -13,7 +13,10 @@ from tqdm.auto import tqdm
 from tl_latentlens.bank_format import Fingerprint, ModelInfo, partial_path
 from tl_latentlens.bank_layout import Layout
 from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError, UnknownHookError
+from tl_latentlens.heads import head_names, head_of, hook_point, names_heads
 from tl_latentlens.plan import Plan
+
+_CHUNK_NUMBERS = 2**20  # of 8 bytes, looked at together
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Bank:
         """Use `Bank.open`."""
         self.path = path
         self.layout = layout
+        self._head_moments: dict[str, dict[str, Float[np.ndarray, "head d_head"]]] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> "Bank":
@@ -135,30 +139,56 @@ class Bank:
         """sha256 of the plan: banks with the same digest have the same rows."""
         return self.layout.attributes.plan_digest
 
-    def d(self, hook_name: str) -> int:
-        """Width of a hook name's vectors."""
+    def n_heads(self, hook_name: str) -> int:
+        """Heads that stand side by side in a hook name's vectors; 1 for all other hook names."""
         self._require(hook_name)
-        return self.layout.widths[hook_name]
+        return self.layout.attributes.n_heads.get(hook_point(hook_name), 1)
+
+    def head_names(self, hook_name: str) -> list[str]:
+        """What a name stands for: each head of `blocks.3.attn.hook_z[:]`, else the name itself.
+
+        Raises:
+            UnknownHookError: The bank does not have it.
+        """
+        names = head_names(hook_name, self.n_heads(hook_name))
+        self._require(names[-1])
+        return names
+
+    def d(self, hook_name: str) -> int:
+        """Width of a hook name's vectors; of a head's, d_head."""
+        self._require(hook_name)
+        return self.layout.widths[hook_point(hook_name)] // (1 if head_of(hook_name) is None else self.n_heads(hook_name))
 
     def vectors(self, hook_name: str) -> Float[np.ndarray, "rows d"]:
-        """The unit-length vectors of a hook name, memory-mapped; writing to them does not reach the file."""
-        self._require(hook_name)
-        return self.layout.map_vectors(hook_name)
+        """The unit-length vectors of a hook name, memory-mapped; writing to them does not reach the file.
+
+        Those of a head, `blocks.3.attn.hook_z[5]`, are columns of them, whose length varies.
+        """
+        width, head = self.d(hook_name), head_of(hook_name)
+        whole = self.layout.map_vectors(hook_point(hook_name))
+        return whole if head is None else whole[:, head * width : (head + 1) * width]
 
     def norms(self, hook_name: str) -> Float[np.ndarray, " rows"]:
-        """Length of each activation before it was normalised, float32, memory-mapped."""
+        """Length of each activation (all heads together) before it was divided by it, float32, memory-mapped."""
         self._require(hook_name)
-        return self.layout.map(f"hooks/{hook_name}/norms")
+        return self.layout.map(f"hooks/{hook_point(hook_name)}/norms")
 
     def mean(self, hook_name: str) -> Float[np.ndarray, " d"]:
-        """Mean of the unit-length vectors, per dimension, float64."""
-        self._require(hook_name)
-        return np.array(self.layout.map(f"hooks/{hook_name}/mean"))
+        """Mean of the vectors, each brought to length 1, per dimension, float64."""
+        return self._moment(hook_name, "mean")
 
     def std(self, hook_name: str) -> Float[np.ndarray, " d"]:
-        """Standard deviation of the unit-length vectors, per dimension, float64 (divided by n)."""
+        """Standard deviation of the vectors, each brought to length 1, per dimension, float64 (divided by n)."""
+        return self._moment(hook_name, "std")
+
+    def _moment(self, hook_name: str, moment: str) -> Float[np.ndarray, " d"]:
         self._require(hook_name)
-        return np.array(self.layout.map(f"hooks/{hook_name}/std"))
+        head, point = head_of(hook_name), hook_point(hook_name)
+        if head is None:
+            return np.array(self.layout.map(f"hooks/{point}/{moment}"))
+        if point not in self._head_moments:
+            self._head_moments[point] = _head_moments(self.vectors(point), self.n_heads(point))
+        return self._head_moments[point][moment][head]
 
     def row(self, row: int) -> Row:
         """Look up one row.
@@ -232,8 +262,34 @@ class Bank:
         return _TokenBytes(self.layout, without=self.layout.attributes.special_ids)
 
     def _require(self, hook_name: str) -> None:
-        if hook_name not in self.layout.widths:
+        point = hook_point(hook_name)
+        if point not in self.layout.widths:
             raise UnknownHookError(f"the bank {self.path} has no hook name {hook_name!r}; it has {list(self.hook_names)}")
+        if not names_heads(hook_name):
+            return
+        n_heads = self.layout.attributes.n_heads.get(point)
+        if n_heads is None:
+            raise UnknownHookError(
+                f"the bank {self.path} knows no heads of {point!r}, asked for as {hook_name!r}: the activation has none, or "
+                f"the bank was built before heads were counted; use {point!r}, or rebuild the bank"
+            )
+        if (head_of(hook_name) or 0) >= n_heads:
+            raise UnknownHookError(f"{point!r} has heads 0 to {n_heads - 1} in the bank {self.path}, got {hook_name!r}")
+
+
+def _head_moments(vectors: Float[np.ndarray, "rows d"], n_heads: int) -> dict[str, Float[np.ndarray, "head d_head"]]:
+    """Mean and standard deviation of each head's vectors, brought to length 1, in float64; zeros stay zeros."""
+    total, squares = np.zeros(vectors.shape[1]), np.zeros(vectors.shape[1])
+    step = max(1, _CHUNK_NUMBERS // vectors.shape[1])
+    for row in range(0, len(vectors), step):
+        heads = vectors[row : row + step].astype(np.float64).reshape(-1, n_heads, vectors.shape[1] // n_heads)
+        lengths = np.linalg.norm(heads, axis=-1, keepdims=True)
+        units = (heads / np.where(lengths > 0, lengths, 1)).reshape(-1, vectors.shape[1])
+        total += units.sum(0)
+        squares += np.square(units).sum(0)
+    mean = total / len(vectors)
+    std = np.sqrt(np.maximum(squares / len(vectors) - mean**2, 0))
+    return {"mean": mean.reshape(n_heads, -1), "std": std.reshape(n_heads, -1)}
 
 
 class _TokenBytes(dict[int, bytes]):

@@ -42,6 +42,7 @@ def create_partial(partial: Path, plan: Plan, record: ModelRecord, dtype: str, b
         tuple(record.widths),
         tuple(record.special_ids),
         {name: version(name) for name in _PACKAGES},
+        {name: heads for name, heads in record.fingerprint.n_heads.items() if name in record.widths},
     )
     arrays = _arrays(plan, record, dtype, batch_tokens)
     empty = _empty_arrays(plan, record, dtype, len(arrays["block_starts"]) - 1)

@@ -56,11 +56,13 @@ class Fingerprint:
 
     Attributes:
         prompts: Token ids of each prompt, BOS included.
-        activations: Hook name → float32 [n_tokens, d], the prompts back to back.
+        activations: Hook name → float32 [n_tokens, d], the prompts back to back, heads side by side.
+        n_heads: Hook name → heads, for activations that have them.
     """
 
     prompts: tuple[tuple[int, ...], ...]
     activations: dict[str, Float[np.ndarray, "tokens d"]]
+    n_heads: dict[str, int] = field(default_factory=dict)
 
     def agrees(self, other: "Fingerprint", hook_name: str, dtype: str) -> bool:
         """True where another model's activations are these, up to the noise between devices and batch sizes.
@@ -115,6 +117,7 @@ class Attributes:
         hook_names: In the order in which they were asked for.
         special_ids: Token ids that are no text.
         versions: Package → version that built the bank.
+        n_heads: Hook name → heads that stand side by side in its vectors; not written where there are none.
     """
 
     model: ModelInfo
@@ -126,6 +129,7 @@ class Attributes:
     hook_names: tuple[str, ...]
     special_ids: tuple[int, ...]
     versions: dict[str, str]
+    n_heads: dict[str, int] = field(default_factory=dict)
 
 
 def partial_path(path: Path) -> Path:

@@ -235,6 +235,9 @@ def _problems(head: Head, file_size: int) -> Iterator[str]:
             length -= int(more or 0)
             if length < 0 or lengths.setdefault(axis, length) != length:
                 yield f"{name} has shape {place.shape}, which does not fit the other datasets"
+    for name, heads in attributes.n_heads.items():
+        if name not in names or heads < 1 or lengths[f"d of {name}"] % heads:
+            yield f"{heads} heads of {name}, which its vectors do not have"
     if not lengths["rows"] or not lengths["blocks"]:
         yield "no rows"
     whole = max(place.offset + place.n_bytes for place in head.datasets.values())

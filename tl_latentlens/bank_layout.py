@@ -110,7 +110,8 @@ class Layout:
         """The stored prompts and activations by which the model is known again."""
         starts, tokens = self.map("fingerprint/prompt_starts").tolist(), self.map("fingerprint/tokens").tolist()
         prompts = tuple(tuple(tokens[a:b]) for a, b in pairwise(starts))
-        return Fingerprint(prompts, {n: np.array(self.map(f"fingerprint/{n}")) for n in self.widths})
+        known = {name: np.array(self.map(f"fingerprint/{name}")) for name in self.widths}
+        return Fingerprint(prompts, known, self.attributes.n_heads)
 
     def differences(self, plan: Plan, dtype: str, hook_names: Sequence[str], record: ModelRecord | None = None) -> list[str]:
         """What of the file is not as a call asks for, one line each; empty where the file is of this very call.

@@ -10,7 +10,18 @@ from torch import Tensor
 
 from tl_latentlens.bank_format import TOLERANCES, Fingerprint, ModelInfo
 from tl_latentlens.errors import InvalidInputError, ModelMismatchError
-from tl_latentlens.model import NO_TOKENIZER, describe_model, flat_activation, in_residual_stream, model_device, run_hooked
+from tl_latentlens.hooks.names import forward_order
+from tl_latentlens.model import (
+    NO_TOKENIZER,
+    describe_model,
+    flat_activation,
+    in_residual_stream,
+    model_device,
+    name_on_bridge,
+    run_hooked,
+    sae_input,
+    switched_off,
+)
 
 
 def fingerprint(model: Any, prompts: Sequence[Sequence[int]], hook_names: Sequence[str]) -> Fingerprint:
@@ -20,11 +31,14 @@ def fingerprint(model: Any, prompts: Sequence[Sequence[int]], hook_names: Sequen
         InvalidInputError: A hook name that never fires, or whose activation is not [batch, pos, ...].
     """
     seen: dict[str, list[np.ndarray]] = {name: [] for name in hook_names}
+    n_heads: dict[str, int] = {}
 
     def keep(name: str) -> Callable:
         def hook_fn(activation: Tensor, hook: Any) -> None:
             # HookedTransformer runs ln1 three times, for query, key and value, on the same input; the last one stays.
             fired[name] = flat_activation(name, activation, tokens.shape)[0].float().cpu().numpy()
+            if activation.ndim == 4:
+                n_heads[name] = activation.shape[2]
 
         return hook_fn
 
@@ -36,10 +50,12 @@ def fingerprint(model: Any, prompts: Sequence[Sequence[int]], hook_names: Sequen
             seen[name].append(rows)
     silent = [name for name, parts in seen.items() if len(parts) < len(prompts)]
     if silent:
+        remedies = [remedy for name in silent if (remedy := switched_off(model, name))]
         raise InvalidInputError(
-            f"{silent} did not fire when the model ran; leave them out, or switch them on (model.set_use_...)"
+            f"{silent} did not fire when the model ran: it has such hook points and does not use them; "
+            f"{remedies[0] if remedies else 'leave them out'}"
         )
-    return Fingerprint(tuple(map(tuple, prompts)), {name: np.concatenate(parts) for name, parts in seen.items()})
+    return Fingerprint(tuple(map(tuple, prompts)), {name: np.concatenate(parts) for name, parts in seen.items()}, n_heads)
 
 
 def check_fingerprint(model: Any, stored: Fingerprint, info: ModelInfo, *, without_means: bool = False) -> None:
@@ -69,8 +85,12 @@ def check_fingerprint(model: Any, stored: Fingerprint, info: ModelInfo, *, witho
             f"another model: {both}, and the bank's token {largest} is past its vocabulary of {ours.d_vocab}; load the model "
             "that built the bank, or rebuild the bank"
         )
+    known = model.hook_dict
+    saes = {name: sae for name in stored.activations if (sae := sae_input(name, known))}
+    called = {name: saes.get(name) or (name if name in known else name_on_bridge(name)) for name in stored.activations}
     try:
-        found = fingerprint(model, stored.prompts, list(stored.activations))
+        found = fingerprint(model, stored.prompts, list(called.values()))
+        found = replace(found, activations={name: found.activations[there] for name, there in called.items()})
     except (InvalidInputError, KeyError, ValueError) as error:  # TransformerLens 4 has ValueError for hooks that are off
         raise ModelMismatchError(f"{both}, and the model lacks an activation of the bank: {error}") from error
     for name, rows in stored.activations.items():
@@ -90,6 +110,13 @@ def check_fingerprint(model: Any, stored: Fingerprint, info: ModelInfo, *, witho
         if not stored.agrees(found, name, info.dtype)
         or (centering and not without_means and _differ_in_means(stored, found, name))
     ]
+    layers = [forward_order(name)[0] for name in known if name.endswith(".hook_sae_input")]
+    before: list[str] = []
+    changed = layers and not any(".hook_sae_" in name for name in stored.activations)
+    if changed:  # an SAE gives something else to all that comes after it
+        before = [name for name in stored.activations if name in saes or forward_order(name)[0] < min(layers)]
+        if before:
+            names, overflown = [n for n in names if n in before], [n for n in overflown if n in before]
     if names or overflown:
         differing = [name for name in stored.activations if name in names or name in overflown]
         cause = (
@@ -98,6 +125,8 @@ def check_fingerprint(model: Any, stored: Fingerprint, info: ModelInfo, *, witho
         )
         if names:
             cause = _cause(stored, found, names, info, ours)
+            if changed and not before:
+                cause = f"SAEs are attached from layer {min(layers)} on, which changes them; check without (model.reset_saes())"
         raise ModelMismatchError(
             f"{both}, and their activations differ at {', '.join(differing[:3])}{' …' if differing[3:] else ''}: {cause}"
         )

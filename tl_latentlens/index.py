@@ -20,6 +20,7 @@ from tl_latentlens.bank_format import ModelInfo
 from tl_latentlens.errors import InvalidInputError, ModelMismatchError, UnknownHookError
 from tl_latentlens.fingerprint import check_fingerprint
 from tl_latentlens.geometry import hubness
+from tl_latentlens.heads import head_of, hook_point
 from tl_latentlens.model import in_residual_stream
 from tl_latentlens.results import Neighbor
 from tl_latentlens.search import TopK, VectorSearch, as_tensor, unit_queries
@@ -94,7 +95,8 @@ class ContextualIndex:
         Args:
             bank: A bank, a path, or a list of either: banks of one model, their rows one after the other. Banks with the
                 same plan (one file a hook name, say) share their rows.
-            hook_names: Which of the bank's hook names to load; None: all.
+            hook_names: Which of the bank's hook names to load; None: all. "blocks.3.attn.hook_z[5]" is head 5 of one,
+                "blocks.3.attn.hook_z[:]" are all its heads, each a hook name of its own of width d_head.
             device: None: CUDA where there is one, else the CPU.
             dtype: Precision of the approximate first pass of a search; the result is exact for all (see `VectorSearch`).
             transform: "raw" ("auto") compares activations as they are. The others look at what tells a hook name's rows apart,
@@ -134,11 +136,13 @@ class ContextualIndex:
                 self._mismatch(f"banks of different models: {' and '.join(sides)}; index them apart{centering}")
         available = list(dict.fromkeys(name for bank in self.banks for name in bank.hook_names))
         hook_names = [hook_names] if isinstance(hook_names, str) else hook_names
-        self.hook_names = tuple(available if hook_names is None else _require_names(hook_names, available, "the index"))
-        if verify:
-            for one in self.banks:
-                one.verify([name for name in self.hook_names if name in one.hook_names])
         self._first_rows, self.n_rows = _first_rows(self.banks)
+        asked = available if hook_names is None else hook_names
+        self.hook_names = tuple(self._expand(asked))
+        if verify:
+            points = {hook_point(name): None for name in self.hook_names}
+            for one in self.banks:
+                one.verify([name for name in points if name in one.hook_names])
         self._factory = approximate if isinstance(approximate, str) else None
         self._approximate = bool(approximate)
         self._affines = {
@@ -185,20 +189,24 @@ class ContextualIndex:
         Args:
             vectors: Activations or directions, any leading shape; normalised here.
             top_k: Neighbors of each; fewer come back where the index holds fewer.
-            hook_names: Narrow the search to these.
+            hook_names: Narrow the search to these. Must be given for an index of several heads (or `query_hook_name`).
             query_hook_name: The hook name that the vectors come from, whose mean and scale a transform uses for them. None
-                for directions, which are put to the scale of each hook name that is searched.
+                for directions, which are put to the scale of each hook name that is searched. A head's vectors are searched
+                among those of that head alone.
             calibrate: Also say how likely a random activation comes as near (`SearchResult.chances`; `chances` says how).
 
         Raises:
-            InvalidInputError: A width that no searched hook name has; NaN, inf or zero vectors.
+            InvalidInputError: A width that no searched hook name has; NaN, inf or zero vectors; several heads, whose spaces
+                are not the same, and no word on which to search.
             UnknownHookError: A hook name that is not loaded.
         """
         tensor = as_tensor(vectors)
         width = tensor.shape[-1] if tensor.ndim else 0
         wanted = [hook_names] if isinstance(hook_names, str) else hook_names
-        names = self.hook_names if wanted is None else _require_names(wanted, self.hook_names, "the index")
+        names = self.hook_names if wanted is None else _require_names(self._expand(wanted), self.hook_names, "the index")
         fitting = [name for name in self.hook_names if name in names and self.d(name) == width]
+        if wanted is None:
+            fitting = _of_one_space(fitting, query_hook_name)
         if not fitting:
             widths = sorted({self.d(name) for name in names})
             raise InvalidInputError(f"got vectors of width {width} (shape {tuple(tensor.shape)}); the index has width {widths}")
@@ -302,7 +310,7 @@ class ContextualIndex:
         """First row and bank for each plan that has a hook name, in row order; of two banks with the same rows, the first."""
         having: dict[int, Bank] = {}
         for first, bank in zip(self._first_rows, self.banks, strict=True):
-            if hook_name in bank.hook_names:
+            if hook_point(hook_name) in bank.hook_names:
                 having.setdefault(first, bank)
         return sorted(having.items())
 
@@ -331,6 +339,12 @@ class ContextualIndex:
         """What banks of one index must have in common: not the class, which gives the same activations."""
         apart = {"class_name", *(["centered"] if self.transform == "center_writing" else [])}
         return {name: value for name, value in asdict(info).items() if name not in apart}
+
+    def _expand(self, names: Sequence[str]) -> list[str]:
+        """The names, each [:] replaced by its heads."""
+        available = [name for bank in self.banks for name in bank.hook_names]
+        _require_names([hook_point(name) for name in names], available, "the index")
+        return list(dict.fromkeys(one for name in names for one in self.banks_of(name)[0][1].head_names(name)))
 
     @cached_property
     def _banks_by_row(self) -> tuple[list[int], list[Bank]]:
@@ -380,7 +394,7 @@ class ContextualIndex:
             bank.vectors(name),
             self.device,
             dtype,
-            unit_length=True,
+            unit_length=head_of(name) is None,  # a head's columns have any length
             **vars(self._affines[name]),
             remove_means=self.transform == "center_writing" and in_residual_stream(name),
             memory_budget=memory_budget,
@@ -409,6 +423,22 @@ def _first_rows(banks: Sequence[Bank]) -> tuple[list[int], int]:
             first[bank.plan_digest] = rows
             rows += bank.n_rows
     return [first[bank.plan_digest] for bank in banks], rows
+
+
+def _of_one_space(fitting: list[str], query_hook_name: str | None) -> list[str]:
+    """What a search looks in where that is left open: heads have spaces of their own, so a head's vectors look in it alone."""
+    heads = [name for name in fitting if head_of(name) is not None]
+    if query_hook_name in heads:
+        return [query_hook_name]
+    if query_hook_name in fitting:
+        return [name for name in fitting if name not in heads]
+    if heads and len(fitting) > 1:
+        raise InvalidInputError(
+            f"got vectors of {query_hook_name or 'no hook name'} for an index of {', '.join(fitting[:3])}"
+            f"{' …' if len(fitting) > 3 else ''}: each head has a space of its own, so cosines across heads mean nothing; say whose vectors they are "
+            f"(query_hook_name={heads[0]!r}) or where to look (hook_names=)"
+        )
+    return fitting
 
 
 def _require_names(names: Sequence[str], available: Sequence[str], what: str) -> list[str]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,27 @@ from tl_latentlens.plan import Prompts
 DEMO_MODEL = Path(__file__).parent / "data" / "demo_model"
 NO_TOKENIZER = hashlib.sha256(b"").hexdigest()  # stands for the vocabulary of a model without tokenizer
 _TOKENIZE_CHARACTERS = 2**18  # of text handed to the tokenizer at once
-_RESIDUAL = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out|in|out)|hook_(pos_)?embed")
+_RESIDUAL = re.compile(
+    r"(blocks\.\d+\.(hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out|in|out)|attn\.hook_result\[(\d+|:)\])|hook_(pos_)?embed)"
+    r"(\.hook_sae_(input|output|recons|error))?"
+)
+# What a hook name ends with, and the setting without which it never fires.
+_SWITCHES = {
+    "attn.hook_result": "use_attn_result",
+    "hook_mlp_in": "use_hook_mlp_in",
+    "hook_attn_in": "use_attn_in",
+    **{f"hook_{part}_input": "use_split_qkv_input" for part in "qkv"},
+}
+# What a bridge itself calls a hook point: SAEs are attached under these names, and SAETransformerBridge has no others.
+_ON_BRIDGE = {
+    "hook_resid_pre": "hook_in",
+    "hook_resid_mid": "ln2.hook_in",
+    "hook_resid_post": "hook_out",
+    "hook_attn_out": "attn.hook_out",
+    "hook_mlp_out": "mlp.hook_out",
+    "attn.hook_z": "attn.o.hook_in",
+    "mlp.hook_post": "mlp.out.hook_in",
+}
 
 
 def require_model(model: Any) -> None:
@@ -291,13 +311,49 @@ def head_outputs(model: Any, layer: int, z: Float[Tensor, "... head d_head"]) ->
     Raises:
         InvalidInputError: z has another shape than the layer's W_O takes.
     """
-    weight = model.blocks[layer].attn.W_O.detach()
+    weight = _output_weight(model, layer)
     if tuple(z.shape[-2:]) != tuple(weight.shape[:2]):
         raise InvalidInputError(
             f"got z of shape {tuple(z.shape)}; expected [..., {weight.shape[0]} heads, d_head {weight.shape[1]}], the "
             f"activation blocks.{layer}.attn.hook_z"
         )
     return einsum(z.to(weight.device, weight.dtype), weight, "... head d_head, head d_head d_model -> ... head d_model")
+
+
+def head_output(model: Any, layer: int, head: int, z: Float[Tensor, "... d_head"]) -> Float[Tensor, "... d_model"]:
+    """What one attention head adds to the output of its layer; see `head_outputs`."""
+    weight = _output_weight(model, layer)
+    return z.to(weight.device, weight.dtype) @ weight[head]
+
+
+def _output_weight(model: Any, layer: int) -> Float[Tensor, "head d_head d_model"]:
+    return model.blocks[layer].attn.W_O.detach()
+
+
+def switched_off(model: Any, hook_name: str) -> str | None:
+    """What to do about a hook name that the model's settings keep from firing; None where they do not."""
+    flag = next((flag for end, flag in _SWITCHES.items() if hook_name.endswith(end)), None)
+    if flag is None or getattr(model.cfg, flag, True):
+        return None
+    by_head = f"; or use {hook_name.removesuffix('result')}z, from which latentlens_hooks computes {hook_name}[head]"
+    return f"model.set_{flag}(True) switches it on{by_head * hook_name.endswith('hook_result')}"
+
+
+def name_on_bridge(hook_name: str) -> str:
+    """What a bridge itself calls a hook point."""
+    block = re.fullmatch(r"(blocks\.\d+\.)(.+)", hook_name)
+    return block[1] + _ON_BRIDGE.get(block[2], block[2]) if block else hook_name
+
+
+def sae_input(hook_name: str, known: Container[str]) -> str | None:
+    """Where an attached SAE reads what the model gave at a hook name that it replaces; None where none does.
+
+    Args:
+        hook_name: Of the activation.
+        known: The model's hook names.
+    """
+    names = (f"{name}.hook_sae_input" for name in (hook_name, name_on_bridge(hook_name)))
+    return None if hook_name in known else next((name for name in names if name in known), None)
 
 
 def in_residual_stream(hook_name: str) -> bool:

@@ -80,7 +80,8 @@ class VectorSearch:
                 one byte a number are made at the first search. "auto": int8 where the hardware multiplies it fast and half
                 of the free memory holds the codes; on a GPU that holds the vectors, their own precision. The result is the
                 same for all.
-            unit_length: The rows are unit vectors (up to rounding) and are used as stored; None looks.
+            unit_length: The rows are unit vectors (up to rounding) and are used as stored; None looks. False: each is divided
+                by its length first, also before `center` is subtracted.
             center: Subtract this vector from each row before comparing; the rows stay as they are in memory.
             weight: Then multiply it by this, dimension by dimension; above 0.
             removed: Then take away what lies in the span of these orthonormal rows. Queries are compared as they are given:
@@ -109,11 +110,17 @@ class VectorSearch:
         self._offset: Float[Tensor, " n"] | None = None
         self._remove_means = remove_means
         self._scale: Float[Tensor, " n"] | None = None
+        self._to_unit: Float[Tensor, " n"] | None = None
         self._as_stored = self._affine.changes_nothing and not remove_means
         if not self._as_stored or unit_length is None or not unit_length:
             tolerance = _UNIT_TOLERANCE.get(self._vectors.dtype, 1e-5)
             spans = [slice(*span) for span in self._spans(0, len(self), 32 * self.d)] or [slice(0, 0)]
+            if unit_length is False and not self._as_stored:
+                norms = self._norms(spans)
+                self._to_unit = torch.where(norms > 0, 1 / norms, 0.0)
             lengths = torch.cat([self._compared(span, torch.float64).norm(dim=-1) for span in spans])
+            if self._to_unit is not None:
+                lengths = torch.where(self._to_unit > 0, lengths, 0.0)  # zeros have no direction, centred or not
             if not bool(torch.isfinite(lengths).all()):
                 row = int(torch.nonzero(~torch.isfinite(lengths))[0])
                 raise InvalidInputError(f"vectors hold NaN or inf, first in row {row}; remove such rows before searching")
@@ -121,7 +128,7 @@ class VectorSearch:
                 stored = lengths
                 least = torch.zeros_like(lengths)
                 if not self._as_stored:
-                    stored = torch.cat([self._vectors[span].to(self.device).double().norm(dim=-1) for span in spans])
+                    stored = self._norms(spans) * (1 if self._to_unit is None else self._to_unit)
                     largest = 1.0 if self._affine.weight is None else self._affine.weight.max()
                     least = _NOTHING_LEFT * largest * stored
                 self._scale = torch.where(lengths > least, 1 / lengths, 0.0)
@@ -133,6 +140,9 @@ class VectorSearch:
             self._float_pass = torch.float32 if self.device.type == "cpu" else half
         if self._scale is not None and self._float_pass == torch.float16:
             self._float_pass = torch.bfloat16  # rows of any length can leave float16's range
+
+    def _norms(self, spans: list[slice]) -> Float[Tensor, " n"]:
+        return torch.cat([self._vectors[span].to(self.device).double().norm(dim=-1) for span in spans])
 
     def _choose_pass(self, dtype: str) -> torch.dtype:
         if dtype != "auto":
@@ -277,6 +287,8 @@ class VectorSearch:
         else:
             chosen = self._vectors.index_select(0, rows.to(self._vectors.device))
         exact = chosen.to(self.device).to(dtype)
+        if self._to_unit is not None:
+            exact = exact * self._to_unit[rows, None]
         if self._remove_means:
             exact = exact - exact.mean(-1, keepdim=True)
         return self._affine(exact)
@@ -337,6 +349,8 @@ class VectorSearch:
         plain = self._affine.transposed(queries)
         with _full_accumulation():
             raw = (part @ plain.to(self._float_pass).T).float()
+        if self._to_unit is not None:
+            raw *= self._to_unit[first:last, None].float()
         if self._affine.center is not None:
             raw -= (plain.double() @ self._affine.center).float()
         if self._scale is not None:

@@ -13,6 +13,7 @@ from scipy.sparse.linalg import eigsh
 
 from tl_latentlens.bank import Bank
 from tl_latentlens.geometry import Affine
+from tl_latentlens.heads import head_of
 
 TRANSFORMS = ("raw", "center", "standardize", "remove_top", "csls", "center_writing")
 _COMPONENTS = 100  # dimensions for each top component that "remove_top" takes away
@@ -50,7 +51,10 @@ def _top_components(banks: Sequence[Bank], hook_name: str, mean: Float[np.ndarra
     covariance = np.zeros((d, d))
     for bank in banks:
         rows = spread(bank.n_rows, max(1, _SAMPLE * bank.n_rows // n_rows))
-        away = np.asarray(bank.vectors(hook_name)[rows]).astype(np.float64) - mean
+        vectors = np.asarray(bank.vectors(hook_name)[rows]).astype(np.float64)
+        if head_of(hook_name) is not None:  # columns of unit vectors
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
+        away = vectors - mean
         covariance += away.T @ away
     n = min(max(1, round(d / _COMPONENTS)), d - 1)
     values, components = eigsh(covariance, n, v0=np.ones(d)) if n else (np.zeros(0), np.zeros((d, 0)))

@@ -95,7 +95,7 @@ def test_attention_patterns_are_refused(demo_model: Any, tmp_path: Path, name: s
 def test_a_hook_that_never_fires_is_refused(tmp_path: Path) -> None:
     model = tll.load_demo_model("hooked")
     names = ["blocks.0.hook_resid_post", "blocks.0.hook_mlp_in"]
-    with pytest.raises(tll.InvalidInputError, match=r"\['blocks.0.hook_mlp_in'\] did not fire .*model.set_use_"):
+    with pytest.raises(tll.InvalidInputError, match=r"'blocks.0.hook_mlp_in' never fires .*model.set_use_"):
         tll.build_bank(model, TEXTS, tmp_path / "bank.h5", hook_names=names, progress=False)
     model.set_use_hook_mlp_in(True)
     bank = tll.build_bank(model, TEXTS, tmp_path / "bank.h5", hook_names=names, progress=False)

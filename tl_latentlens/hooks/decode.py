@@ -1,5 +1,6 @@
 """Hooks that read: capture activations while the model runs, decode them against an index when the result is asked for."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +11,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.hooks.names import check_hook_names
+from tl_latentlens.errors import InvalidInputError, UnknownHookError
+from tl_latentlens.heads import fires_as, head_names, head_of, hook_point, names_heads, of_all_heads, output_layer
+from tl_latentlens.hooks.names import check_hook_names, forward_order, require_firing
 from tl_latentlens.hooks.run_context import RunContext, running, skipped_positions
 from tl_latentlens.index import ContextualIndex
 from tl_latentlens.lenses import embedding_lens, logit_lens
-from tl_latentlens.model import flat_activation, in_residual_stream, token_bytes, without_hooks
+from tl_latentlens.model import flat_activation, head_output, in_residual_stream, token_bytes, without_hooks
 from tl_latentlens.results import LensResult, TokenReading
 
 _TOGETHER = 4096  # vectors searched at once, of several hook names; more would only take more memory
@@ -59,23 +61,29 @@ class LatentLensHook:
         self._result: LensResult | None = None
 
     def __call__(self, activation: Tensor, hook: Any, name: str | None = None) -> None:
-        """Capture an activation [batch, pos, ...].
+        """Capture an activation [batch, pos, ...], or the heads of it that are named.
 
         Args:
             activation: What the hook point saw; it is not changed.
             hook: The HookPoint.
             name: The hook name it was asked for under; None: the hook point's own name, which on a bridge may be another.
+
+        Raises:
+            InvalidInputError: An activation without a vector for each token, or without the heads that are named.
         """
-        name = str(name or hook.name)
         batch, pos = activation.shape[:2]
-        vectors = flat_activation(name, activation, (batch, pos)).clone()
-        earlier = self._captured.get(name, [])
         context = running(batch, pos)
+        for one, vectors in _by_head(str(name or hook.name), activation).items():
+            self._keep(one, vectors.clone(), context)
+        self._result = None
+
+    def _keep(self, name: str, vectors: Float[Tensor, "batch pos d"], context: RunContext) -> None:
+        batch, pos = vectors.shape[:2]
+        earlier = self._captured.get(name, [])
         goes_on = bool(earlier) and pos == 1 and earlier[-1].activation.shape[0] == batch and context.goes_on
         if name in self._captured and not goes_on and not _again(name, next(reversed(self._captured))):
             self._captured.clear()  # a new run: what it does not reach must not show the last one
         self._captured[name] = [*(earlier if goes_on else []), _Capture(vectors, context)]
-        self._result = None
 
     @property
     def result(self) -> LensResult:
@@ -86,14 +94,18 @@ class LatentLensHook:
             ModelMismatchError: The model that ran is not the bank's.
         """
         if self._result is None:
-            model = self.model
-            if model is None and self._captured:
-                model = next(iter(self._captured.values()))[-1].context.model
+            model = self._model_that_ran
             if model is not None:
                 with without_hooks(model):  # somebody's hooks may change what a replay gives
                     self.index.check_model(model)
             self._result = self._decode(model)
         return self._result
+
+    @property
+    def _model_that_ran(self) -> Any:
+        if self.model is None and self._captured:
+            return next(iter(self._captured.values()))[-1].context.model
+        return self.model
 
     def clear(self) -> None:
         """Forget what was captured."""
@@ -104,18 +116,20 @@ class LatentLensHook:
         if not self._captured:
             raise InvalidInputError(
                 "nothing was captured: run the model with these hooks first, "
-                "model.run_with_hooks(text, fwd_hooks=latentlens_hooks(index))"
+                "model.run_with_hooks(text, fwd_hooks=latentlens_hooks(index)); where it ran, none of the hook names fired"
             )
         if model is None and (self.logit_lens or self.embedding_lens):
             raise InvalidInputError("the logit lens needs the model: LatentLensHook(index, model=model), or logit_lens=False")
+        if model is None and any(output_layer(name) is not None for name in self._captured):
+            raise InvalidInputError("hook_result[head] is computed with the model's W_O: LatentLensHook(index, model=model)")
         tokens, skipped = self._input(model)
         captures = next(iter(self._captured.values()))
         decoded = self._chosen((len(captures[0].activation), sum(c.activation.shape[1] for c in captures)), skipped)
         found, logits, embeddings = {}, {}, {}
         for names in self._alike(int(decoded.sum())):
-            vectors = torch.stack([self._vectors(name, decoded) for name in names])
+            vectors = torch.stack([self._vectors(name, decoded, model) for name in names])
             searched = self.index.search(
-                vectors, self.top_k, query_hook_name=self._centered_by(names[0]), calibrate=self.calibrate
+                vectors, self.top_k, query_hook_name=self._queried_as(names[0]), calibrate=self.calibrate
             )
             for i, name in enumerate(names):
                 found[name] = searched[i]
@@ -135,20 +149,24 @@ class LatentLensHook:
         groups: dict[Any, list[str]] = {}
         for name, captures in self._captured.items():
             one = captures[0].activation
-            alike = (one.shape[-1], one.dtype, one.device, in_residual_stream(name), self._centered_by(name))
+            alike = (one.shape[-1], one.dtype, one.device, in_residual_stream(name), self._queried_as(name))
             groups.setdefault(alike, []).append(name)
         at_once = max(1, _TOGETHER // max(1, cells))
         for names in groups.values():
             for first in range(0, len(names), at_once):
                 yield names[first : first + at_once]
 
-    def _centered_by(self, name: str) -> str | None:
-        """By whose mean and scale the index transforms queries of this name."""
-        return name if self.index.moves_queries and name in self.index.hook_names else None
+    def _queried_as(self, name: str) -> str | None:
+        """As which of its hook names the index searches queries of this name, where it matters to it."""
+        name = name if name in self.index.hook_names else name.removesuffix(".hook_sae_input")
+        matters = self.index.moves_queries or head_of(name) is not None
+        return name if matters and name in self.index.hook_names else None
 
-    def _vectors(self, name: str, decoded: Bool[np.ndarray, "batch pos"]) -> Float[Tensor, "cells d"]:
+    def _vectors(self, name: str, decoded: Bool[np.ndarray, "batch pos"], model: Any) -> Float[Tensor, "cells d"]:
         activation = torch.cat([capture.activation for capture in self._captured[name]], 1)
-        return activation[torch.from_numpy(decoded).to(activation.device)]
+        vectors = activation[torch.from_numpy(decoded).to(activation.device)]
+        layer, head = output_layer(name), head_of(name)
+        return vectors if layer is None or head is None else head_output(model, layer, head, vectors)
 
     def _input(self, model: Any) -> tuple[Tensor | None, Tensor | None]:
         """The run's tokens, and which of them are padding or BOS; None where the run did not show its tokens."""
@@ -186,6 +204,19 @@ def _as_mask(positions: Any, shape: tuple[int, int]) -> Bool[np.ndarray, "batch 
     return mask
 
 
+def _by_head(name: str, activation: Tensor) -> dict[str, Float[Tensor, "batch pos d"]]:
+    """An activation under its name, or each head that the name stands for."""
+    if not names_heads(name):
+        return {name: flat_activation(name, activation, activation.shape[:2])}
+    n_heads = activation.shape[2] if activation.ndim == 4 else 0
+    if n_heads <= (head_of(name) or 0):
+        raise InvalidInputError(
+            f"got {name!r}, but {fires_as(name)} has shape {tuple(activation.shape)}; expected [batch, pos, head, d_head] "
+            "with that head"
+        )
+    return {one: activation.detach()[:, :, head_of(one)] for one in head_names(name, n_heads)}
+
+
 def _again(name: str, last: str) -> bool:
     """True for ln1 of the layer that fired last: HookedTransformer runs it three times, for query, key and value."""
     return ".ln1." in name and name.rpartition(".")[0] == last.rpartition(".")[0]
@@ -202,16 +233,43 @@ class LensHooks(list[tuple[str, Callable[..., Any]]]):
 
     def __init__(self, hook: LatentLensHook, hook_names: Sequence[str]) -> None:
         """Bind each requested name to the hook: on a bridge the hook point's own name differs."""
-        super().__init__((name, partial(hook, name=name)) for name in hook_names)
+        super().__init__((fires_as(name), partial(hook, name=name)) for name in hook_names)
         self.hook = hook
+        self.hook_names = tuple(hook_names)
 
     def __repr__(self) -> str:
-        return f"LensHooks({[name for name, _ in self]})"
+        return f"LensHooks({list(self.hook_names)})"
 
     @property
     def result(self) -> LensResult:
-        """What was read from the last run; see `LatentLensHook.result`."""
+        """What was read from the last run; see `LatentLensHook.result`.
+
+        Hook names that the run did not reach (`stop_at_layer`) are left out.
+
+        Raises:
+            UnknownHookError: A hook name that the model does not have, or that an attached SAE replaces.
+            InvalidInputError: A hook name that never fires as the model is set.
+        """
+        if self.hook._result is None:
+            self._check_fired()
         return self.hook.result
+
+    def _check_fired(self) -> None:
+        """Say which hook names did not fire, but for those behind the last one that did."""
+        captured = list(self.hook._captured)
+        points = {hook_point(name) for name in captured}
+        silent = [name for name in self.hook_names if name not in captured and hook_point(name) not in points]
+        model = self.hook._model_that_ran
+        if model is not None:
+            require_firing(silent, model)
+        if captured:
+            last = max(forward_order(name) for name in captured)
+            if skipped := [name for name in silent if forward_order(name) <= last]:
+                warnings.warn(
+                    f"{skipped} did not fire in this run, though later hooks did: the model has such hook points and did not "
+                    "use them; leave them out",
+                    stacklevel=4,
+                )
 
     def clear(self) -> None:
         """Forget what was captured."""
@@ -241,7 +299,8 @@ def latentlens_hooks(
     Args:
         index: What to decode against; neighbors come from all of its hook names.
         hook_names: Activations to decode; None: those of the index. Another name of the same width works too, given
-            `model` so that it can be checked.
+            `model` so that it can be checked. A head that the index holds (`blocks.3.attn.hook_z[5]`) is read among its own
+            rows. `blocks.3.attn.hook_result[5]` is what head 5 adds to the residual stream, z @ W_O, and `[:]` is every head.
         top_k: Neighbors, and logit-lens tokens, for each token.
         logit_lens: Read the model's own unembedding beside the neighbors, for activations in the residual stream's space.
         embedding_lens: Read the nearest input embeddings too, for the same activations.
@@ -252,13 +311,15 @@ def latentlens_hooks(
         model: The model, where it should not be looked up: for checking hook names, or for calling the hook by hand.
 
     Raises:
-        UnknownHookError: A hook name that neither the index nor the given model has.
+        UnknownHookError: A hook name that neither the index nor the given model has; a head that the index does not hold.
     """
-    names = list(index.hook_names) if hook_names is None else [hook_names] if isinstance(hook_names, str) else list(hook_names)
+    asked = list(index.hook_names) if hook_names is None else [hook_names] if isinstance(hook_names, str) else list(hook_names)
+    names = list(dict.fromkeys(one for name in asked for one in _heads_to_read(name, asked, index)))
+    plain = [name for name in names if not names_heads(name)]
     if model is not None:
-        check_hook_names(names, model.hook_dict, type(model).__name__)
+        check_hook_names([*plain, *map(fires_as, names)], model.hook_dict, type(model).__name__)
     else:
-        check_hook_names(names, index.hook_names, "without model=, the index")
+        check_hook_names(plain, index.hook_names, "without model=, the index")
     hook = LatentLensHook(
         index,
         top_k=top_k,
@@ -269,3 +330,20 @@ def latentlens_hooks(
         model=model,
     )
     return LensHooks(hook, names)
+
+
+def _heads_to_read(name: str, asked: Sequence[str], index: ContextualIndex) -> list[str]:
+    """The hook names that one asked for stands for; how many heads `hook_result[:]` has is known when it fires."""
+    if not names_heads(name):
+        return [name]
+    if output_layer(name) is not None:
+        everything = f"{hook_point(name)}[:]"
+        return [everything if everything in asked else name]
+    held = [one for one in index.hook_names if head_of(one) is not None and hook_point(one) == hook_point(name)]
+    wanted = held if of_all_heads(name) else [one for one in held if one == name]
+    if not wanted:
+        raise UnknownHookError(
+            f"the index does not hold {name!r}, and a head has a space of its own, in which alone it can be compared: load it, "
+            f"ContextualIndex(bank, {name!r}), or read what it adds to the residual stream, 'blocks.L.attn.hook_result[head]'"
+        )
+    return wanted

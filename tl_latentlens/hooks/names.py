@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
+from tl_latentlens.heads import fires_as, names_heads
+from tl_latentlens.model import sae_input, switched_off
 
 _DEFAULT_LAYERS = 8
 
@@ -22,7 +24,7 @@ def expand_hook_names(model: Any, spec: str | Sequence[str] | Callable[[str], bo
 
     Raises:
         UnknownHookError: A name that the model does not have, with near ones.
-        InvalidInputError: An empty choice, or a name given twice.
+        InvalidInputError: An empty choice, a name given twice, a head's name, or a hook name that is switched off.
     """
     if spec is None:
         layers = np.linspace(0, model.cfg.n_layers - 1, min(_DEFAULT_LAYERS, model.cfg.n_layers)).round().astype(int)
@@ -35,7 +37,14 @@ def expand_hook_names(model: Any, spec: str | Sequence[str] | Callable[[str], bo
         raise InvalidInputError("no hook name was chosen; give at least one, for instance 'blocks.0.hook_resid_post'")
     if len(set(names)) < len(names):
         raise InvalidInputError(f"a hook name was given twice: {names}")
-    check_hook_names(names, model.hook_dict, type(model).__name__)
+    for name in names:
+        if names_heads(name):
+            whole = fires_as(name)
+            raise InvalidInputError(
+                f"got {name!r}; a bank holds all heads of a hook name: bank {whole!r}, and choose heads when it is loaded "
+                f"(ContextualIndex(bank, '{whole}[:]'))"
+            )
+    require_firing(names, model)
     return names
 
 
@@ -56,6 +65,25 @@ def check_hook_names(names: Sequence[str], known: Any, where: str) -> None:
     """
     for name in names:
         if name not in known:
+            if sae := sae_input(name, known):
+                raise UnknownHookError(
+                    f"{where} has no hook name {name!r} while an SAE is attached there: use {sae!r}, the same activation, or "
+                    "detach the SAE (model.reset_saes())"
+                )
             near = get_close_matches(name, list(known), n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; it has {list(known)[:5]} and so on"
             raise UnknownHookError(f"{where} has no hook name {name!r}{hint}")
+
+
+def require_firing(names: Sequence[str], model: Any) -> None:
+    """Check that a model has the hook points of names, and that its settings let them fire.
+
+    Raises:
+        UnknownHookError: It does not have one, or an attached SAE replaces it.
+        InvalidInputError: A hook point that is switched off.
+    """
+    points = [fires_as(name) for name in names]
+    check_hook_names(points, model.hook_dict, type(model).__name__)
+    for point in points:
+        if remedy := switched_off(model, point):
+            raise InvalidInputError(f"{point!r} never fires on this {type(model).__name__} as it is set: {remedy}")
