@@ -1,14 +1,13 @@
-"""Read attention heads one by one: a bank of `blocks.L.attn.hook_z`, searched head by head.
+"""Read attention heads one by one: `blocks.L.attn.hook_z[h]` among its own rows, `hook_result[h]` in the residual bank.
 
-`hook_z` is [batch, pos, head, d_head] and is banked with its heads side by side, so head h is the columns from
-h * d_head on. VectorSearch takes any vectors, hence also one head's columns; it normalizes them again. A neighbor is a
-token at which this head brought back nearly the same thing, so compare it with the token that the head attends to most.
+`hook_z` is [batch, pos, head, d_head]; a bank holds all its heads, and an index of `hook_z[:]` reads each in its own space. A
+neighbor there is a token at which this head brought back nearly the same thing. `hook_result[h]` is what the head adds to
+the residual stream, z @ W_O, and its neighbors are tokens that it makes this one more like; "center" takes away what all
+rows have in common.
 """
 
 import tempfile
 from pathlib import Path
-
-import torch
 
 import tl_latentlens as tll
 
@@ -17,22 +16,19 @@ PROMPT = "The owl flew over the barn. Later that night the owl"
 
 
 def main() -> None:
-    """Bank one layer's head outputs, cache them for a prompt, print the nearest tokens of each head."""
+    """Bank one layer's heads and its residual stream, run a prompt, print what each head's last token is nearest to."""
     model = tll.load_demo_model()
-    name = f"blocks.{LAYER}.attn.hook_z"
-    with torch.no_grad():
-        _, cache = model.run_with_cache(PROMPT)
-    tokens = model.to_str_tokens(PROMPT)
+    z, result, post = (f"blocks.{LAYER}.{name}" for name in ("attn.hook_z", "attn.hook_result", "hook_resid_post"))
     with tempfile.TemporaryDirectory() as folder:
-        bank = tll.build_bank(model, tll.load_corpus("demo", limit=300), Path(folder) / "z.h5", hook_names=name, progress=False)
-        print(f"{PROMPT}\n")
-        for head, query in enumerate(cache[name][0, -1]):
-            columns = slice(head * len(query), (head + 1) * len(query))
-            found = tll.VectorSearch(bank.vectors(name)[:, columns]).top_k(query, 3)
-            source = cache[f"blocks.{LAYER}.attn.hook_pattern"][0, head, -1].argmax()
-            print(f"{name}, head {head}, attends most to {tokens[source]!r}")
-            for similarity, row in zip(found.similarities.tolist(), found.rows.tolist(), strict=True):
-                print(f"  {similarity:.2f}  {bank.row(row).context()}")
+        path = Path(folder) / "heads.h5"
+        bank = tll.build_bank(model, tll.load_corpus("demo", limit=300), path, hook_names=[z, post], progress=False)
+        heads = tll.latentlens_hooks(tll.ContextualIndex(bank, f"{z}[:]"), positions=-1, top_k=3)
+        outputs = tll.latentlens_hooks(
+            tll.ContextualIndex(bank, post, transform="center"), f"{result}[:]", positions=-1, top_k=3
+        )
+        model.run_with_hooks(PROMPT, fwd_hooks=[*heads, *outputs])
+        print(heads.result)
+        print(outputs.result)
 
 
 if __name__ == "__main__":

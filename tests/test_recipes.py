@@ -16,7 +16,11 @@ RECIPES = sorted(HOOKS.glob("*.py"))
 # starts at position 1, since BOS is not decoded, and has the new tokens joined to the prompt.
 PROMISED = {
     "decode_generation.py": [r"blocks\.4\.hook_resid_post", r"resid_post\n  1 'The' +next '.+near .*«.+»", r"\n 10 '"],
-    "decode_head_output.py": [r"blocks\.3\.attn\.hook_z, head 0", r"head 3, attends most to '.+'", r"  0\.\d\d  .*«.+»"],
+    "decode_head_output.py": [
+        r"3 attn\.z\[0\]  +0\.\d\d  .*«.+»",
+        r"3 attn\.z\[3\] ",
+        r"3 attn\.result\[3\]  +0\.\d\d  .*«.+»",
+    ],
     "decode_mlp_out.py": [r"blocks\.0\.hook_mlp_out on '", r"blocks\.5\.hook_mlp_out on '", r"  [01]\.\d\d  blocks.*«.+»"],
     "decode_residual_stream.py": [r"blocks\.0\.hook_resid_post", r"by the logit lens: '", r"[01]\.\d\d  .*«bank»"],
     "decode_steering_vector.py": [

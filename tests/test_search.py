@@ -802,3 +802,20 @@ def test_cuda_equals_the_brute_force(cuda: str, storage: torch.dtype, dtype: str
         found = VectorSearch(vectors, cuda, dtype, center=middle, memory_budget=budget).top_k(queries.to(cuda), 10)
         assert found.rows.device.type == found.similarities.device.type == "cuda"
         check(found, compared_rows(vectors, middle), queries, 10)
+
+
+@pytest.mark.parametrize("dtype", PASSES)
+@pytest.mark.parametrize("storage", STORAGE)
+def test_columns_of_longer_rows_are_brought_to_unit_length_first(storage: torch.dtype, dtype: str) -> None:
+    rng = np.random.default_rng(3)
+    wide = rng.standard_normal((700, 48)) * rng.uniform(0.01, 1, (700, 1)) / 7
+    wide[11, 16:32] = 0
+    columns = torch.from_numpy(wide).to(storage)[:, 16:32]
+    assert not columns.is_contiguous()
+    center = torch.from_numpy(0.3 * rng.standard_normal(16))
+    queries = make_queries(9, to_float64(columns), rng)
+    for middle in (None, center):
+        search = VectorSearch(columns, "cpu", dtype, unit_length=False, center=middle, memory_budget=4000)
+        rows = unit(to_float64(columns))
+        rows[rows.any(-1)] -= 0 if middle is None else to_float64(middle)
+        check(search.top_k(queries, 5), unit(rows), queries, 5)

@@ -432,11 +432,12 @@ def _of_one_space(fitting: list[str], query_hook_name: str | None) -> list[str]:
         return [query_hook_name]
     if query_hook_name in fitting:
         return [name for name in fitting if name not in heads]
-    if heads and len(fitting) > 1:
+    another = query_hook_name is not None and head_of(query_hook_name) is not None
+    if heads and (another or len(fitting) > 1):
         raise InvalidInputError(
             f"got vectors of {query_hook_name or 'no hook name'} for an index of {', '.join(fitting[:3])}"
-            f"{' …' if len(fitting) > 3 else ''}: each head has a space of its own, so cosines across heads mean nothing; say whose vectors they are "
-            f"(query_hook_name={heads[0]!r}) or where to look (hook_names=)"
+            f"{' …' if len(fitting) > 3 else ''}: each head has a space of its own, so cosines across heads mean nothing; say "
+            f"whose vectors they are (query_hook_name={heads[0]!r}) or where to look (hook_names=)"
         )
     return fitting
 

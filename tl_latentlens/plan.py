@@ -41,10 +41,6 @@ class PlanSettings:
 
 # Later than the first banks: not recorded where they are 0 or empty, so that digests stay.
 LATER_SETTINGS = ("repeat", "text_start", "n_heads")
-    "repeat",
-    "text_start",
-    "n_heads",
-)  # than the first banks: not recorded where they are 0 or empty, so that digests stay
 
 
 def as_record(data: Any) -> dict[str, Any]:

@@ -145,8 +145,10 @@ def test_a_search_over_several_heads_asks_which(filled: dict[str, tuple[Any, tll
     vectors = torch.randn(3, index.d(f"{z}[0]"), generator=torch.Generator().manual_seed(0))
     with pytest.raises(tll.InvalidInputError, match=re.escape(f"query_hook_name='{z}[0]'") + r".*hook_names="):
         index.search(vectors)
-    with pytest.raises(tll.InvalidInputError, match="got vectors of blocks.0.attn.hook_z"):
+    with pytest.raises(tll.InvalidInputError, match=r"got vectors of blocks.0.attn.hook_z"):
         index.search(vectors, query_hook_name="blocks.0.attn.hook_z[1]")
+    with pytest.raises(tll.InvalidInputError, match=rf"got vectors of {re.escape(z)}\[1\] for an index of {re.escape(z)}\[0\]"):
+        tll.ContextualIndex(bank, f"{z}[0]", device="cpu").search(vectors, query_hook_name=f"{z}[1]")
     named = index.search(vectors, hook_names=f"{z}[2]")
     as_head = index.search(vectors, query_hook_name=f"{z}[2]")
     assert torch.equal(named.rows, as_head.rows)
@@ -276,7 +278,7 @@ def test_an_unknown_hook_name_is_named_after_the_run(demo_model: Any, index: tll
         demo_model.run_with_hooks(TEXT, fwd_hooks=hooks)
         _ = hooks.result
 
-    with pytest.raises(KeyError, match="blocks.9.attn.hook_z"):
+    with pytest.raises(KeyError, match=r"blocks.9.attn.hook_z"):
         run()
 
 
@@ -338,5 +340,5 @@ def test_another_model_with_an_sae_is_refused(index: tll.ContextualIndex) -> Non
     model = with_sae("hooked", "blocks.3.hook_resid_post", False)
     with torch.no_grad():
         model.blocks[1].mlp.W_out.mul_(1.5)
-    with pytest.raises(tll.ModelMismatchError, match="differ at blocks.1.hook_resid_post"):
+    with pytest.raises(tll.ModelMismatchError, match=r"differ at blocks.1.hook_resid_post"):
         index.check_model(model)

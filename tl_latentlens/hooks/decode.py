@@ -127,7 +127,7 @@ class LatentLensHook:
         decoded = self._chosen((len(captures[0].activation), sum(c.activation.shape[1] for c in captures)), skipped)
         found, logits, embeddings = {}, {}, {}
         for names in self._alike(int(decoded.sum())):
-            vectors = torch.stack([self._vectors(name, decoded, model) for name in names])
+            vectors = torch.stack([self._vectors(name, decoded) for name in names])
             searched = self.index.search(
                 vectors, self.top_k, query_hook_name=self._queried_as(names[0]), calibrate=self.calibrate
             )
@@ -162,11 +162,11 @@ class LatentLensHook:
         matters = self.index.moves_queries or head_of(name) is not None
         return name if matters and name in self.index.hook_names else None
 
-    def _vectors(self, name: str, decoded: Bool[np.ndarray, "batch pos"], model: Any) -> Float[Tensor, "cells d"]:
+    def _vectors(self, name: str, decoded: Bool[np.ndarray, "batch pos"]) -> Float[Tensor, "cells d"]:
         activation = torch.cat([capture.activation for capture in self._captured[name]], 1)
         vectors = activation[torch.from_numpy(decoded).to(activation.device)]
         layer, head = output_layer(name), head_of(name)
-        return vectors if layer is None or head is None else head_output(model, layer, head, vectors)
+        return vectors if layer is None or head is None else head_output(self._model_that_ran, layer, head, vectors)
 
     def _input(self, model: Any) -> tuple[Tensor | None, Tensor | None]:
         """The run's tokens, and which of them are padding or BOS; None where the run did not show its tokens."""
