@@ -12,6 +12,7 @@ from test_model import load_any
 
 import tl_latentlens as tll
 from tl_latentlens.lenses import logit_lens
+from tl_latentlens.model import DEMO_MODEL
 
 BLOCK = "blocks.1."
 HEADS = [f"{BLOCK}attn.hook_{part}" for part in "zqkv"]
@@ -294,7 +295,7 @@ def with_sae(kind: str, name: str, error_term: bool) -> Any:
         model.load_state_dict(demo.state_dict())
         model.eval()
     else:
-        model = sae_lens.SAETransformerBridge.boot_transformers(str(tll.model.DEMO_MODEL)).eval()
+        model = sae_lens.SAETransformerBridge.boot_transformers(str(DEMO_MODEL)).eval()
     metadata = sae_lens.saes.sae.SAEMetadata(hook_name=name)
     torch.manual_seed(0)
     sae = sae_lens.StandardSAE(sae_lens.StandardSAEConfig(d_in=256, d_sae=64, device="cpu", metadata=metadata))
