@@ -229,12 +229,14 @@ def _measure_table(measure: Measure, transforms: Sequence[str]) -> Table:
     for heading in short:
         shown.add_column(heading, justify="right")
     shown.add_column("±", justify="right")
-    mean = lines.set_index(["reader", "hook_name"])["mean"]
+    mean = {
+        (one, name): float(value) for one, name, value in zip(lines["reader"], lines["hook_name"], lines["mean"], strict=True)
+    }
     sign = -1 if measure.lower_is_better else 1
-    best = {name: max(float(sign * mean[one, name]) for one in transforms) for name in names}
+    best = {name: max(sign * mean[one, name] for one in transforms) for name in names}
     for reader, part in lines.groupby("reader", sort=False):
-        alone = (reader, "") in mean.index  # a reader that needs no hook name
-        values = {name: float(mean[reader, "" if alone else name]) for name in names if alone or (reader, name) in mean.index}
+        alone = (reader, "") in mean  # a reader that needs no hook name
+        values = {name: mean[reader, "" if alone else name] for name in names if alone or (reader, name) in mean}
         style = {name: "bold" if reader in transforms and sign * values[name] == best[name] else "" for name in values}
         half = ((part["high"] - part["low"]) / 2).mean()
         means = [Text(f"{values[name]:.3f}", style[name]) if name in values else Text() for name in names]
