@@ -7,7 +7,8 @@ from tl_latentlens.evaluate import Evaluation
 from tl_latentlens.views.text import hook_headings
 
 _COLORS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6")  # of transforms
-_GRAYS = ("#222222", "#666666", "#999999", "#bbbbbb", "#cccccc")  # of everything else, dashed
+_GRAYS = ("#222222", "#666666", "#999999")  # of everything else
+_DASHES = ("dash", "dot", "dashdot")
 
 
 def curves(evaluation: Evaluation) -> go.Figure:
@@ -19,8 +20,8 @@ def curves(evaluation: Evaluation) -> go.Figure:
     figure = make_subplots(rows, 2, subplot_titles=titles, horizontal_spacing=0.09, vertical_spacing=0.32 / (rows + 1))
     tables = [measure.table() for measure in measures]
     others = [reader for table in tables for reader in table["reader"] if reader not in evaluation.transforms]
-    colors = dict(zip(evaluation.transforms, _COLORS, strict=False))
-    grays = {reader: _GRAYS[i % len(_GRAYS)] for i, reader in enumerate(dict.fromkeys(others))}
+    lines = {reader: (_GRAYS[i % 3], _DASHES[i // 3 % 3]) for i, reader in enumerate(dict.fromkeys(others))}
+    lines |= {reader: (color, "solid") for reader, color in zip(evaluation.transforms, _COLORS, strict=False)}
     shown: set[str] = set()
     for panel, table in enumerate(tables):
         names = [name for name in dict.fromkeys(table["hook_name"]) if name]
@@ -29,8 +30,7 @@ def curves(evaluation: Evaluation) -> go.Figure:
         for reader, part in table.groupby("reader", sort=False):
             if not any(part["hook_name"]):
                 part = part.loc[part.index.repeat(len(names))]
-            transform = reader in evaluation.transforms
-            color = colors.get(str(reader)) or grays.get(str(reader), _GRAYS[0])
+            color, dash = lines[str(reader)]
             figure.add_trace(
                 go.Scatter(
                     x=headings if len(part) == len(names) else part["hook_name"],
@@ -44,8 +44,8 @@ def curves(evaluation: Evaluation) -> go.Figure:
                     name=str(reader),
                     legendgroup=str(reader),
                     showlegend=reader not in shown,
-                    mode="lines+markers" if transform else "lines",
-                    line={"color": color, "dash": "solid" if transform else "dash"},
+                    mode="lines+markers" if dash == "solid" else "lines",
+                    line={"color": color, "dash": dash},
                 ),
                 row=row,
                 col=col,
