@@ -240,7 +240,7 @@ def test_substitution_ranks_neighbors_before_nulls(any_model: Any, bank: tll.Ban
     indexes = [tll.ContextualIndex(bank, device="cpu", transform=one) for one in ("raw", "center")]
     measures = substitution(any_model, indexes, draw_cells(bank, 30, 2), progress=False)
     assert [measure.name for measure in measures] == [
-        "KL of neighbor 1, nats", "KL of neighbor 5, nats", "KL of neighbor 1 on later tokens, nats",
+        "KL of neighbor 1 (nats)", "KL of neighbor 5 (nats)", "KL of neighbor 1 on later tokens (nats)",
     ]  # fmt: skip
     means = {key: np.nanmean(values) for key, values in measures[0].values.items()}
     for name in NAMES:

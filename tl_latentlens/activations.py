@@ -10,10 +10,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_latentlens.errors import UnknownHookError
+from tl_latentlens.hooks.names import require_firing
 from tl_latentlens.model import flat_activation, model_device, run_hooked
 from tl_latentlens.plan import PlanSettings
 
 _BATCH_TOKENS = (1024, 16384)  # on a CPU, on a GPU
+
+
+def padded(
+    prompts: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+    """Tokens padded at the right, and True where there is one."""
+    lengths = np.array([len(prompt) for prompt in prompts])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    tokens = np.zeros(mask.shape, np.int64)
+    tokens[mask] = np.concatenate([np.asarray(prompt) for prompt in prompts])
+    return torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)
 
 
 def batches(
@@ -23,12 +35,8 @@ def batches(
     lengths = np.array([len(prompt) for prompt in prompts])
     order, first = np.argsort(-lengths, kind="stable"), 0
     while first < len(order):
-        longest = int(lengths[order[first]])
-        chosen = order[first : first + max(1, _BATCH_TOKENS[device.type != "cpu"] // longest)]
-        mask = np.arange(longest) < lengths[chosen, None]
-        tokens = np.zeros(mask.shape, np.int64)
-        tokens[mask] = np.concatenate([np.asarray(prompts[i]) for i in chosen])
-        yield chosen, torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)
+        chosen = order[first : first + max(1, _BATCH_TOKENS[device.type != "cpu"] // int(lengths[order[first]]))]
+        yield chosen, *padded([prompts[i] for i in chosen], device)
         first += len(chosen)
 
 
@@ -41,8 +49,9 @@ def activations_at(
     """The activations of each hook name at one position of each prompt, in float32 on the CPU; heads side by side.
 
     Raises:
-        UnknownHookError: A hook name that did not fire.
+        UnknownHookError: A hook name that the model does not have, or that did not fire.
     """
+    require_firing(hook_names, model)
     found: dict[str, Tensor] = {}
     at = torch.as_tensor(np.asarray(positions))
 
@@ -56,7 +65,7 @@ def activations_at(
         run_hooked(model, tokens, mask, [(name, partial(take, name=name, chosen=of)) for name in hook_names])
     for name in hook_names:
         if name not in found:
-            raise UnknownHookError(f"{name} did not fire when the model ran; expected a hook name that does on this model")
+            raise UnknownHookError(f"{name} did not fire when the model ran; expected a hook name that this model uses")
     return found
 
 

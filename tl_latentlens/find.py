@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from tl_latentlens.activations import activations_at
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.features import label_features
 from tl_latentlens.index import ContextualIndex
@@ -27,7 +28,6 @@ from tl_latentlens.words import position_of
 from tl_latentlens.writers import (
     WritingWeights,
     Written,
-    at_last_token,
     attention_at_end,
     layers_before,
     run_written,
@@ -288,7 +288,7 @@ def _meaning(text: str, at: int | str, index: ContextualIndex, model: Any, hook_
     texts = token_bytes(model, prompt.tokens.tolist())
     strings = [texts[i].decode("utf-8", errors="replace") for i in prompt.tokens.tolist()]
     tokens = prompt.tokens[: position_of(at, strings, prompt.special) + 1]
-    activation = at_last_token(model, [tokens.tolist()], [hook_name])[hook_name][0].flatten()
+    activation = activations_at(model, [tokens.tolist()], [-1], [hook_name])[hook_name][0]
 
     rng = np.random.default_rng(seed)
     uses = rng.permutation(_other_uses(index, hook_name, tokens))[:_ROWS]

@@ -66,6 +66,10 @@ class Prompts:
     special: Bool[np.ndarray, " tokens"]
     n_truncated: int = 0
 
+    def as_lists(self) -> list[list[int]]:
+        """The token ids of each prompt."""
+        return [one.tolist() for one in np.split(self.tokens, self.starts[1:-1])]
+
 
 @dataclass(frozen=True)
 class Plan:

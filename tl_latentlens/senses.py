@@ -83,7 +83,7 @@ def find_uses(model: Any, table: pd.DataFrame, settings: PlanSettings) -> Uses:
         InvalidInputError: Nothing is left.
     """
     prompts = tokenize(model, table["text"], repeat=settings.repeat)
-    ids = [prompts.tokens[a:b].tolist() for a, b in zip(prompts.starts[:-1], prompts.starts[1:], strict=True)]
+    ids = prompts.as_lists()
     special = set() if model.tokenizer is None else set(model.tokenizer.all_special_ids)
     strings = {
         i: b.decode("utf-8", errors="replace") for i, b in token_bytes(model, np.unique(prompts.tokens).tolist()).items()

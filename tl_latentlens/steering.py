@@ -6,7 +6,7 @@ What a vector by itself is near to is read by `directions.decode_directions`.
 import html
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,10 @@ from jaxtyping import Bool, Float, Int
 from rich.console import Group
 from torch import Tensor
 
+from tl_latentlens.activations import activations_at, batches, padded
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.hooks.decode import LensHooks
-from tl_latentlens.hooks.names import check_hook_names, forward_order
+from tl_latentlens.hooks.names import check_hook_names, forward_order, require_firing
 from tl_latentlens.hooks.steer import AddVector, ComparingHook
 from tl_latentlens.index import ContextualIndex
 from tl_latentlens.model import flat_activation, in_residual_stream, model_device, require_model, run_hooked, tokenize
@@ -54,7 +55,7 @@ def difference_of_means(
         InvalidInputError: No prompts, a prompt without (enough) tokens, or an activation that does not fire.
     """
     require_model(model)
-    check_hook_names([hook_name], model.hook_dict, type(model).__name__)
+    require_firing([hook_name], model)
     if positions is not None and positions >= 0:
         raise InvalidInputError(f"got positions={positions}; expected -1 (each prompt's last token), -2, ..., or None for all")
     sides = [
@@ -82,57 +83,35 @@ def _prompts(model: Any, texts: str | Sequence[str], side: str, least: int = 1) 
     return prompts
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Prompts padded at the right; `text` is True at all tokens but BOS and padding."""
-
-    tokens: Int[Tensor, "batch pos"]
-    mask: Bool[Tensor, "batch pos"]
-    text: Bool[Tensor, "batch pos"]
-
-
-def _padded(prompts: Prompts, chosen: Int[np.ndarray, " batch"], device: torch.device) -> _Batch:
-    starts, lengths = prompts.starts[chosen], np.diff(prompts.starts)[chosen]
-    columns = np.arange(lengths.max())
-    mask = columns < lengths[:, None]
-    at = (starts[:, None] + columns)[mask]
-    tokens, text = np.zeros(mask.shape, np.int64), np.zeros(mask.shape, bool)
-    tokens[mask], text[mask] = prompts.tokens[at], ~prompts.special[at]
-    return _Batch(*(torch.from_numpy(array).to(device) for array in (tokens, mask, text)))
-
-
-def _batches(prompts: Prompts, device: torch.device) -> Iterator[_Batch]:
-    """All prompts, those of like length together."""
-    lengths = np.diff(prompts.starts)
-    order = np.argsort(-lengths, kind="stable")
-    batch_tokens = 1024 if device.type == "cpu" else 16384
-    first = 0
-    while first < len(order):
-        count = max(1, batch_tokens // int(lengths[order[first]]))
-        yield _padded(prompts, order[first : first + count], device)
-        first += count
-
-
 def _mean(model: Any, prompts: Prompts, hook_name: str, positions: int | None) -> Float[Tensor, " d"]:
     """The mean over the prompts, float64."""
-    sums = [_sum(model, batch, hook_name, positions) for batch in _batches(prompts, model_device(model))]
-    return torch.stack(sums).sum(0) / (len(prompts.starts) - 1)
+    tokens = prompts.as_lists()
+    if positions is not None:
+        at = np.diff(prompts.starts) + positions
+        return activations_at(model, tokens, at, [hook_name])[hook_name].double().mean(0)
+    before = np.add.reduceat(prompts.special, prompts.starts[:-1])  # BOS
+    total: list[Tensor] = []
+    for chosen, ids, mask in batches(tokens, model_device(model)):
+        text = mask & (torch.arange(mask.shape[1]) >= torch.from_numpy(before[chosen])[:, None]).to(mask.device)
+        total.append(_sum_of_means(model, ids, mask, text, hook_name))
+    return torch.stack(total).sum(0) / len(tokens)
 
 
-def _sum(model: Any, batch: _Batch, hook_name: str, positions: int | None) -> Float[Tensor, " d"]:
-    """The sum of each prompt's activation, or mean activation, over a batch."""
-    from_end = batch.text.flip(-1).cumsum(-1).flip(-1)  # 1 at a prompt's last token
-    chosen = batch.text if positions is None else batch.text & (from_end == -positions)
-    weights = chosen / chosen.sum(-1, keepdim=True)
+def _sum_of_means(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    mask: Bool[Tensor, "batch pos"],
+    text: Bool[Tensor, "batch pos"],
+    hook_name: str,
+) -> Float[Tensor, " d"]:
+    weights = text / text.sum(-1, keepdim=True)
     seen: list[Tensor] = []
 
     def gather(activation: Tensor, hook: Any) -> None:
         flat = flat_activation(hook_name, activation, weights.shape).float()
         seen.append(einsum(flat, weights.to(flat.device), "batch pos d, batch pos -> d"))
 
-    run_hooked(model, batch.tokens, batch.mask, [(hook_name, gather)])
-    if not seen:
-        raise InvalidInputError(f"{hook_name} did not fire when the model ran; switch it on (model.set_use_...)")
+    run_hooked(model, tokens, mask, [(hook_name, gather)])
     return seen[-1].cpu().double()  # HookedTransformer runs ln1 three times, for query, key and value
 
 
@@ -240,9 +219,7 @@ class SteeringLens:
         if isinstance(text, Tensor):
             tokens, mask = text.to(device), None
         else:
-            prompts = _prompts(model, text, "given")
-            batch = _padded(prompts, np.arange(len(prompts.starts) - 1), device)
-            tokens, mask = batch.tokens, batch.mask
+            tokens, mask = padded(_prompts(model, text, "given").as_lists(), device)
         self.clear()
         for multiple in self.multiples:
             run_hooked(model, tokens, mask, self.hooks(multiple))

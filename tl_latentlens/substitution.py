@@ -65,8 +65,8 @@ def substitution(
         for reader in found:
             for rank in ranks:
                 at[rank][reader, name], after[rank][reader, name] = next(kl).T
-    here = [Measure(f"KL of neighbor {rank}, nats", at[rank], "tokens", lower_is_better=True) for rank in ranks]
-    later = Measure(f"KL of neighbor {ranks[0]} on later tokens, nats", after[ranks[0]], "tokens", lower_is_better=True)
+    here = [Measure(f"KL of neighbor {rank} (nats)", at[rank], "tokens", lower_is_better=True) for rank in ranks]
+    later = Measure(f"KL of neighbor {ranks[0]} on later tokens (nats)", after[ranks[0]], "tokens", lower_is_better=True)
     return [*here, later]
 
 

@@ -5,17 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_latentlens.activations import activations_at
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model import model_device, run_hooked
 
 _READ = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|mid|post)")
-_BATCH_TOKENS = 4096
 _TOLERANCE = 0.05  # of the activation's length: bfloat16 models round at every layer
 
 
@@ -116,44 +115,20 @@ def run_written(model: Any, prompts: Sequence[Sequence[int]], hook_name: str) ->
     """Run prompts, and keep what heads and neurons before `hook_name` hold at each one's last token.
 
     Raises:
-        InvalidInputError: The model lacks one of the hooks, as a mixture of experts lacks mlp.hook_post.
+        UnknownHookError: The model lacks one of the hooks, as a mixture of experts lacks mlp.hook_post.
     """
     n_attn, n_mlp = layers_before(hook_name)
     z_names = [f"blocks.{layer}.attn.hook_z" for layer in range(n_attn)]
     post_names = [f"blocks.{layer}.mlp.hook_post" for layer in range(n_mlp)]
-    found = at_last_token(model, prompts, ["blocks.0.hook_resid_pre", *z_names, *post_names, hook_name])
+    names = ["blocks.0.hook_resid_pre", *z_names, *post_names, hook_name]
+    found = activations_at(model, prompts, [len(prompt) - 1 for prompt in prompts], names)
     n = len(prompts)
     return Written(
         found["blocks.0.hook_resid_pre"],
-        _stack([found[name] for name in z_names], (n, 0, 0)),
+        _stack([found[name].unflatten(-1, (model.cfg.n_heads, -1)) for name in z_names], (n, 0, 0)),
         _stack([found[name] for name in post_names], (n, 0)),
         found[hook_name],
     )
-
-
-def at_last_token(model: Any, prompts: Sequence[Sequence[int]], hook_names: Sequence[str]) -> dict[str, Float[Tensor, "n ..."]]:
-    """Activations at the last token of each prompt, float32 on the CPU.
-
-    Raises:
-        InvalidInputError: The model has no such hook.
-    """
-    if missing := [name for name in hook_names if name not in model.hook_dict]:
-        raise InvalidInputError(f"the model has no hook {missing[0]!r}, so what it writes there cannot be told")
-    lengths = np.array([len(prompt) for prompt in prompts])
-    order = np.argsort(-lengths, kind="stable")
-    device = model_device(model)
-    seen: dict[str, list[Tensor]] = {name: [] for name in hook_names}
-    first = 0
-    while first < len(order):
-        part = order[first : first + max(1, _BATCH_TOKENS // int(lengths[order[first]]))]
-        first += len(part)
-        tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(prompts[i]) for i in part], batch_first=True).to(device)
-        last = torch.from_numpy(lengths[part] - 1)
-        mask = torch.arange(tokens.shape[1]) <= last[:, None]
-        hooks = [(name, _keep(seen[name], last)) for name in seen]
-        run_hooked(model, tokens, mask.to(device), hooks)
-    back = torch.from_numpy(np.argsort(order))
-    return {name: torch.cat(parts)[back] for name, parts in seen.items()}
 
 
 def attention_at_end(model: Any, prompt: Sequence[int], n_layers: int) -> Float[Tensor, "layers head pos"] | None:
@@ -168,14 +143,6 @@ def attention_at_end(model: Any, prompt: Sequence[int], n_layers: int) -> Float[
 
     run_hooked(model, torch.tensor([list(prompt)], device=model_device(model)), None, [(name, keep) for name in names])
     return torch.stack(seen) if len(seen) == n_layers else None
-
-
-def _keep(kept: list[Tensor], last: Tensor) -> Any:
-    def keep(activation: Tensor, hook: Any) -> None:
-        at = last.to(activation.device)
-        kept.append(activation.detach()[torch.arange(len(at), device=at.device), at].float().cpu())
-
-    return keep
 
 
 def _stack(tensors: Sequence[Tensor], empty: tuple[int, ...]) -> Tensor:

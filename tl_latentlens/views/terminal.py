@@ -217,10 +217,10 @@ def _measure_table(measure: Measure, transforms: Sequence[str]) -> Table:
     lines = measure.table()
     names = [name for name in dict.fromkeys(lines["hook_name"]) if name]
     short, kind = hook_headings(names)
-    ends = {True: "lower is better", False: "higher is better"}[measure.lower_is_better]
+    ends = "lower is better" if measure.lower_is_better else "higher is better"
     shown = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{measure.name}{f' at {kind}' if kind else ''} ({ends}; means over {lines['n'].max():,} {measure.unit})",
+        title=f"{measure.name}{f', {kind}' if kind else ''}: {ends}, {lines['n'].max():,} {measure.unit}",
         title_justify="left",
         title_style="bold",
         header_style="dim",
@@ -248,7 +248,7 @@ def _gains_table(gains: pd.DataFrame, over: str) -> Table:
     """What each transform gains, in bold where its interval leaves 0 out."""
     shown = Table(
         box=box.SIMPLE_HEAD,
-        title=f"gain over {over}, all hook names together (above 0: better; bold: outside its 95 % interval)",
+        title=f"gain over {over}, hook names together: above 0 better, bold where sure at 95 %",
         title_justify="left",
         title_style="bold",
         header_style="dim",
