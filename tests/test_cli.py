@@ -203,16 +203,45 @@ def test_a_word_that_is_no_token_is_named(run, bank: tll.Bank) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "build", "info", "verify", "decode", "decode-vector", "label-sae", "find-features"]
+    "command", ["demo", "build", "info", "verify", "decode", "decode-vector", "label-sae", "find-features", "evaluate"]
 )
-def test_help_shows_an_example(command: str) -> None:
-    shown = subprocess.run(
-        [sys.executable, "-c", "from tl_latentlens.cli import main; main()", command, "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert f"Example: tl-latentlens {command}" in " ".join(shown.stdout.replace("│", " ").split())
+def test_help_shows_an_example(run, command: str) -> None:
+    code, shown, _ = run(command, "--help")
+    assert code == 0
+    assert f"Example: tl-latentlens {command}" in " ".join(shown.replace("│", " ").split())
+
+
+def test_evaluate(run, bank: tll.Bank, tmp_path: Path, texts: list[str]) -> None:
+    """What is shown and written are the figures that Python gives."""
+    uses = pd.DataFrame({"text": texts, "word": "bank"})[lambda table: table.text.str.contains("bank")]
+    uses["sense"] = ["money" if "money" in text else "river" for text in uses.text]
+    uses.to_csv(tmp_path / "uses.csv", index=False)
+    out, html = tmp_path / "out.csv", tmp_path / "out.html"
+    settings = ("-n", "blocks.3.hook_resid_post", "-t", "raw", "-t", "center", "--senses", str(tmp_path / "uses.csv"))
+    written = ("--n-tokens", "12", "--out", str(out), "--html", str(html))
+    code, shown, _ = run("evaluate", str(bank.path), *settings, *written)
+    assert code == 0
+    for part in ("sense accuracy, blocks.*.hook_resid_post", "most frequent sense", "KL of neighbor 1 (nats)", "gain over raw"):
+        assert part in shown
+    expected = tll.evaluate(
+        tll.load_model("demo"),
+        bank,
+        hook_names="blocks.3.hook_resid_post",
+        transforms=["raw", "center"],
+        senses=uses,
+        n_tokens=12,
+        progress=False,
+    ).to_dataframe()
+    found = pd.read_csv(out, keep_default_na=False)
+    assert found.reader.tolist() == expected.reader.tolist()
+    np.testing.assert_allclose(found["mean"].astype(float), expected["mean"], rtol=1e-6)
+    assert "KL of neighbor 1" in html.read_text()
+    code, _, error = run("evaluate", str(bank.path), "-t", "whiten")
+    assert code == 1
+    assert "got transform='whiten'" in " ".join(error.split())
+    code, _, error = run("evaluate", str(bank.path), "--out", "nowhere/out.csv")
+    assert code == 1
+    assert "in a folder that exists" in " ".join(error.split())
 
 
 def test_a_folder_that_only_a_bridge_can_load(tmp_path: Path, any_model) -> None:

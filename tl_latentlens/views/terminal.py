@@ -201,30 +201,30 @@ def evaluation_text(evaluation: Evaluation, *, width: int = 100) -> str:
 
 def evaluation_tables(evaluation: Evaluation) -> Group:
     """A table for each measure, readers by hook names, then what each transform gains over the first one."""
-    tables = [_measure_table(measure, evaluation.transforms) for measure in evaluation.measures]
+    parts = [_titled(*_measure_table(measure, evaluation.transforms)) for measure in evaluation.measures]
     over = evaluation.transforms[0]
     if len(evaluation.transforms) > 1:
-        tables.append(_gains_table(evaluation.gains(over), over))
+        title = f"gain over {over}, hook names together: above 0 better, bold where sure at 95 %"
+        parts.append(_titled(title, _gains_table(evaluation.gains(over))))
     if evaluation.labels is not None:
         for transform, summary in evaluation.labels.groupby("transform", sort=False):
-            tables.append(summary_table(summary))
-            tables[-1].title, tables[-1].title_justify = f"labels of SAE features, {transform}", "left"
-    return Group(*tables)
+            parts.append(_titled(f"labels of SAE features, {transform}", summary_table(summary)))
+    return Group(*parts)
 
 
-def _measure_table(measure: Measure, transforms: Sequence[str]) -> Table:
-    """Means; the best transform of each hook name in bold."""
+def _titled(title: str, table: Table) -> Group:
+    """A title of its own: a table's would be wrapped where the table is narrow."""
+    return Group(Text(title, "bold"), table)
+
+
+def _measure_table(measure: Measure, transforms: Sequence[str]) -> tuple[str, Table]:
+    """Title and means; the best transform of each hook name in bold."""
     lines = measure.table()
     names = [name for name in dict.fromkeys(lines["hook_name"]) if name]
     short, kind = hook_headings(names)
     ends = "lower is better" if measure.lower_is_better else "higher is better"
-    shown = Table(
-        box=box.SIMPLE_HEAD,
-        title=f"{measure.name}{f', {kind}' if kind else ''}: {ends}, {lines['n'].max():,} {measure.unit}",
-        title_justify="left",
-        title_style="bold",
-        header_style="dim",
-    )
+    title = f"{measure.name}{f', {kind}' if kind else ''}: {ends}, {lines['n'].max():,} {measure.unit}"
+    shown = Table(box=box.SIMPLE_HEAD, header_style="dim")
     shown.add_column("reader", no_wrap=True)
     for heading in short:
         shown.add_column(heading, justify="right")
@@ -241,18 +241,12 @@ def _measure_table(measure: Measure, transforms: Sequence[str]) -> Table:
         half = ((part["high"] - part["low"]) / 2).mean()
         means = [Text(f"{values[name]:.3f}", style[name]) if name in values else Text() for name in names]
         shown.add_row(Text(str(reader), "" if reader in transforms else "dim"), *means, Text(f"{half:.3f}", "dim"))
-    return shown
+    return title, shown
 
 
-def _gains_table(gains: pd.DataFrame, over: str) -> Table:
+def _gains_table(gains: pd.DataFrame) -> Table:
     """What each transform gains, in bold where its interval leaves 0 out."""
-    shown = Table(
-        box=box.SIMPLE_HEAD,
-        title=f"gain over {over}, hook names together: above 0 better, bold where sure at 95 %",
-        title_justify="left",
-        title_style="bold",
-        header_style="dim",
-    )
+    shown = Table(box=box.SIMPLE_HEAD, header_style="dim")
     readers = list(dict.fromkeys(gains["reader"]))
     shown.add_column("measure")
     for reader in readers:
