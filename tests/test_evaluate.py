@@ -15,8 +15,8 @@ from tl_latentlens.activations import activations_at
 from tl_latentlens.agreement import reader_agreement
 from tl_latentlens.intervals import Measure, mean_of
 from tl_latentlens.plan import PlanSettings
-from tl_latentlens.readings import Cells, draw_cells, left_out, neighbors_elsewhere, random_rows, token_ids_of
-from tl_latentlens.senses import Uses, _most_frequent, _votes, find_uses, sense_accuracy
+from tl_latentlens.readings import Cells, draw_cells, left_out, neighbors_elsewhere, random_rows
+from tl_latentlens.senses import Uses, _most_frequent, _votes, find_uses, layer_0, other_votes, sense_accuracy, votes
 from tl_latentlens.substitution import _moved, substitution
 from tl_latentlens.words import positions_of_word
 
@@ -53,11 +53,21 @@ def test_demo_senses_are_found_in_every_text(demo_model: Any) -> None:
         assert demo_model.tokenizer.decode(prompt[: position + 1]).lower().endswith(word)
 
 
+def senses_by_all(model: Any, uses: Uses, index: tll.ContextualIndex) -> Measure:
+    names = [*index.hook_names, layer_0(model)]
+    found = activations_at(model, uses.prompts, uses.positions, names)
+    return sense_accuracy(uses, votes(index, uses, found, 5) | other_votes(model, uses, found, 5))
+
+
+def neighbors_at_all(indexes: list[tll.ContextualIndex], cells: Cells, k: int) -> dict[tuple[str, str], np.ndarray]:
+    return {(one.transform, name): neighbors_elsewhere(one, cells, name, k) for one in indexes for name in one.hook_names}
+
+
 def test_sense_accuracy_is_a_vote_of_the_nearest_uses(any_model: Any, bank: tll.Bank, senses: pd.DataFrame) -> None:
     """By hand: run each text alone, rank by cosine, let five vote by what they are nearer than the sixth."""
     uses = find_uses(any_model, senses, PlanSettings())
     index = tll.ContextualIndex(bank, device="cpu")
-    measure = sense_accuracy(any_model, [index], uses)
+    measure = senses_by_all(any_model, uses, index)
     for name in NAMES:
         vectors = []
         for prompt, position in zip(uses.prompts, uses.positions, strict=True):
@@ -82,7 +92,7 @@ def test_context_tells_senses_and_layer_0_does_not(demo_model: Any, tmp_path: Pa
     """The embedded model on its held-out senses: contextual layers clearly above layer 0 and the most frequent sense."""
     bank = tll.build_bank(demo_model, tll.load_corpus("demo", limit=60), tmp_path / "b.h5", hook_names=NAMES, progress=False)
     uses = find_uses(demo_model, tll.load_senses("demo"), PlanSettings())
-    measure = sense_accuracy(demo_model, [tll.ContextualIndex(bank, device="cpu")], uses)
+    measure = senses_by_all(demo_model, uses, tll.ContextualIndex(bank, device="cpu"))
     figures = {key: mean_of(values) for key, values in measure.values.items()}
     best = figures["raw", NAMES[1]]
     assert best.mean > 0.75
@@ -164,7 +174,7 @@ def test_neighbors_elsewhere_and_agreement_by_hand(bank: tll.Bank) -> None:
         assert neighbors == order[:4]
         following = [bank.prompt(bank.row(row).prompt_index)[bank.row(row).position + 1 :][:1] for row in [cell, *neighbors]]
         shares.append(np.mean([after == following[0] for after in following[1:]]))
-    agree = {measure.name: measure for measure in reader_agreement([index], cells, top_k=4, progress=False)}
+    agree = {measure.name: measure for measure in reader_agreement(cells, neighbors_at_all([index], cells, 4), progress=False)}
     np.testing.assert_allclose(agree["next token"].values["raw", NAMES[1]], shares)
     assert agree["next token"].values["raw", NAMES[1]].mean() > agree["next token"].values["random", ""].mean()
     assert set(agree["topic"].values) == set(agree["next token"].values)
@@ -185,7 +195,7 @@ def test_topic_is_a_telling_word_in_common(any_model: Any, tmp_path: Path) -> No
     assert len(uses) == 6
     index = tll.ContextualIndex(bank, device="cpu")
     cells = Cells(np.array(uses), bank)
-    (_, topic) = reader_agreement([index], cells, top_k=5, progress=False)
+    (_, topic) = reader_agreement(cells, neighbors_at_all([index], cells, 5), progress=False)
     for name in NAMES:
         found = neighbors_elsewhere(index, cells, name, 5)
         prompts = bank.plan.row_prompts[found]
@@ -201,7 +211,7 @@ def test_topic_is_a_telling_word_in_common(any_model: Any, tmp_path: Path) -> No
 def test_random_rows_of_a_token(bank: tll.Bank) -> None:
     cells = draw_cells(bank, 40, 0)
     rng = np.random.default_rng(0)
-    rows = random_rows(cells, 3, rng, token_ids_of(cells))
+    rows = random_rows(cells, 3, rng, cells.tokens_at(cells.rows))
     ids = bank.plan.tokens[bank.plan.row_tokens]
     for cell, drawn in zip(cells.rows.tolist(), rows.tolist(), strict=True):
         for row in drawn:
@@ -238,7 +248,8 @@ def test_substitution_by_hand(demo_model: Any, bank: tll.Bank) -> None:
 
 def test_substitution_ranks_neighbors_before_nulls(any_model: Any, bank: tll.Bank) -> None:
     indexes = [tll.ContextualIndex(bank, device="cpu", transform=one) for one in ("raw", "center")]
-    measures = substitution(any_model, indexes, draw_cells(bank, 30, 2), progress=False)
+    cells = draw_cells(bank, 30, 2)
+    measures = substitution(any_model, cells, neighbors_at_all(indexes, cells, 5), progress=False)
     assert [measure.name for measure in measures] == [
         "KL of neighbor 1 (nats)", "KL of neighbor 5 (nats)", "KL of neighbor 1 on later tokens (nats)",
     ]  # fmt: skip
@@ -335,4 +346,4 @@ def test_encoders_have_no_substitution(tmp_path: Path) -> None:
     found = tll.evaluate(bert, bank, senses=table, n_tokens=8, transforms=["raw"], device="cpu", progress=False)
     assert set(found.to_dataframe().measure) == {"sense accuracy", "next token", "topic"}
     with pytest.raises(tll.InvalidInputError, match="substitution asks for next-token distributions"):
-        substitution(bert, [tll.ContextualIndex(bank, device="cpu")], draw_cells(bank, 3, 0))
+        substitution(bert, draw_cells(bank, 3, 0), {})

@@ -1,16 +1,14 @@
 """Reader agreement: does what stands around a token's neighbors agree with what stands around the token?"""
 
 from collections import Counter
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from tqdm.auto import tqdm
 
-from tl_latentlens.index import ContextualIndex
 from tl_latentlens.intervals import Measure
-from tl_latentlens.readings import Cells, neighbors_elsewhere, random_rows, token_ids_of
+from tl_latentlens.readings import Cells, random_rows
 from tl_latentlens.transforms import spread
 from tl_latentlens.words import words_around
 
@@ -19,7 +17,7 @@ _BACKGROUND = 2000  # rows that say so
 
 
 def reader_agreement(
-    indexes: Sequence[ContextualIndex], cells: Cells, *, top_k: int = 5, seed: int = 0, progress: bool = True
+    cells: Cells, read: dict[tuple[str, str], Int[np.ndarray, "cells k"]], *, seed: int = 0, progress: bool = True
 ) -> list[Measure]:
     """How often neighbors in other prompts agree with a token's own text, beside rows of the same token and random rows.
 
@@ -29,21 +27,20 @@ def reader_agreement(
     tokens themselves left out.
 
     Args:
-        indexes: One for each transform to compare, over one bank.
         cells: The tokens that are read (`draw_cells`).
-        top_k: Neighbors of each.
+        read: (Reader, hook name) → rows by which each is read, -1 where there is none (`neighbors_elsewhere`).
         seed: Of the nulls.
         progress: Show a progress bar.
     """
-    index, rng = indexes[0], np.random.default_rng(seed)
-    following = index.row_token_ids(1)
+    rng, bank = np.random.default_rng(seed), cells.bank
+    following = cells.tokens_at(np.arange(bank.n_rows), 1)
 
     @lru_cache(2**18)
     def near(row: int) -> tuple[str, frozenset[str]]:
-        found = words_around(index.row(row))
+        found = words_around(bank.row(row))
         return found.word, found.near
 
-    sample = spread(index.n_rows, _BACKGROUND)
+    sample = spread(bank.n_rows, _BACKGROUND)
     common = Counter(word for row in sample.tolist() for word in near(row)[1])
     frequent = {word for word, n in common.items() if n > max(1, _RARE * len(sample))}
 
@@ -60,15 +57,15 @@ def reader_agreement(
         known = (rows >= 0).sum(1)
         return np.where(known, (agree & (rows >= 0)).sum(1) / np.maximum(known, 1), np.nan)
 
-    read = {
-        ("same token", ""): random_rows(cells, top_k, rng, token_ids_of(cells)),
-        ("random", ""): random_rows(cells, top_k, rng),
+    k = next(iter(read.values())).shape[1]
+    nulls = {
+        ("same token", ""): random_rows(cells, k, rng, cells.tokens_at(cells.rows)),
+        ("random", ""): random_rows(cells, k, rng),
     }
-    pairs = [(name, one) for name in index.hook_names for one in indexes]
-    for name, one in tqdm(pairs, desc="agreement", delay=2, disable=not progress):
-        read[one.transform, name] = neighbors_elsewhere(one, cells, name, top_k)
+    asked = {**nulls, **read}
     own = following[cells.rows][:, None]
-    return [
-        Measure("next token", {key: share(following[rows] == own, rows) for key, rows in read.items()}, "tokens"),
-        Measure("topic", {key: share(topics(rows), rows) for key, rows in read.items()}, "tokens"),
-    ]
+    together: dict[str, dict[tuple[str, str], np.ndarray]] = {"next token": {}, "topic": {}}
+    for key, rows in tqdm(asked.items(), desc="agreement", delay=2, disable=not progress):
+        together["next token"][key] = share(following[rows] == own, rows)
+        together["topic"][key] = share(topics(rows), rows)
+    return [Measure(name, values, "tokens") for name, values in together.items()]

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tqdm.auto import tqdm
 
+from tl_latentlens.activations import activations_at
 from tl_latentlens.agreement import reader_agreement
 from tl_latentlens.bank import Bank
 from tl_latentlens.errors import InvalidInputError, MissingExtraError
@@ -15,9 +17,9 @@ from tl_latentlens.features import label_features
 from tl_latentlens.index import ContextualIndex
 from tl_latentlens.intervals import Measure
 from tl_latentlens.model import is_bidirectional
-from tl_latentlens.readings import draw_cells
+from tl_latentlens.readings import draw_cells, neighbors_elsewhere
 from tl_latentlens.sae import hook_names_of
-from tl_latentlens.senses import find_uses, load_senses, sense_accuracy
+from tl_latentlens.senses import find_uses, layer_0, load_senses, other_votes, sense_accuracy, votes
 from tl_latentlens.substitution import substitution
 from tl_latentlens.transforms import TRANSFORMS
 
@@ -96,7 +98,7 @@ def evaluate(
     - KL of a neighbor: the neighbor's activation put in the token's place; how far the model's predictions move.
     - with an SAE, what `label_features` says of all its features.
 
-    See `sense_accuracy`, `reader_agreement`, `substitution` (in the modules `senses`, `agreement`, `substitution`).
+    The modules `senses`, `agreement` and `substitution` say more.
 
     Args:
         model: The bank's model.
@@ -122,31 +124,39 @@ def evaluate(
             f"got transforms={list(transforms)}, n_tokens={n_tokens}, top_k={top_k}; expected one or more of each"
         )
     opened = bank if isinstance(bank, Bank) else Bank.open(bank)
-    indexes = [
-        ContextualIndex(opened, hook_names, device, transform=transform, verify=not i)
-        for i, transform in enumerate(dict.fromkeys(transforms))
-    ]
-    indexes[0].check_model(model)
-    measures: list[Measure] = []
-    if senses is not None:
-        measures.append(
-            sense_accuracy(model, indexes, find_uses(model, load_senses(senses), opened.plan.settings), top_k=top_k)
-        )
     cells = draw_cells(opened, n_tokens, seed)
-    measures += reader_agreement(indexes, cells, top_k=top_k, seed=seed, progress=progress)
+    uses = None if senses is None else find_uses(model, load_senses(senses), opened.plan.settings)
+    answers: dict[tuple[str, str], Any] = {}
+    read: dict[tuple[str, str], Any] = {}
+    labels: list[pd.DataFrame] = []
+    activations: dict[str, Any] = {}
+    for transform in tqdm(dict.fromkeys(transforms), desc="transforms", delay=2, disable=not progress):
+        # One index at a time: each may hold a copy of the bank on the device.
+        index = ContextualIndex(opened, hook_names, device, transform=transform, verify=not read)
+        if not read:
+            index.check_model(model)
+            if uses is not None:
+                first = layer_0(model)
+                names = [name for name in index.hook_names if name != first]
+                activations = activations_at(model, uses.prompts, uses.positions, [*([first] if first else []), *names])
+                answers = other_votes(model, uses, activations, top_k)
+        if uses is not None:
+            answers |= votes(index, uses, activations, top_k)
+        read |= {(index.transform, name): neighbors_elsewhere(index, cells, name, top_k) for name in index.hook_names}
+        if sae is not None:
+            labels += _labels(sae, index, seed, progress)
+    measures = [] if uses is None else [sense_accuracy(uses, answers)]
+    measures += reader_agreement(cells, read, seed=seed, progress=progress)
     if not is_bidirectional(model):
-        measures += substitution(model, indexes, cells, ranks=sorted({1, top_k}), seed=seed, progress=progress)
-    labels = None if sae is None else _labels(sae, indexes, seed, progress)
-    return Evaluation(measures, tuple(index.transform for index in indexes), labels)
+        measures += substitution(model, cells, read, ranks=sorted({1, top_k}), seed=seed, progress=progress)
+    compared = tuple(dict.fromkeys(transform for transform, _ in read))
+    return Evaluation(measures, compared, pd.concat(labels, ignore_index=True) if labels else None)
 
 
-def _labels(sae: Any, indexes: Sequence[ContextualIndex], seed: int, progress: bool) -> pd.DataFrame | None:
+def _labels(sae: Any, index: ContextualIndex, seed: int, progress: bool) -> list[pd.DataFrame]:
     read = hook_names_of(sae)[0]
-    if read not in indexes[0].hook_names:
-        warnings.warn(f"no label scores: the SAE reads {read}, the bank holds {list(indexes[0].hook_names)}", stacklevel=3)
-        return None
-    tables = [
-        label_features(sae, index, hook_name=read, seed=seed, progress=progress).summary().assign(transform=index.transform)
-        for index in indexes
-    ]
-    return pd.concat(tables, ignore_index=True)
+    if read not in index.hook_names:
+        warnings.warn(f"no label scores: the SAE reads {read}, the bank holds {list(index.hook_names)}", stacklevel=3)
+        return []
+    found = label_features(sae, index, hook_name=read, seed=seed, progress=progress)
+    return [found.summary().assign(transform=index.transform)]

@@ -32,6 +32,12 @@ class Cells:
         units = np.asarray(self.bank.vectors(hook_name)[chosen]).astype(np.float32)
         return units * np.asarray(self.bank.norms(hook_name)[chosen])[:, None]
 
+    def tokens_at(self, rows: Int[np.ndarray, " n"], ahead: int = 0) -> Int[np.ndarray, " n"]:
+        """The token ids at rows of the bank, or some tokens ahead of them in their prompts; -1 past a prompt's end."""
+        plan = self.bank.plan
+        at, end = plan.row_tokens[rows] + ahead, plan.prompt_starts[plan.row_prompts[rows] + 1]
+        return np.where(at < end, plan.tokens[np.minimum(at, len(plan.tokens) - 1)], -1)
+
 
 def draw_cells(bank: Bank, n: int, seed: int) -> Cells:
     """Up to n random rows that have a token after them.
@@ -89,8 +95,3 @@ def random_rows(
     refused = left_out(cells, drawn)
     order = np.argsort(refused, axis=1, kind="stable")[:, :k]
     return np.where(np.take_along_axis(refused, order, 1), -1, np.take_along_axis(drawn, order, 1))
-
-
-def token_ids_of(cells: Cells) -> Int[np.ndarray, " cells"]:
-    """The token at each cell."""
-    return np.asarray(cells.bank.plan.tokens[cells.bank.plan.row_tokens[cells.rows]])

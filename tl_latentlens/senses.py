@@ -1,6 +1,5 @@
 """Sense accuracy: do the nearest uses of an ambiguous word have the sense that it has here?"""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,9 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
-from tl_latentlens.activations import activations_at, as_run
+from tl_latentlens.activations import as_run
 from tl_latentlens.corpus import demo_labels
 from tl_latentlens.errors import CorpusError, InvalidInputError
 from tl_latentlens.index import ContextualIndex
@@ -106,38 +106,48 @@ def find_uses(model: Any, table: pd.DataFrame, settings: PlanSettings) -> Uses:
     )
 
 
-def sense_accuracy(model: Any, indexes: Sequence[ContextualIndex], uses: Uses, *, top_k: int = 5) -> Measure:
-    """How often the k nearest labelled uses of a word vote for the sense that an asked use has: recall of each sense.
+def votes(
+    index: ContextualIndex, uses: Uses, activations: dict[str, Float[Tensor, "uses d"]], top_k: int
+) -> dict[tuple[str, str], Int[np.ndarray, " asked"]]:
+    """The sense of each asked use by its k nearest labelled ones, at each hook name of an index, under (transform, hook name).
 
-    Votes count by similarity above that of the k + 1st. Uses are compared by each transform; by `layer 0` (hook_resid_pre of
-    the first block: embedding and position); and by what the ten first tokens of the logit lens and of the embedding lens
-    have in common, which gives no answer where that is nothing. "most frequent sense" always says the same.
-
-    Args:
-        model: The bank's model.
-        indexes: One for each transform to compare.
-        uses: What `find_uses` returns.
-        top_k: Nearest labelled uses that vote.
-
-    Returns:
-        The recall of each sense, in [0, 1]; their mean is the macro recall.
+    Votes count by similarity above that of the k + 1st; -1 is no answer.
     """
-    names = indexes[0].hook_names
-    first = next((name for name in ("blocks.0.hook_resid_pre", "blocks.0.hook_in") if name in model.hook_dict), None)
-    read = [*names, *([first] if first is not None and first not in names else [])]
-    found = activations_at(model, uses.prompts, uses.positions, read)
-    answers: dict[tuple[str, str], np.ndarray] = {("most frequent sense", ""): _most_frequent(uses)}
-    if first is not None:
-        units = torch.nn.functional.normalize(found[first], dim=-1)
-        answers["layer 0", ""] = _votes(uses, (units @ units.T).numpy(), top_k)
-    for name in names:
-        for index in indexes:
-            units, offsets = index.compared(name, found[name])
-            answers[index.transform, name] = _votes(uses, (units @ units.T - offsets).cpu().numpy(), top_k)
-        if not is_bidirectional(model) and in_residual_stream(name):
-            vectors = found[name].to(model_device(model))
+    found = {}
+    for name in index.hook_names:
+        units, offsets = index.compared(name, activations[name])
+        found[index.transform, name] = _votes(uses, (units @ units.T - offsets).cpu().numpy(), top_k)
+    return found
+
+
+def other_votes(
+    model: Any, uses: Uses, activations: dict[str, Float[Tensor, "uses d"]], top_k: int
+) -> dict[tuple[str, str], Int[np.ndarray, " asked"]]:
+    """The sense of each asked use by readers that need no bank.
+
+    "most frequent sense" always says the same. "layer 0" compares what enters the first block: embedding and position. The
+    logit lens and the embedding lens compare uses by what their ten first tokens have in common: no answer where that is
+    nothing.
+    """
+    found = {("most frequent sense", ""): _most_frequent(uses)}
+    for name, vectors in activations.items():
+        if name == layer_0(model):
+            units = torch.nn.functional.normalize(vectors, dim=-1)
+            found["layer 0", ""] = _votes(uses, (units @ units.T).numpy(), top_k)
+        elif not is_bidirectional(model) and in_residual_stream(name):
             for reader, lens in (("logit lens", logit_lens), ("embedding lens", embedding_lens)):
-                answers[reader, name] = _votes(uses, _shared(lens(model, vectors, _READ)), top_k, above=0)
+                reading = lens(model, vectors.to(model_device(model)), _READ)
+                found[reader, name] = _votes(uses, _shared(reading), top_k, above=0)
+    return found
+
+
+def layer_0(model: Any) -> str | None:
+    """The hook name of what enters the first block."""
+    return next((name for name in ("blocks.0.hook_resid_pre", "blocks.0.hook_in") if name in model.hook_dict), None)
+
+
+def sense_accuracy(uses: Uses, answers: dict[tuple[str, str], Int[np.ndarray, " asked"]]) -> Measure:
+    """Recall of each sense, in [0, 1], by each reader; their mean is the macro recall."""
     asked, of = np.unique(uses.senses[_labelled(uses)[0]], return_inverse=True)
     recall = {key: np.bincount(of, answer == asked[of]) / np.bincount(of) for key, answer in answers.items()}
     return Measure("sense accuracy", recall, "senses")

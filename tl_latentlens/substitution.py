@@ -11,18 +11,17 @@ from tqdm.auto import tqdm
 
 from tl_latentlens.activations import as_run, batches
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.index import ContextualIndex
 from tl_latentlens.intervals import Measure
 from tl_latentlens.model import evaluating, is_bidirectional, model_device
-from tl_latentlens.readings import Cells, neighbors_elsewhere, random_rows, token_ids_of
+from tl_latentlens.readings import Cells, random_rows
 
 _AFTER = 4  # tokens that follow whose predictions are looked at too
 
 
 def substitution(
     model: Any,
-    indexes: Sequence[ContextualIndex],
     cells: Cells,
+    read: dict[tuple[str, str], Int[np.ndarray, "cells k"]],
     *,
     ranks: Sequence[int] = (1, 5),
     seed: int = 0,
@@ -37,8 +36,8 @@ def substitution(
 
     Args:
         model: The bank's model, causal.
-        indexes: One for each transform to compare, over one bank.
         cells: The tokens that are replaced (`draw_cells`).
+        read: (Reader, hook name) → each token's neighbors, nearest first, -1 where there is none (`neighbors_elsewhere`).
         ranks: Which neighbors, from 1.
         seed: Of the random rows.
         progress: Show a progress bar.
@@ -49,13 +48,13 @@ def substitution(
     if is_bidirectional(model):
         raise InvalidInputError("substitution asks for next-token distributions, which an encoder does not give")
     rng = np.random.default_rng(seed)
-    alike, anything = random_rows(cells, 1, rng, token_ids_of(cells)), random_rows(cells, 1, rng)
+    alike, anything = random_rows(cells, 1, rng, cells.tokens_at(cells.rows)), random_rows(cells, 1, rng)
     at, after = ({rank: {} for rank in ranks} for _ in range(2))
-    names = indexes[0].hook_names
+    names = dict.fromkeys(name for _, name in read)
     for name in tqdm(names, desc="substitution", unit=" hook names", delay=2, disable=not progress):
         nearest = random_rows(cells, 1, rng, _nearest_embedding(model, cells, name))
         nulls = {"same token": alike[:, 0], "random": anything[:, 0], "embedding": nearest[:, 0]}
-        found = {index.transform: neighbors_elsewhere(index, cells, name, max(ranks)) for index in indexes}
+        found = {reader: rows for (reader, at_name), rows in read.items() if at_name == name}
         rows = [*nulls.values(), *(one[:, rank - 1] for one in found.values() for rank in ranks)]
         kl = iter(np.moveaxis(_moved(model, cells, name, np.stack(rows, 1)), 1, 0))
         for reader in nulls:
