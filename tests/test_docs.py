@@ -139,7 +139,7 @@ def test_quickstart_and_index_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (tmp_path / "demo.h5").unlink()
     load_corpus = tll.load_corpus
     monkeypatch.setattr(tll, "load_corpus", lambda source: load_corpus(source, limit=50))
-    for part in snippets("index.md"):
+    for part in [*snippets("index.md"), *snippets("migration.md")]:
         exec(part, {})
 
 
