@@ -58,7 +58,11 @@ def test_build_info_verify_decode(run, tmp_path: Path, texts: list[str]) -> None
     assert "He rowed the boat to the «bank»" in out
     assert "1.00" in out, "the text's own bank is a row of the bank"
     assert set(pd.read_csv(csv).hook_name) == {hook, "blocks.4.hook_resid_post"}
-    assert "plotly" in html.read_text()
+    assert "plotly" not in html.read_text()
+    data = json.loads(html.read_text().partition('id="data">')[2].partition("</script>")[0])
+    assert [one["tokens"] for one in data["texts"]] == [list(pd.read_csv(csv).query("rank == 1 and hook_name == @hook").token)]
+    code, _, error = run("decode", str(bank), text, "--html", "nowhere/out.html")
+    assert (code, "no folder for nowhere/out.html" in error) == (1, True)
 
 
 def test_ctrl_c_says_in_one_line_how_to_resume(tmp_path: Path) -> None:

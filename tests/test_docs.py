@@ -143,6 +143,19 @@ def test_quickstart_and_index_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         exec(part, {})
 
 
+def test_plots_page_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, any_model: Any) -> None:
+    pytest.importorskip("plotly")
+    monkeypatch.chdir(tmp_path)
+    load_corpus = tll.load_corpus
+    monkeypatch.setattr(tll, "load_demo_model", lambda: any_model)
+    monkeypatch.setattr(tll, "load_corpus", lambda source, limit: load_corpus(source, limit=limit // 10))
+    names: dict[str, Any] = {}
+    for part in snippets("plots.md"):
+        exec(part, names)
+    assert len(names["figure"].data) == 3
+    assert {"heatmap.html", "reading.html"} <= {path.name for path in tmp_path.iterdir()}
+
+
 def test_api_page_documents_every_public_name_once() -> None:
     page = (DOCS / "api.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\.\. auto(?:function|class|exception):: (\w+)$", page, re.MULTILINE)

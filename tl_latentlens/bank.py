@@ -100,6 +100,11 @@ class Bank:
     def __repr__(self) -> str:
         return f"Bank({str(self.path)!r}: {self.n_rows} rows, {len(self.hook_names)} hook names, {self.model_info.name})"
 
+    def _repr_html_(self) -> str:
+        from tl_latentlens.views.html import bank_html
+
+        return bank_html(self)
+
     def close(self) -> None:
         """Let go of the memory maps; the bank maps them again if it is used again."""
         self.layout.close()

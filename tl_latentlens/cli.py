@@ -161,7 +161,7 @@ def decode(
     allow_mismatch: Annotated[bool, typer.Option(help="read on, with a warning, where the bank is of another model")] = False,
     csv: Annotated[Path | None, typer.Option(help="write all readings to this file too")] = None,
     html: Annotated[
-        Path | None, typer.Option(help="write a layer × position heatmap of the first text to this file too")
+        Path | None, typer.Option(help="write all readings as one page too, layers × tokens; it needs no network")
     ] = None,
     kind: KindOption = None,
     device: DeviceOption = None,
@@ -174,6 +174,7 @@ def decode(
     from tl_latentlens.build import cut_note
     from tl_latentlens.model import tokenize
 
+    _require_folders(csv, html)
     index = tll.ContextualIndex(bank, device=device, transform=transform, allow_mismatch=allow_mismatch)
     loaded = tll.load_model(model, kind=kind, device=device)
     index.check_model(loaded)  # first of all: a forgotten --model shows as a bank of another model
@@ -189,7 +190,7 @@ def decode(
         result.to_dataframe().to_csv(csv, index=False)
         console.print(f"wrote {csv}", markup=False)
     if html is not None:
-        result.plot().write_html(html, include_plotlyjs=True)
+        result.to_html(html)
         console.print(f"wrote {html}", markup=False)
 
 
@@ -263,9 +264,7 @@ def decode_vector(
     given = {name: None not in parts for name, parts in named.items() if any(part is not None for part in parts)}
     if list(given.values()) != [True]:
         raise InvalidInputError(f"expected one of {', '.join(named)}; got {' and '.join(given) or 'none'} in part or together")
-    for path in (csv, json):
-        if path is not None and not path.parent.is_dir():
-            raise InvalidInputError(f"no folder for {path}; make it first")
+    _require_folders(csv, json)
     weights = None if sae is None else tll.load_sae(sae, hook_name=hook_name)
     hook_name = hook_name or getattr(weights, "hook_name", None)
     if hook_name is None and (positive is not None or text is not None):
@@ -405,6 +404,12 @@ def evaluate(
     if html is not None:
         found.plot().write_html(html, include_plotlyjs=True)
         console.print(f"wrote {html}", markup=False)
+
+
+def _require_folders(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise InvalidInputError(f"no folder for {path}; make it first")
 
 
 def _require_writable(out: Path | None) -> None:

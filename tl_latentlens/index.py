@@ -52,6 +52,11 @@ class SearchResult:
         chances = None if self.chances is None else self.chances[at]
         return SearchResult(self.similarities[at], self.rows[at], self.hook_ids[at], self.index, chances)
 
+    def _repr_html_(self) -> str:
+        from tl_latentlens.views.html import search_html
+
+        return search_html(self)
+
     def neighbors(self) -> Any:
         """Neighbors in nested lists of the queries' leading shape; text is looked up here and not before."""
         flat = [self.neighbors_of(i) for i in range(int(np.prod(self.rows.shape[:-1])))]
@@ -163,6 +168,11 @@ class ContextualIndex:
     def __repr__(self) -> str:
         hooks = ", ".join(self.hook_names)
         return f"ContextualIndex({self.n_rows} rows × [{hooks}], {self.model_info.name}, {self.transform}, on {self.device})"
+
+    def _repr_html_(self) -> str:
+        from tl_latentlens.views.html import index_html
+
+        return index_html(self)
 
     @property
     def moves_queries(self) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -184,22 +185,59 @@ class LensResult:
                 lines.append(line)
         return pd.DataFrame(lines) if lines else pd.DataFrame(columns=_COLUMNS)
 
-    def plot(self, batch: int = 0) -> Any:
-        """A layer × position heatmap (a plotly Figure): color is the best similarity, hover shows the neighbors.
+    def plot(self, batch: int = 0, lens: str = "latentlens") -> Any:
+        """A layer × position heatmap (a plotly Figure), layers upwards, with buttons that switch between the lenses.
+
+        Cells show the word of the nearest neighbor, faint where chance explains it (`calibrate=True`), or a lens's first
+        token. Color is the cosine of the nearest neighbor, -log10 of its chance where the result is calibrated, or the
+        token's probability or cosine. The hover shows neighbors in context and every lens's tokens.
+
+        Args:
+            batch: Which text.
+            lens: Shown first: "latentlens", "logit_lens" or "embedding_lens".
 
         Raises:
             MissingExtraError: plotly is not installed.
+            InvalidInputError: Nothing was decoded of that text, or the lens was not read.
         """
-        try:
-            from tl_latentlens.views.heatmap import heatmap
-        except ImportError as error:
-            raise MissingExtraError('plotting needs plotly: pip install "tl-latentlens[viz]"') from error
-        return heatmap(self, batch)
+        return _plotly().heatmap(self, batch, lens)
+
+    def plot_lenses(self, batch: int = 0) -> Any:
+        """The heatmaps of `plot` for each lens that was read, one above the other on one axis of positions.
+
+        Raises:
+            MissingExtraError: plotly is not installed.
+            InvalidInputError: Nothing was decoded of that text.
+        """
+        return _plotly().heatmaps(self, batch)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write one page that needs no network and no plotly: a layer × token table, and the neighbors of the cell clicked.
+
+        All texts of the batch are in it, and a switch between the lenses. It follows the light or dark setting of its reader.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            InvalidInputError: No such folder, or nothing was decoded.
+        """
+        from tl_latentlens.views.page import write_page
+
+        return write_page(self, path)
 
     def _repr_html_(self) -> str:
-        from tl_latentlens.views.html import result_html
+        from tl_latentlens.views.html import lens_html
 
-        return result_html(self)
+        return lens_html(self)
+
+
+def _plotly() -> Any:
+    try:
+        from tl_latentlens.views import heatmap
+    except ImportError as error:
+        raise MissingExtraError('plotting needs plotly: pip install "tl-latentlens[viz]"') from error
+    return heatmap
 
 
 def _pairs(reading: TokenReading | None, row: int) -> list[tuple[str, float]] | None:
@@ -231,9 +269,17 @@ class DirectionResult:
         return f"{type(self).__name__}({len(self.ids)} directions, top {self.positive.rows.shape[-1]})"
 
     def __str__(self) -> str:
+        from tl_latentlens.views.text import printable
+
         columns = ["direction", "sign", "rank", "similarity", "hook_name", "context"]
+        shown = self.to_dataframe()[columns].assign(context=lambda table: table["context"].map(printable))
         with pd.option_context("display.max_colwidth", 100):
-            return self.to_dataframe()[columns].to_string(index=False)
+            return shown.to_string(index=False)
+
+    def _repr_html_(self) -> str:
+        from tl_latentlens.views.html import directions_html
+
+        return directions_html(self)
 
     def neighbors(self, direction: int) -> tuple[list[Neighbor], list[Neighbor]]:
         """Neighbors of +v and of -v for the n-th direction."""
@@ -276,6 +322,11 @@ class FeatureResult(DirectionResult):
         from tl_latentlens.views.terminal import features_as_text
 
         return features_as_text(self)
+
+    def _repr_html_(self) -> str:
+        from tl_latentlens.views.html import features_html
+
+        return features_html(self)
 
     def with_evidence(self, rows: int = 3) -> pd.DataFrame:
         """The table, and the contexts of the first `rows` neighbors and max-activating rows, as columns of lists."""

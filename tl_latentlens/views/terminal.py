@@ -13,10 +13,9 @@ from rich.text import Text
 from tl_latentlens.evaluate import Evaluation
 from tl_latentlens.intervals import Measure
 from tl_latentlens.results import Cell, FeatureResult, LensResult, Neighbor
-from tl_latentlens.views.text import clip, hook_headings, short_hook_name, visible
+from tl_latentlens.views.text import CHANCE, clip, hook_headings, short_hook_name, visible
 
 _LENSES = ("logit lens", "embedding lens")
-CHANCE = 0.01  # from here on chance alone explains that a neighbor is near
 
 
 def lens_table(

@@ -3,7 +3,19 @@
 import re
 from collections.abc import Sequence
 
+CHANCE = 0.01  # from here on chance alone explains that a neighbor is near
+
 _SHORT = re.compile(r"blocks\.(\d+)\.(?:hook_)?(.+)")
+_REORDERING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))  # of bidirectional text: what is shown is not what is there
+_SIGNS = {
+    **{code: 0x2400 + code for code in range(32)},
+    127: 0x2421,
+    **dict.fromkeys((*range(0x80, 0xA0), *_REORDERING), "\N{REPLACEMENT CHARACTER}"),
+    **dict.fromkeys((10, 0x2028, 0x2029), "↵"),
+}
+_LETTER = r"[^\W_\u0E00-\u0EFF\u1000-\u109F\u1780-\u17FF\u2E80-\U0010FFFF]"
+_LETTERS_LAST = re.compile(rf"(?<!{_LETTER}){_LETTER}{{1,12}}$")
+_LETTERS_FIRST = re.compile(rf"{_LETTER}{{1,12}}(?!{_LETTER})")
 
 
 def short_hook_name(hook_name: str) -> str:
@@ -21,11 +33,16 @@ def hook_headings(hook_names: Sequence[str]) -> tuple[list[str], str]:
     return [short_hook_name(name) for name in hook_names], ""
 
 
+def printable(text: str) -> str:
+    """Text that a terminal or a page only shows: each control character as one visible sign (ESC as ␛, a newline as ↵)."""
+    return text.translate(_SIGNS)
+
+
 def visible(token: str | None) -> str:
-    """A token with its spaces and newlines made visible at the ends, so that " a" and "a" differ."""
+    """A token with its control characters, and the spaces at its ends, made visible, so that " a" and "a" differ."""
     if token is None:
         return "?"
-    inner = token.replace("\n", "↵")
+    inner = printable(token)
     stripped = inner.strip(" ")
     if not stripped:
         return "␣" * len(inner)
@@ -36,10 +53,13 @@ def visible(token: str | None) -> str:
 def clip(context: str, token: str, width: int) -> tuple[str, str, str]:
     """A context «so» as (before, token, after) in at most `width` characters, most of them before the token.
 
-    What stands before a token is what a causal model saw.
+    What stands before a token is what a causal model saw. All three are `printable`.
     """
-    token = token.strip() or token  # the marked token is looked for, since a text may hold guillemets of its own
-    before, _, after = context.partition(f"«{token}»")
+    bare = token.strip()  # the marked token is looked for, since a text may hold guillemets of its own
+    inner = re.escape(bare.replace("\n", " ")) if bare else r"\s+" if token else ""
+    marked = re.search(rf"«\s*{inner}\s*»", context)
+    before, after = (context[: marked.start()], context[marked.end() :]) if marked else (context, "")
+    before, token, after = printable(before), visible(bare or token), printable(after)
     room_after = min(len(after), max(width // 4, width - len(before) - len(token)))
     room_before = max(8, width - len(token) - room_after)
     if len(before) > room_before:
@@ -47,3 +67,13 @@ def clip(context: str, token: str, width: int) -> tuple[str, str, str]:
     if len(after) > room_after:
         after = after[: max(0, room_after - 1)].rstrip("…") + "…"
     return before, token, after
+
+
+def word_around(before: str, token: str, after: str) -> tuple[str, str]:
+    """What completes a token to a word, to its left and to its right; empty where the token is whole.
+
+    Letters of scripts that write words apart, up to a dozen; in the others a word has no end to look for.
+    """
+    lead = _LETTERS_LAST.search(before) if token[:1].isalnum() else None
+    tail = _LETTERS_FIRST.match(after) if token[-1:].isalnum() else None
+    return lead[0] if lead else "", tail[0] if tail else ""
