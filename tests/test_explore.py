@@ -107,8 +107,8 @@ def test_the_grid_holds_the_first_reading_of_each_cell(
                 "embedding lens": (cell.embedding_lens or [])[0],
             }
             token, score = best[lens]
-            assert shown["token"].strip() == token.strip() or not token.strip()
-            assert shown["score"] == pytest.approx(score, abs=1e-5)
+            assert shown[1].strip() == visible(token).strip()
+            assert shown[3] == pytest.approx(score, abs=1e-4)
 
 
 def test_a_click_does_not_run_the_model(page: Page, layers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +178,11 @@ def test_exports_hold_the_view(page: Page, demo_model: Any, index: tll.Contextua
     assert shown["similarity"].to_numpy() == pytest.approx(expected["similarity"].to_numpy())
     lines = json.loads(page.export("json", reading, "raw", layers[:2])["content"])
     assert [line["neighbor"] for line in lines] == expected["neighbor"].tolist()
+    page_html = page.export("html", reading, "raw", layers)
+    assert page_html["filename"] == "latentlens.html"
+    assert "<script>alert" not in page_html["content"]
+    with pytest.raises(tll.InvalidInputError, match="HTML is for prompts"):
+        page.export("html", {"feature": 3}, "raw", layers)
     assert {line["sign"] for line in json.loads(page.export("json", {"feature": 3}, "raw", layers)["content"])} == {1, -1}
 
 
@@ -310,7 +315,8 @@ def test_a_browser_clicks_through(served: str, any_model: Any, index: tll.Contex
         tab.fill("#prompt", TEXT)
         tab.press("#prompt", "Enter")
         pos = int(expected.positions[-1, 1])
-        tab.wait_for_selector(f'#grid td[data-pos="{pos}"].chosen')
+        playwright.expect(tab.locator(".panel h2")).to_be_visible()
+        playwright.expect(tab.locator(f'#grid td[data-pos="{pos}"].chosen')).to_be_in_viewport()
         tokens = tab.locator("#grid thead th").all_inner_texts()[1:]
         assert [token.strip() for token in tokens] == [visible(t).strip() for t in (expected.tokens or [[]])[0][1:]]
         tab.click(f'#grid td[data-hook="{HOOK}"][data-pos="3"]')

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from tl_latentlens.bank import Bank
 from tl_latentlens.errors import InvalidInputError, LatentLensError, MissingExtraError
 from tl_latentlens.index import ContextualIndex
 from tl_latentlens.results import LensResult, Neighbor, TokenReading
 from tl_latentlens.transforms import TRANSFORMS
 from tl_latentlens.views.explore_reader import DirectionReading, PromptReading, Reader
-from tl_latentlens.views.terminal import CHANCE
-from tl_latentlens.views.text import clip, hook_headings, short_hook_name, visible
+from tl_latentlens.views.page import page as whole_page
+from tl_latentlens.views.sheet import LENSES, Sheet, contexts_of, sheet_of, span
+from tl_latentlens.views.text import CHANCE, clip, hook_headings, short_hook_name, visible
 
 try:
     from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update, set_props
@@ -25,7 +28,9 @@ except ImportError as error:
     raise MissingExtraError('the explore page needs dash: pip install "tl-latentlens[explore]"') from error
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-LENSES = ("LatentLens", "logit lens", "embedding lens")
+_KEYS = {label: lens for lens, label in LENSES.items()}
+_EXPORTS = ("csv", "json", "html")
+_AROUND, _TEXT = 60, 220  # characters of context that complete a cell's token; of the text around a chosen one
 _UPLOAD_BYTES = 32 * 2**20
 _BEGIN = (
     "Type a prompt: each token is read at each layer by its nearest contexts in the bank. "
@@ -149,7 +154,7 @@ def _connect(app: Dash, page: "Page") -> None:
     )(page.remember)
     app.callback(
         Output("download", "data"),
-        [Input(f"save-{kind}", "n_clicks") for kind in page.exports],
+        [Input(f"save-{kind}", "n_clicks") for kind in _EXPORTS],
         now,
         *chosen,
         prevent_initial_call=True,
@@ -166,7 +171,6 @@ class Page:
         """Without `files`, vector files of this machine cannot be named."""
         self.reader = reader
         self.files = files
-        self.exports = exports()
 
     def open_prompt(self, _: Any, text: str | None, transform: str, layers: Sequence[str]) -> tuple[Any, ...]:
         """Read a prompt, its last token at the middle layer first."""
@@ -256,12 +260,12 @@ class Page:
 
     def save(self, *arguments: Any) -> Any:
         """The view as a file, as the button that was clicked asks."""
-        if not any(arguments[: len(self.exports)]):
+        if not any(arguments[: len(_EXPORTS)]):
             return no_update
-        return self.export(str(ctx.triggered_id).removeprefix("save-"), *arguments[len(self.exports) :])
+        return self.export(str(ctx.triggered_id).removeprefix("save-"), *arguments[len(_EXPORTS) :])
 
     def export(self, kind: str, reading: dict[str, Any] | None, transform: str, layers: Sequence[str]) -> dict[str, str]:
-        """Name and content of a file: csv, json, or html where results can be written so."""
+        """Name and content of a file: csv or json of the hook names shown, or html of a whole prompt."""
         if reading is None:
             raise InvalidInputError("nothing was read yet; read a prompt first")
         if "prompt" in reading:
@@ -272,17 +276,12 @@ class Page:
             result = self._direction(reading, transform, layers).result
             frame = result.to_dataframe()
         if kind == "html":
-            if not hasattr(result, "to_html"):
+            if not isinstance(result, LensResult):
                 raise InvalidInputError("a direction is saved as CSV or JSON; HTML is for prompts")
-            content = result.to_html()
+            content = whole_page(result)
         else:
             content = frame.to_csv(index=False) if kind == "csv" else frame.to_json(orient="records", indent=1)
         return {"content": str(content), "filename": f"latentlens.{kind}"}
-
-
-def exports() -> list[str]:
-    """The kinds of file that a view can be saved as."""
-    return ["csv", "json", *(["html"] if hasattr(LensResult, "to_html") else [])]
 
 
 def _name(reading: dict[str, Any]) -> str:
@@ -293,48 +292,51 @@ def _name(reading: dict[str, Any]) -> str:
 
 def grid(read: PromptReading, lens: str, hook_names: Sequence[str]) -> dict[str, Any]:
     """What the browser draws: a column a token, a row a hook name, the last layer on top; each cell a token and a score."""
-    result = read.result
-    positions = result.positions[:, 1].tolist()
-    labels, kind = hook_headings(hook_names)
-    rows = []
-    for name, label in reversed(list(zip(hook_names, labels, strict=True))):
-        tokens, scores = _best(result, name, lens)
-        cells = [{"token": visible(token), "score": score} for token, score in zip(tokens, scores, strict=True)]
-        rows.append({"hook": name, "label": label, "cells": cells})
-    scores = [cell["score"] for row in rows for cell in row["cells"]]
-    low, high = (0.0, 1.0) if lens == "logit lens" or not scores else (min(scores), max(scores))
-    return {
-        "columns": [{"pos": pos, "token": visible((result.tokens or [{}])[0][pos])} for pos in positions],
-        "rows": rows,
-        "kind": kind,
-        "low": low,
-        "high": high,
-        "unit": "probability" if lens == "logit lens" else "similarity",
-    }
+    sheet = sheet_of(read.result, 0)
+    shown = [i for i, name in enumerate(sheet.hook_names) if name in hook_names]
+    values, words = _first(sheet, _KEYS[lens])
+    low, high = span([values[shown]], "probability" if lens == "logit lens" else "cosine")
+    labels, kind = hook_headings([sheet.hook_names[i] for i in shown])
+    rows = [
+        {
+            "hook": sheet.hook_names[i],
+            "label": label,
+            "cells": [
+                [*word, round(score, 4)] if np.isfinite(score) else None
+                for word, score in zip(words[i], values[i].tolist(), strict=True)
+            ],
+        }
+        for i, label in zip(shown, labels, strict=True)
+    ]
+    columns = [{"pos": pos, "token": token} for pos, token in zip(sheet.positions, sheet.tokens, strict=True)]
+    unit = "probability" if lens == "logit lens" else "similarity"
+    return {"columns": columns, "rows": rows[::-1], "kind": kind, "low": low, "high": high, "unit": unit}
 
 
-def _best(result: LensResult, hook_name: str, lens: str) -> tuple[list[str], list[float]]:
-    """The nearest or likeliest token of each position, and its score; nothing where the lens does not read."""
-    if lens == "LatentLens":
-        found = result.found[hook_name]
-        if not found.rows.shape[-1]:
-            return [], []
-        return [found.index.row(row).token for row in found.rows[:, 0].tolist()], found.similarities[:, 0].tolist()
-    reading = (result.logit_lens if lens == "logit lens" else result.embedding_lens).get(hook_name)
-    if reading is None:
-        return [], []
-    return [reading.strings[i] for i in reading.token_ids[:, 0].tolist()], reading.scores[:, 0].tolist()
+def _first(sheet: Sheet, lens: str) -> tuple[np.ndarray, list[list[tuple[str, str, str]]]]:
+    """Of each cell the best score, NaN where the lens does not read, and its token with what completes it to a word."""
+    if lens not in sheet.lenses:
+        missing = np.full((len(sheet.hook_names), len(sheet.positions)), np.nan)
+        return missing, [[("", "", "")] * len(sheet.positions)] * len(sheet.hook_names)
+    if lens != "latentlens":
+        return sheet.values(lens), [[("", token, "") for token in tokens] for tokens in sheet.best(lens)]
+    rows = sheet.rows[..., 0].tolist()
+    contexts = contexts_of(sheet.index, {row for line in rows for row in line}, _AROUND)
+    words = [[(found.lead, found.token, found.tail) for found in map(contexts.__getitem__, line)] for line in rows]
+    return sheet.values(lens), words
 
 
 def heading(result: LensResult, hook_name: str, pos: int) -> list[Any]:
     """The token that is read, marked in its text."""
     tokens = (result.tokens or [[]])[0]
-    shown = [i for i in result.positions[:, 1].tolist() if i < len(tokens)]
-    before, after = ("".join(tokens[i] for i in shown if (i < pos) is side and i != pos) for side in (True, False))
-    lead = " " if tokens[pos].startswith(" ") and tokens[pos].strip() else ""
-    text = [html.Span(before + lead), html.Mark(tokens[pos].strip() or visible(tokens[pos])), html.Span(after)]
+    shown = result.positions[:, 1].tolist()
+    before, after = ("".join(tokens[i] for i in shown if i != pos and (i < pos) is side) for side in (True, False))
+    token = tokens[pos]
+    lead = " " if token.startswith(" ") and token.strip() else ""
+    before, marked, after = clip(f"{before}{lead}«{token.strip() or token}»{after}", token, _TEXT)
+    text = [html.Span(before), html.Mark(marked), html.Span(after)]
     return [
-        html.H2([html.Code(visible(tokens[pos])), f" at {short_hook_name(hook_name)}"], title=hook_name),
+        html.H2([html.Code(visible(token)), f" at {short_hook_name(hook_name)}"], title=hook_name),
         html.P(text, className="text"),
     ]
 
@@ -428,14 +430,16 @@ def layout(reader: Reader, transform: str) -> Any:
             html.Header([html.H1("tl-latentlens explore"), html.P(about)]),
             html.Form(
                 [
-                    dcc.Textarea(id="prompt", placeholder="Type a prompt; Enter reads it", rows=2, spellCheck=False),
+                    dcc.Textarea(
+                        id="prompt", placeholder="Type a prompt; Enter reads it", rows=2, spellCheck=False, autoFocus="true"
+                    ),
                     html.Button("Read", id="read", type="button", className="primary"),
                 ],
                 className="ask",
             ),
             html.Div(
                 [
-                    _pills("lens", LENSES, "LatentLens"),
+                    _pills("lens", list(_KEYS), "LatentLens"),
                     _pills("transform", TRANSFORMS, transform),
                     _pills("layers", dict(zip(names, labels, strict=True)), names),
                     html.Div(
@@ -459,7 +463,7 @@ def layout(reader: Reader, transform: str) -> Any:
                             html.Div(id="grid", className="grid"),
                             html.Div(id="ends", className="ends"),
                             html.Div(
-                                [html.Button(kind.upper(), id=f"save-{kind}", type="button") for kind in exports()],
+                                [html.Button(kind.upper(), id=f"save-{kind}", type="button") for kind in _EXPORTS],
                                 className="save",
                             ),
                         ],

@@ -28,10 +28,11 @@
       const line = body.insertRow();
       line.append(element("th", row.label, { title: row.hook }));
       grid.columns.forEach((column, i) => {
-        const cell = row.cells[i];
-        const td = element("td", cell ? cell.token : "·", { "data-hook": row.hook, "data-pos": column.pos });
-        if (cell) td.title = `${cell.token}  ${cell.score.toFixed(3)}`;
-        td.style.setProperty("--s", cell ? ((cell.score - grid.low) / span).toFixed(3) : 0);
+        const [lead, token, tail, score] = row.cells[i] || ["", "·", "", null];
+        const td = element("td", "", { "data-hook": row.hook, "data-pos": column.pos });
+        td.append(element("i", lead), element("b", token), element("i", tail));
+        if (score !== null) td.title = `${lead}${token}${tail}  ${score.toFixed(3)}`;
+        td.style.setProperty("--s", score === null ? 0 : ((score - grid.low) / span).toFixed(3));
         line.append(td);
       });
     }
