@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_latentlens.errors import UnknownHookError
+from tl_latentlens.heads import fires_as
 from tl_latentlens.hooks.names import require_firing
 from tl_latentlens.model import flat_activation, model_device, run_hooked
 from tl_latentlens.plan import PlanSettings
@@ -46,7 +47,7 @@ def activations_at(
     positions: Sequence[int] | Int[np.ndarray, " prompts"],
     hook_names: Sequence[str],
 ) -> dict[str, Float[Tensor, "prompts d"]]:
-    """The activations of each hook name at one position of each prompt, in float32 on the CPU; heads side by side.
+    """The activations of each hook name, or head, at one position of each prompt, in float32 on the CPU.
 
     Raises:
         UnknownHookError: A hook name that the model does not have, or that did not fire.
@@ -62,7 +63,7 @@ def activations_at(
 
     for chosen, tokens, mask in batches(prompts, model_device(model)):
         of = torch.from_numpy(chosen)
-        run_hooked(model, tokens, mask, [(name, partial(take, name=name, chosen=of)) for name in hook_names])
+        run_hooked(model, tokens, mask, [(fires_as(name), partial(take, name=name, chosen=of)) for name in hook_names])
     for name in hook_names:
         if name not in found:
             raise UnknownHookError(f"{name} did not fire when the model ran; expected a hook name that this model uses")

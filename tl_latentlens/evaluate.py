@@ -14,11 +14,12 @@ from tl_latentlens.agreement import reader_agreement
 from tl_latentlens.bank import Bank
 from tl_latentlens.errors import InvalidInputError, MissingExtraError
 from tl_latentlens.features import label_features
+from tl_latentlens.heads import names_heads
 from tl_latentlens.index import ContextualIndex
 from tl_latentlens.intervals import Measure
-from tl_latentlens.model import is_bidirectional
+from tl_latentlens.model import is_bidirectional, require_model
 from tl_latentlens.readings import draw_cells, neighbors_elsewhere
-from tl_latentlens.sae import hook_names_of
+from tl_latentlens.sae import hook_names_of, require_sae
 from tl_latentlens.senses import find_uses, layer_0, load_senses, other_votes, sense_accuracy, votes
 from tl_latentlens.substitution import substitution
 from tl_latentlens.transforms import TRANSFORMS
@@ -81,7 +82,7 @@ def evaluate(
     bank: Bank | str | Path,
     *,
     hook_names: str | Sequence[str] | None = None,
-    transforms: Sequence[str] = TRANSFORMS,
+    transforms: str | Sequence[str] = TRANSFORMS,
     senses: str | Path | pd.DataFrame | None = "demo",
     sae: Any = None,
     n_tokens: int = 300,
@@ -103,7 +104,7 @@ def evaluate(
     Args:
         model: The bank's model.
         bank: A bank, or its path.
-        hook_names: Which of its hook names; None: all.
+        hook_names: Which of its hook names, whole ones, not single heads; None: all.
         transforms: Which transforms to compare.
         senses: Labelled uses: "demo", a .csv or .jsonl file or a table with columns text, word, sense and, where some uses are
             held out, held_out; None: leave this measure out.
@@ -119,6 +120,12 @@ def evaluate(
         InvalidInputError: No transforms, or one that is not known; n_tokens or top_k below 1.
         CorpusError: Labelled uses that cannot be read.
     """
+    transforms = [transforms] if isinstance(transforms, str) else list(transforms)
+    require_model(model)
+    if not isinstance(bank, Bank | str | Path):
+        raise InvalidInputError(f"got a {type(bank).__name__}; expected a bank or its path")
+    if sae is not None:
+        require_sae(sae)
     if not transforms or n_tokens < 1 or top_k < 1:
         raise InvalidInputError(
             f"got transforms={list(transforms)}, n_tokens={n_tokens}, top_k={top_k}; expected one or more of each"
@@ -133,6 +140,8 @@ def evaluate(
     for transform in tqdm(dict.fromkeys(transforms), desc="transforms", delay=2, disable=not progress):
         # One index at a time: each may hold a copy of the bank on the device.
         index = ContextualIndex(opened, hook_names, device, transform=transform, verify=not read)
+        if any(names_heads(name) for name in index.hook_names):
+            raise InvalidInputError(f"got heads, {list(index.hook_names)}; expected whole hook names")
         if not read:
             index.check_model(model)
             if uses is not None:

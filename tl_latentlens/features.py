@@ -26,7 +26,7 @@ from tl_latentlens.intervals import mean_of
 from tl_latentlens.lenses import logit_lens
 from tl_latentlens.model import evaluating, is_bidirectional, model_device, require_model
 from tl_latentlens.results import FeatureResult
-from tl_latentlens.sae import can_encode, decoder_of, hook_names_of
+from tl_latentlens.sae import can_encode, decoder_of, hook_names_of, require_sae
 from tl_latentlens.search import TopK
 from tl_latentlens.words import labels_of
 
@@ -37,6 +37,7 @@ _HELD_OUT = 4  # times top_k max-activating rows are kept, to leave enough when 
 _STEERED_PROMPTS, _STEERED_TOKENS = 4, 12
 _STEERED_BYTES = 2**26  # of logits at once
 _ZERO = "its decoder row is zero"
+_OTHERS = 100  # other features, at least, whose neighbors stand for chance
 _NORMS = 2000  # rows whose median length is that of a typical activation
 
 
@@ -93,6 +94,7 @@ def label_features(
     require_index(index)
     if model is not None:
         require_model(model)
+    require_sae(sae)
     weight = decoder_of(sae)
     if not bool(torch.isfinite(weight).all()):
         bad = torch.nonzero(~torch.isfinite(weight).all(-1))[:, 0].tolist()
@@ -139,7 +141,8 @@ def label_features(
             reading = logit_lens(model, weight[numbers])
             table["logit_tokens"] = [reading.tokens(i) for i in range(len(numbers))]
         if searched is not None:
-            _steer(table, weight[numbers], index, model, searched, found.positive.rows.cpu().numpy(), rng, progress)
+            others = _others(weight, index, searched, numbers, top_k, rng)
+            _steer(table, weight[numbers], index, model, searched, found.positive.rows.cpu().numpy(), others, rng, progress)
     table = table.astype({"label": str, "why_not": str})  # also where there is no line
     table = table.set_axis(np.flatnonzero(pointing)).reindex(range(len(asked)))
     table["feature"] = np.array(asked, np.int64)
@@ -206,6 +209,30 @@ def _score(
     return activity
 
 
+def _others(
+    weight: Float[Tensor, "d_sae d"],
+    index: ContextualIndex,
+    hook_name: str,
+    numbers: list[int],
+    top_k: int,
+    rng: np.random.Generator,
+) -> Int[np.ndarray, "f others"]:
+    """Neighbors of other features for each of some: of one other each, of more where so few are asked that means waver."""
+    usable = np.flatnonzero((weight != 0).any(-1).cpu().numpy())
+    times = max(1, _OTHERS // max(1, len(numbers)))
+    places = np.searchsorted(usable, numbers)[:, None]
+    if len(usable) < 2 or not numbers:
+        return np.zeros((len(numbers), 0), np.int64)
+    other = usable[(places + rng.integers(1, len(usable), (len(numbers), times))) % len(usable)]
+    asked, place = np.unique(other, return_inverse=True)
+    return (
+        index.search(weight[asked], top_k, hook_name)
+        .rows.cpu()
+        .numpy()[place.reshape(len(numbers), -1)]
+        .reshape(len(numbers), -1)
+    )
+
+
 @torch.no_grad()
 def _steer(
     table: pd.DataFrame,
@@ -214,10 +241,11 @@ def _steer(
     model: Any,
     hook_name: str,
     neighbors: Int[np.ndarray, "f k"],
+    others: Int[np.ndarray, "f others"],
     rng: np.random.Generator,
     progress: bool,
 ) -> None:
-    """Add what each direction does to the model's own prediction, and the same for another feature's neighbors.
+    """Add what each direction does to the model's own prediction, and the same for other features' neighbors.
 
     The direction, as long as a typical activation, is added at the last token of some of the bank's prompts. The change of each
     token's logit, averaged over the prompts, is turned into its rank in the vocabulary.
@@ -243,9 +271,13 @@ def _steer(
         return out[:, -1].float().unflatten(0, (len(added), len(tokens)))
 
     before = logits(steps.new_zeros(1, steps.shape[1]))
-    at, after = (index.row_token_ids(ahead)[neighbors] for ahead in (0, 1))
-    other = rng.permutation(len(neighbors))
-    figures = {"steered": at, "steered_next": after, "steered_null": at[other], "steered_next_null": after[other]}
+    at, after = (index.row_token_ids(ahead) for ahead in (0, 1))
+    figures = {
+        "steered": at[neighbors],
+        "steered_next": after[neighbors],
+        "steered_null": at[others],
+        "steered_next_null": after[others],
+    }
     found = {name: np.zeros(len(neighbors)) for name in figures}
     step = max(1, _STEERED_BYTES // (4 * model.cfg.d_vocab * tokens.numel()))
     with tqdm(total=len(steps), desc="steering", unit=" features", delay=2, disable=not progress) as bar:
@@ -259,7 +291,8 @@ def _steer(
                 found[name][part] = np.where(ids[part] >= 0, values, 0).sum(-1) / np.where(known, known, np.nan)
             bar.update(part.stop - first)
     for name, values in found.items():
-        table[name] = np.nanmean(values) if name.endswith("_null") and np.isfinite(values).any() else values
+        whole = np.nanmean(values) if np.isfinite(values).any() else math.nan
+        table[name] = whole if name.endswith("_null") else values
 
 
 def _p_values(values: np.ndarray, null: np.ndarray) -> np.ndarray:
@@ -301,15 +334,17 @@ def _overlap(
     tokens, prompts = index.row_token_ids(), index.row_prompts
     known = (top.similarities > -torch.inf).cpu().numpy()
     rows = np.where(known, top.rows.cpu().numpy(), 0)
-    other = shuffled[np.arange(len(rows)) % len(shuffled)]
+    times = max(1, _OTHERS // max(1, len(rows)))
+    others = [shuffled[(i * len(rows) + np.arange(len(rows))) % len(shuffled)] for i in range(times)]
     shares = []
-    for against in (neighbors, other):
+    for against in (neighbors, *others):
         held_out = known & ~(prompts[rows][:, :, None] == prompts[against][:, None]).any(-1)
         held_out &= held_out.cumsum(-1) <= top_k
         same = (tokens[rows][:, :, None] == tokens[against][:, None]).any(-1)
         n = held_out.sum(-1)
         shares.append(np.where(n > 0, (same & held_out).sum(-1) / np.maximum(n, 1), np.nan))
-    return shares[0], float(np.nanmean(shares[1])) if np.isfinite(shares[1]).any() else math.nan
+    null = np.concatenate(shares[1:])
+    return shares[0], float(np.nanmean(null)) if np.isfinite(null).any() else math.nan
 
 
 def _why_not(line: dict[str, Any]) -> str:

@@ -20,10 +20,10 @@ from torch.nn.functional import cosine_similarity
 from tl_latentlens.activations import activations_at
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.features import label_features
-from tl_latentlens.index import ContextualIndex
-from tl_latentlens.model import in_residual_stream, is_bidirectional, token_bytes, tokenize
+from tl_latentlens.index import ContextualIndex, require_index
+from tl_latentlens.model import in_residual_stream, is_bidirectional, require_model, token_bytes, tokenize
 from tl_latentlens.results import FindResult, Meaning
-from tl_latentlens.sae import can_encode, decoder_of, encode, hook_names_of
+from tl_latentlens.sae import can_encode, decoder_of, encode, hook_names_of, require_sae
 from tl_latentlens.words import position_of
 from tl_latentlens.writers import (
     WritingWeights,
@@ -99,6 +99,7 @@ def find_features(
         UnknownHookError: The index lacks the activation.
         ModelMismatchError: `model` is not the bank's.
     """
+    require_sae(sae)
     if not can_encode(sae):
         raise InvalidInputError("got an SAE without an encoder; give W_enc and its biases too: its activations are needed")
     read, written = hook_names_of(sae) if hook_name is None else (hook_name, hook_name)
@@ -277,6 +278,10 @@ class _Here:
 
 def _meaning(text: str, at: int | str, index: ContextualIndex, model: Any, hook_name: str, most: int, seed: int) -> _Here:
     """What the context adds to a word, and at most so many other uses and random rows."""
+    require_index(index)
+    require_model(model)
+    if not isinstance(text, str):
+        raise InvalidInputError(f"got a text of type {type(text).__name__}; expected one str")
     if is_bidirectional(model):
         raise InvalidInputError("got an encoder; expected a causal model, which has seen the text up to the word and no more")
     if any(bank.plan.settings.repeat for bank in index.banks):
@@ -428,6 +433,7 @@ class _Runs:
 
 
 def _run(text: str, at: int | str, index: ContextualIndex, model: Any, hook_name: str | None, seed: int) -> _Runs:
+    require_index(index)
     read = _read_hook(index) if hook_name is None else hook_name
     layers_before(read)
     here = _meaning(text, at, index, model, read, _RUNS, seed)

@@ -143,6 +143,8 @@ class ContextualIndex:
         hook_names = [hook_names] if isinstance(hook_names, str) else hook_names
         self._first_rows, self.n_rows = _first_rows(self.banks)
         asked = available if hook_names is None else hook_names
+        if not asked:
+            raise InvalidInputError(f"got no hook names; expected some of {available}, or None for all")
         self.hook_names = tuple(self._expand(asked))
         if verify:
             points = {hook_point(name): None for name in self.hook_names}

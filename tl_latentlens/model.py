@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tl_latentlens.bank_format import ModelInfo
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.heads import fires_as, head_of, output_layer
 from tl_latentlens.plan import Prompts
 
 DEMO_MODEL = Path(__file__).parent / "data" / "demo_model"
@@ -286,10 +287,10 @@ def _layer_after(hook_names: Iterable[str]) -> int | None:
 
 
 def flat_activation(name: str, activation: Tensor, batch_pos: Sequence[int]) -> Float[Tensor, "batch pos d"]:
-    """An activation as [batch, pos, d]; heads are laid side by side.
+    """An activation as [batch, pos, d]; heads are laid side by side, or one is taken, where the name is that of a head.
 
     Raises:
-        InvalidInputError: It has no batch and pos in front, as attention patterns have not.
+        InvalidInputError: It has no batch and pos in front, as attention patterns have not; or not that head.
     """
     by_position = name.endswith(("hook_pattern", "hook_attn_scores"))  # with as many heads as tokens the shape would not tell
     if by_position or activation.ndim < 3 or tuple(activation.shape[:2]) != tuple(batch_pos):
@@ -297,7 +298,13 @@ def flat_activation(name: str, activation: Tensor, batch_pos: Sequence[int]) -> 
             f"{name} has shape {tuple(activation.shape)}; expected [batch, pos, ...] with batch and pos {tuple(batch_pos)}: "
             "only activations with a vector for each token can be banked or decoded"
         )
-    return rearrange(activation.detach(), "batch pos ... -> batch pos (...)")
+    head = head_of(name)
+    if head is None:
+        return rearrange(activation.detach(), "batch pos ... -> batch pos (...)")
+    if activation.ndim != 4 or head >= activation.shape[2] or output_layer(name) is not None:
+        heads = f"heads 0 to {activation.shape[2] - 1}" if activation.ndim == 4 else "no heads"
+        raise InvalidInputError(f"got {name!r}; {fires_as(name)} has {heads}, and is what is taken here as it is")
+    return activation.detach()[:, :, head]
 
 
 def head_outputs(model: Any, layer: int, z: Float[Tensor, "... head d_head"]) -> Float[Tensor, "... head d_model"]:

@@ -1,5 +1,6 @@
 """Tokens of a bank read by their neighbors in other prompts, and by rows drawn at random: what evaluations compare."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from tl_latentlens.bank import Bank
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index import ContextualIndex
 
+_FEW = 30  # tokens: fewer say nothing
 _MORE = 16  # neighbors looked at beyond those asked for, since some are of the same prompt
 NULLS = ("same token", "random")
 
@@ -49,6 +51,8 @@ def draw_cells(bank: Bank, n: int, seed: int) -> Cells:
     followed = np.flatnonzero(plan.row_tokens + 1 < plan.prompt_starts[plan.row_prompts + 1])
     if not len(followed):
         raise InvalidInputError(f"{bank.path} has no row with a token after it; evaluate a bank of longer texts")
+    if len(followed) < _FEW:
+        warnings.warn(f"only {len(followed)} tokens of {bank.path} can be read; figures of so few say little", stacklevel=3)
     chosen = np.random.default_rng(seed).choice(followed, min(n, len(followed)), replace=False)
     return Cells(np.sort(chosen), bank)
 

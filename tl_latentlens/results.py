@@ -271,7 +271,8 @@ class DirectionResult:
     def __str__(self) -> str:
         from tl_latentlens.views.text import printable
 
-        columns = ["direction", "sign", "rank", "similarity", "hook_name", "context"]
+        chance = ["chance"] * (self.positive.chances is not None)
+        columns = ["direction", "sign", "rank", "similarity", *chance, "hook_name", "context"]
         shown = self.to_dataframe()[columns].assign(context=lambda table: table["context"].map(printable))
         with pd.option_context("display.max_colwidth", 100):
             return shown.to_string(index=False)

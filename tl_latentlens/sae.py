@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -140,6 +141,20 @@ def _from_tensors(tensors: dict[str, Tensor], config: dict[str, Any], hook_name:
 
 def _is_set(config: dict[str, Any], key: str) -> bool:
     return config.get(key) not in (None, "none", "expected_average_only_in" if key == "normalize_activations" else "none")
+
+
+def require_sae(sae: Any) -> None:
+    """Check that something can be an SAE or W_dec.
+
+    Raises:
+        InvalidInputError: It is a path, a name, or a dict of tensors, which `load_sae` takes; or nothing of the kind.
+    """
+    if isinstance(sae, str | Path | dict):
+        raise InvalidInputError(f"got {type(sae).__name__} {str(sae)[:60]!r} for an SAE; load it: load_sae(...)")
+    if not hasattr(sae, "W_dec") and not isinstance(sae, Tensor | np.ndarray):
+        raise InvalidInputError(
+            f"got a {type(sae).__name__}; expected an SAE with W_dec, what load_sae returns, or W_dec itself"
+        )
 
 
 def decoder_of(sae: Any) -> Float[Tensor, "d_sae d_in"]:

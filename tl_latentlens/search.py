@@ -442,6 +442,8 @@ def as_tensor(vectors: Tensor | np.ndarray) -> Tensor:
     if isinstance(vectors, Tensor):
         return vectors.detach()
     array = np.asarray(vectors)
+    if array.dtype.kind not in "fiubV":  # ml_dtypes' are V
+        raise InvalidInputError(f"got {type(vectors).__name__}; expected vectors of numbers, a tensor or an array")
     if array.dtype.name == "bfloat16":
         return _from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return _from_numpy(array)

@@ -67,12 +67,38 @@ def load_senses(source: str | Path | pd.DataFrame = "demo") -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise CorpusError(f"the labelled uses have no column {missing[0]!r}; expected {', '.join(COLUMNS)}, got {list(table)}")
+    if not len(table) or not table["text"].map(lambda text: isinstance(text, str)).all():
+        raise CorpusError("the labelled uses have no lines, or lines without a text; expected a text in each")
+    if "held_out" in table:
+        table = table.assign(held_out=_as_bool(table["held_out"]))
     kept = [*COLUMNS, *(["held_out"] if "held_out" in table else [])]
     return table.reindex(columns=kept).reset_index(drop=True)
 
 
+def _as_bool(column: pd.Series) -> np.ndarray:
+    known = {
+        "true": True,
+        "yes": True,
+        "1": True,
+        "1.0": True,
+        "false": False,
+        "no": False,
+        "0": False,
+        "0.0": False,
+        "": False,
+    }
+    values = [known.get(str(value).strip().lower()) for value in column]
+    if None in values:
+        wrong = column.iloc[values.index(None)]
+        raise CorpusError(f"got held_out={wrong!r} in line {values.index(None)} of the labelled uses; expected true or false")
+    return np.array(values, bool)
+
+
 def find_uses(model: Any, table: pd.DataFrame, settings: PlanSettings) -> Uses:
-    """Tokenise labelled uses and find each word; uses of a word with a single sense, or cut off at n_ctx, are left out.
+    """Tokenise labelled uses and find each word; uses that cannot be asked are left out.
+
+    Those are uses of a word with a single sense or without a labelled use, and words that are cut off at n_ctx. Where a text
+    has its word twice, the first one counts.
 
     Args:
         model: The bank's model.
@@ -95,14 +121,19 @@ def find_uses(model: Any, table: pd.DataFrame, settings: PlanSettings) -> Uses:
         pd.factorize(table["word"].astype(str) + "\t" + table["sense"].astype(str))[0],
     )
     senses_of_word = np.bincount(words[np.unique(senses, return_index=True)[1]])
-    kept = np.flatnonzero((senses_of_word[words] > 1) & np.array([bool(one) for one in places]))
+    held_out = table["held_out"].to_numpy(bool) if "held_out" in table else np.zeros(len(table), bool)
+    found = np.array([bool(one) for one in places])
+    labelled = np.bincount(words, found & ~held_out, minlength=words.max() + 1) > 0
+    kept = np.flatnonzero((senses_of_word[words] > 1) & found & labelled[words])
     if not len(kept):
-        raise InvalidInputError("no use is left: expected texts that hold their word, of words with two senses at least")
+        raise InvalidInputError(
+            "no use is left: expected texts that hold their word, of words with two senses at least, some of them not held out"
+        )
     return Uses(
         *as_run([ids[i] for i in kept], np.array([places[i][0] for i in kept]), settings),
         pd.factorize(words[kept])[0],
         pd.factorize(senses[kept])[0],
-        table["held_out"].to_numpy(bool)[kept] if "held_out" in table else np.zeros(len(kept), bool),
+        held_out[kept],
     )
 
 

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from tl_latentlens.activations import activations_at, batches, padded
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.heads import fires_as
 from tl_latentlens.hooks.decode import LensHooks
 from tl_latentlens.hooks.names import check_hook_names, forward_order, require_firing
 from tl_latentlens.hooks.steer import AddVector, ComparingHook
-from tl_latentlens.index import ContextualIndex
+from tl_latentlens.index import ContextualIndex, require_index
 from tl_latentlens.model import flat_activation, in_residual_stream, model_device, require_model, run_hooked, tokenize
 from tl_latentlens.plan import Prompts
 from tl_latentlens.results import LensResult
@@ -43,7 +44,7 @@ def difference_of_means(
         model: A TransformerLens model with a tokenizer.
         positive: Prompts that the vector points to.
         negative: Prompts that it points away from.
-        hook_name: The activation; several axes after `pos`, such as heads, are laid side by side.
+        hook_name: The activation; several axes after `pos`, such as heads, are laid side by side, and `hook_z[1]` is one head.
         positions: -1: the last token of each prompt, whatever the padding; -2: the one before, and so on. None: the mean over
             each prompt's tokens but BOS; every prompt counts the same, however long.
 
@@ -68,8 +69,8 @@ def difference_of_means(
 def _prompts(model: Any, texts: str | Sequence[str], side: str, least: int = 1) -> Prompts:
     """The tokens of texts, each of which must have some."""
     texts = [texts] if isinstance(texts, str) else list(texts)
-    if not texts:
-        raise InvalidInputError(f"got no {side} prompts; expected at least one text")
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise InvalidInputError(f"got {side} prompts {texts!r:.60}; expected at least one text, each a str")
     prompts = tokenize(model, texts)
     lengths = np.diff(np.r_[0, np.cumsum(~prompts.special)][prompts.starts])
     if (lengths < least).any():
@@ -111,7 +112,7 @@ def _sum_of_means(
         flat = flat_activation(hook_name, activation, weights.shape).float()
         seen.append(einsum(flat, weights.to(flat.device), "batch pos d, batch pos -> d"))
 
-    run_hooked(model, tokens, mask, [(hook_name, gather)])
+    run_hooked(model, tokens, mask, [(fires_as(hook_name), gather)])
     return seen[-1].cpu().double()  # HookedTransformer runs ln1 three times, for query, key and value
 
 
@@ -129,7 +130,7 @@ class SteeringLens:
         index: ContextualIndex,
         hook_name: str,
         *,
-        multiples: Sequence[float] = (0, 1, 2, 4),
+        multiples: float | Sequence[float] = (0, 1, 2, 4),
         unit: str = "vector",
         positions: int | Sequence[int] | slice | None = None,
         read: str | Sequence[str] | None = None,
@@ -161,6 +162,7 @@ class SteeringLens:
             InvalidInputError: A vector of another shape, of NaN, inf or zeros; unit="activation" where the index does not hold
                 `hook_name`; nothing to read.
         """
+        require_index(index)
         known, where = (
             (index.hook_names, "without model=, the index") if model is None else (model.hook_dict, type(model).__name__)
         )
@@ -174,7 +176,9 @@ class SteeringLens:
         if unit not in _UNITS:
             raise InvalidInputError(f"got unit={unit!r}; expected one of {list(_UNITS)}")
         self.index, self.hook_name, self.read, self.positions = index, hook_name, tuple(names), positions
-        self.multiples = tuple(map(_finite, multiples))
+        self.multiples = tuple(map(_finite, [multiples] if isinstance(multiples, int | float) else multiples))
+        if not self.multiples:
+            raise InvalidInputError("got no multiples; expected at least one, for instance (0, 1, 2, 4)")
         self.vector = _checked(vector, index.d(hook_name) if hook_name in index.hook_names else None)
         typical = _typical_length(index, hook_name)
         if unit == "activation":
@@ -319,7 +323,7 @@ def _later(hook_name: str, index: ContextualIndex) -> list[str]:
 
 
 def _finite(multiple: float) -> float:
-    if not math.isfinite(multiple):
+    if isinstance(multiple, str) or not math.isfinite(multiple):
         raise InvalidInputError(f"got a multiple of {multiple}; expected finite numbers")
     return float(multiple)
 

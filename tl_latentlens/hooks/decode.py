@@ -1,5 +1,6 @@
 """Hooks that read: capture activations while the model runs, decode them against an index when the result is asked for."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.heads import fires_as, head_names, head_of, hook_point, names_heads, of_all_heads, output_layer
 from tl_latentlens.hooks.names import check_hook_names, forward_order, require_firing
 from tl_latentlens.hooks.run_context import RunContext, running, skipped_positions
-from tl_latentlens.index import ContextualIndex
+from tl_latentlens.index import ContextualIndex, require_index
 from tl_latentlens.lenses import embedding_lens, logit_lens
 from tl_latentlens.model import flat_activation, head_output, in_residual_stream, token_bytes, without_hooks
 from tl_latentlens.results import LensResult, TokenReading
@@ -313,7 +314,10 @@ def latentlens_hooks(
     Raises:
         UnknownHookError: A hook name that neither the index nor the given model has; a head that the index does not hold.
     """
+    require_index(index)
     asked = list(index.hook_names) if hook_names is None else [hook_names] if isinstance(hook_names, str) else list(hook_names)
+    if not asked:
+        raise InvalidInputError("got no hook names; expected at least one, or None for those of the index")
     names = list(dict.fromkeys(one for name in asked for one in _heads_to_read(name, asked, index)))
     plain = [name for name in names if not names_heads(name)]
     if model is not None:
@@ -341,6 +345,8 @@ def _heads_to_read(name: str, asked: Sequence[str], index: ContextualIndex) -> l
         return [everything if everything in asked else name]
     held = [one for one in index.hook_names if head_of(one) is not None and hook_point(one) == hook_point(name)]
     wanted = held if of_all_heads(name) else [one for one in held if one == name]
+    if not wanted and re.search(r"attn\.hook_[qkvz]\[", name) is None:
+        raise UnknownHookError(f"got {name!r}, which has no heads; those of attention do: 'blocks.0.attn.hook_z[1]'")
     if not wanted:
         raise UnknownHookError(
             f"the index does not hold {name!r}, and a head has a space of its own, in which alone it can be compared: load it, "

@@ -70,6 +70,10 @@ def check_hook_names(names: Sequence[str], known: Any, where: str) -> None:
                     f"{where} has no hook name {name!r} while an SAE is attached there: use {sae!r}, the same activation, or "
                     "detach the SAE (model.reset_saes())"
                 )
+            if "[" in name:
+                raise UnknownHookError(
+                    f"{where} has no hook name {name!r}; a head is written 'blocks.0.attn.hook_z[1]', all of them 'hook_z[:]'"
+                )
             near = get_close_matches(name, list(known), n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; it has {list(known)[:5]} and so on"
             raise UnknownHookError(f"{where} has no hook name {name!r}{hint}")

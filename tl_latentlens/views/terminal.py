@@ -203,7 +203,7 @@ def evaluation_tables(evaluation: Evaluation) -> Group:
     parts = [_titled(*_measure_table(measure, evaluation.transforms)) for measure in evaluation.measures]
     over = evaluation.transforms[0]
     if len(evaluation.transforms) > 1:
-        title = f"gain over {over}, hook names together: above 0 better, bold where sure at 95 %"
+        title = f"gain over {over}, hook names together: above 0 better, * where sure at 95 %"
         parts.append(_titled(title, _gains_table(evaluation.gains(over))))
     if evaluation.labels is not None:
         for transform, summary in evaluation.labels.groupby("transform", sort=False):
@@ -244,7 +244,7 @@ def _measure_table(measure: Measure, transforms: Sequence[str]) -> tuple[str, Ta
 
 
 def _gains_table(gains: pd.DataFrame) -> Table:
-    """What each transform gains, in bold where its interval leaves 0 out."""
+    """What each transform gains, marked where its interval leaves 0 out."""
     shown = Table(box=box.SIMPLE_HEAD, header_style="dim")
     readers = list(dict.fromkeys(gains["reader"]))
     shown.add_column("measure")
@@ -252,6 +252,9 @@ def _gains_table(gains: pd.DataFrame) -> Table:
         shown.add_column(reader, justify="right")
     for measure, part in gains.groupby("measure", sort=False):
         lines = zip(part["gain"], part["low"], part["high"], strict=True)
-        cells = [Text(f"{gain:+.3f}", "bold" if low > 0 or high < 0 else "") for gain, low, high in lines]
+        cells = [
+            Text(f"{gain:+.3f}{'*' if low > 0 or high < 0 else ' '}", "bold" if low > 0 or high < 0 else "")
+            for gain, low, high in lines
+        ]
         shown.add_row(str(measure), *cells)
     return shown
