@@ -134,9 +134,25 @@ def test_senses_from_files(tmp_path: Path, senses: pd.DataFrame) -> None:
         tll.load_senses(tmp_path / "nowhere.csv")
 
 
+@pytest.mark.parametrize("written", [("yes", "no"), ("True", "False"), (1, 0), ("1", "")])
+def test_held_out_as_files_have_it(senses: pd.DataFrame, written: tuple[Any, Any]) -> None:
+    as_text = senses.assign(held_out=[written[0] if held else written[1] for held in senses.held_out])
+    assert tll.load_senses(as_text).held_out.tolist() == senses.held_out.tolist()
+    with pytest.raises(tll.CorpusError, match="got held_out='perhaps' in line 0 of the labelled uses; expected true or false"):
+        tll.load_senses(senses.assign(held_out="perhaps"))
+
+
+def test_uses_without_text_or_lines(senses: pd.DataFrame) -> None:
+    for wrong in (senses[:0], senses.assign(text=[None, *senses.text[1:]])):
+        with pytest.raises(tll.CorpusError, match="no lines, or lines without a text"):
+            tll.load_senses(wrong)
+
+
 def test_uses_that_cannot_be_asked_are_left_out(any_model: Any, senses: pd.DataFrame) -> None:
     table = pd.concat([senses, pd.DataFrame({"text": ["No such word."], "word": "bank", "sense": "money", "held_out": False})])
     assert len(find_uses(any_model, table.reset_index(drop=True), PlanSettings()).prompts) == len(senses)
+    with pytest.raises(tll.InvalidInputError, match="some of them not held out"):
+        find_uses(any_model, senses.assign(held_out=True), PlanSettings())
     one_sense = senses[senses.sense == senses.sense[0]].reset_index(drop=True)
     with pytest.raises(tll.InvalidInputError, match="no use is left"):
         find_uses(any_model, one_sense, PlanSettings())
@@ -306,6 +322,15 @@ def test_evaluate_from_end_to_end(any_model: Any, bank: tll.Bank, senses: pd.Dat
 def test_evaluate_refusals(any_model: Any, bank: tll.Bank) -> None:
     with pytest.raises(tll.InvalidInputError, match="n_tokens=0"):
         tll.evaluate(any_model, bank, n_tokens=0)
+    for wrong, message in (
+        ({"hook_names": []}, "got no hook names"),
+        ({"sae": "demo"}, "got str 'demo' for an SAE; load it"),
+        ({"transforms": "whiten"}, "got transform='whiten'"),
+    ):
+        with pytest.raises(tll.InvalidInputError, match=message):
+            tll.evaluate(any_model, bank, **wrong)
+    with pytest.raises(tll.InvalidInputError, match="got a ContextualIndex; expected a bank or its path"):
+        tll.evaluate(any_model, tll.ContextualIndex(bank, device="cpu"))
     with pytest.raises(tll.InvalidInputError, match="got transform='whiten'"):
         tll.evaluate(any_model, bank, transforms=["whiten"])
     other = SimpleNamespace(hook_name="blocks.0.hook_resid_post", W_dec=torch.randn(3, 256))
@@ -315,6 +340,15 @@ def test_evaluate_refusals(any_model: Any, bank: tll.Bank) -> None:
         )
     assert found.labels is None
     assert "sense accuracy" not in set(found.to_dataframe().measure)
+
+
+def test_few_tokens_are_said_and_heads_refused(any_model: Any, tmp_path: Path) -> None:
+    name = "blocks.1.attn.hook_z"
+    bank = tll.build_bank(any_model, ["The river ran."], tmp_path / "z.h5", hook_names=name, progress=False)
+    with pytest.warns(UserWarning, match="only 3 tokens of .* can be read"):
+        draw_cells(bank, 10, 0)
+    with pytest.warns(UserWarning, match="only 3"), pytest.raises(tll.InvalidInputError, match="expected whole hook names"):
+        tll.evaluate(any_model, bank, hook_names=f"{name}[:]", progress=False)
 
 
 def test_a_repeat_bank_is_evaluated_on_second_copies(any_model: Any, senses: pd.DataFrame, tmp_path: Path) -> None:

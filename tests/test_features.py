@@ -365,3 +365,22 @@ def test_what_is_no_sae_is_named(tmp_path: Path) -> None:
     assert repr(alone) == f"TensorSAE(decoder only, 3 × 2, {HOOK})"
     with pytest.raises(tll.InvalidInputError, match="W_dec alone"):
         alone.encode(torch.ones(2))
+
+
+def test_nulls_of_few_features_are_of_others(any_model: Any, index: tll.ContextualIndex) -> None:
+    """With one feature asked for, the nulls are other features of the SAE and not that one."""
+    sae = tll.load_sae("demo")
+    (line,) = tll.label_features(sae, index, [597], model=any_model, top_k=3, progress=False).table.to_dict("records")
+    for name in ("steered", "steered_next"):
+        assert 0.2 < line[f"{name}_null"] < 0.8
+        assert line[f"{name}_null"] != line[name]
+
+
+@pytest.mark.parametrize("wrong", ["demo", {"W_dec": 1}, 3])
+def test_what_is_no_sae(index: tll.ContextualIndex, wrong: Any) -> None:
+    with pytest.raises(tll.InvalidInputError, match=r"for an SAE; load it|expected an SAE with W_dec"):
+        tll.label_features(wrong, index)
+    with pytest.raises(tll.InvalidInputError, match=r"for an SAE; load it|expected an SAE with W_dec"):
+        tll.find_features("a text", -1, wrong, index, model=None)
+    with pytest.raises(tll.InvalidInputError):
+        tll.decode_directions(wrong, index)

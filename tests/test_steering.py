@@ -334,3 +334,21 @@ def test_read_vector(tmp_path: Path) -> None:
             read_vector(tmp_path / name)
     with pytest.raises(tll.InvalidInputError, match="holds no tensor 'c'; it has"):
         read_vector(tmp_path / "d.pt", key="c")
+
+
+def test_one_head_and_wrong_arguments(demo_model: Any, index: tll.ContextualIndex, bank: tll.Bank) -> None:
+    name, sides = "blocks.2.attn.hook_z", (["The river"], ["Some money", "A coin"])
+    for positions in (-1, None):
+        whole = tll.difference_of_means(demo_model, *sides, name, positions=positions)
+        head = tll.difference_of_means(demo_model, *sides, f"{name}[1]", positions=positions)
+        assert torch.allclose(head, whole.view(demo_model.cfg.n_heads, -1)[1], atol=1e-5)
+    with pytest.raises(tll.InvalidInputError, match=r"hook_z has heads 0 to 3"):
+        tll.difference_of_means(demo_model, *sides, f"{name}[9]")
+    with pytest.raises(tll.InvalidInputError, match="expected texts, each a str"):
+        tll.difference_of_means(demo_model, [1, 2], sides[0], name)
+    hook = index.hook_names[2]
+    assert tll.SteeringLens(torch.ones(256), index, hook, multiples=2).multiples == (2.0,)
+    with pytest.raises(tll.InvalidInputError, match="got no multiples"):
+        tll.SteeringLens(torch.ones(256), index, hook, multiples=())
+    with pytest.raises(tll.InvalidInputError, match="expected a ContextualIndex"):
+        tll.SteeringLens(torch.ones(256), bank, hook)

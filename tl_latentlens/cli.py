@@ -1,7 +1,7 @@
 """The command line, `tl-latentlens COMMAND`: each command is a function here."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,7 +47,7 @@ def demo(
     bank: Annotated[Path, typer.Option(help="where to build the demo bank (reused where it is there)")] = Path("demo.h5"),
     kind: KindOption = None,
 ) -> None:
-    """Build a bank with the embedded model and read one ambiguous word in two sentences. Needs no network.
+    """Build a bank with the embedded model, read an ambiguous word in two sentences, label SAE features. Needs no network.
 
     Example: `tl-latentlens demo`
     """
@@ -64,6 +64,8 @@ def demo(
     hooks = tll.latentlens_hooks(tll.ContextualIndex(built))
     model.run_with_hooks(list(DEMO_SENTENCES), fwd_hooks=hooks)
     _print_result(hooks.result, DEMO_WORD, neighbors=3)
+    console.print("[dim]3. label the features of a small SAE that are active on these sentences[/]")
+    console.print(_features_active_on(model, built, DEMO_SENTENCES))
     console.print(
         "\nThe word is the same; what stands around its neighbors tells what the model made of it.\n"
         f'Your own text:   tl-latentlens decode {bank} "The judge walked into the court" --word court\n'
@@ -71,6 +73,22 @@ def demo(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _features_active_on(model: Any, bank: Any, texts: Sequence[str], n: int = 8) -> Table:
+    """The embedded SAE's features that are active on some texts, labelled by the bank's rows."""
+    import tl_latentlens as tll
+    from tl_latentlens.activations import activations_at
+    from tl_latentlens.model import tokenize
+    from tl_latentlens.views.terminal import feature_table
+
+    sae = tll.load_sae("demo")
+    name = str(sae.hook_name)
+    prompts = [(prompt, pos) for prompt in tokenize(model, texts).as_lists() for pos in range(1, len(prompt))]
+    found = activations_at(model, [prompt for prompt, _ in prompts], [pos for _, pos in prompts], [name])
+    active = (sae.encode(found[name]) > 0).any(0).nonzero()[:, 0].tolist()
+    index = tll.ContextualIndex(bank, name, transform="center", verify=False)
+    return feature_table(tll.label_features(sae, index, active, progress=False), n)
 
 
 @app.command()
@@ -172,17 +190,20 @@ def decode(
     """
     import tl_latentlens as tll
     from tl_latentlens.build import cut_note
+    from tl_latentlens.heads import names_heads, output_layer
     from tl_latentlens.model import tokenize
 
     _require_folders(csv, html)
-    index = tll.ContextualIndex(bank, device=device, transform=transform, allow_mismatch=allow_mismatch)
+    heads = [name for name in hook_name or [] if names_heads(name) and output_layer(name) is None]
+    index = tll.ContextualIndex(bank, heads or None, device, transform=transform, allow_mismatch=allow_mismatch)
     loaded = tll.load_model(model, kind=kind, device=device)
     index.check_model(loaded)  # first of all: a forgotten --model shows as a bank of another model
     if n_truncated := tokenize(loaded, text, repeat=repeat).n_truncated:
         console.print(cut_note(loaded, n_truncated, len(text), repeat))
     if index.banks[0].plan.settings.repeat != repeat:
         console.print(
-            f"note: the bank was built {'without' if repeat else 'with'} --repeat, so its rows saw other texts than these"
+            f"note: the bank was built {'without' if repeat else 'with'} --repeat, so its rows saw other texts than these: "
+            f"{'leave --repeat out' if repeat else 'add --repeat'}"
         )
     result = _read(loaded, list(text), index, repeat, hook_names=hook_name, top_k=top_k, calibrate=calibrate)
     _print_result(result, word, neighbors=top_k)

@@ -255,9 +255,9 @@ class ContextualIndex:
         """How likely a random activation comes as near to each found row as the query did, in (0, 1].
 
         The share of up to 4,096 rows of the row's own hook name, evenly spread over the bank, that have at least this
-        similarity to it: (1 + n) / (1 + rows), as a p-value. It means the same at every layer and with every transform, while
-        a cosine of 0.9 may be near at one layer and nothing at the next. What chance alone explains (p > 0.01, say) is no
-        reading.
+        similarity to it: (1 + n) / (1 + rows). It means the same at every layer and with every transform, while a cosine of
+        0.9 may be near at one layer and nothing at the next. What chance alone explains (0.01 and more, say) is no reading. It
+        is the p of one row: that the row was the nearest of many is not corrected for.
         """
         chances = torch.ones_like(found.similarities)
         for hook_id in found.hook_ids.unique().tolist():

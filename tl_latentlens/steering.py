@@ -69,8 +69,10 @@ def difference_of_means(
 def _prompts(model: Any, texts: str | Sequence[str], side: str, least: int = 1) -> Prompts:
     """The tokens of texts, each of which must have some."""
     texts = [texts] if isinstance(texts, str) else list(texts)
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise InvalidInputError(f"got {side} prompts {texts!r:.60}; expected at least one text, each a str")
+    if not texts:
+        raise InvalidInputError(f"got no {side} prompts; expected at least one text")
+    if not all(isinstance(text, str) for text in texts):
+        raise InvalidInputError(f"got {side} prompts {str(texts)[:60]}; expected texts, each a str")
     prompts = tokenize(model, texts)
     lengths = np.diff(np.r_[0, np.cumsum(~prompts.special)][prompts.starts])
     if (lengths < least).any():

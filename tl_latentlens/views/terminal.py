@@ -104,7 +104,8 @@ def token_title(result: LensResult, batch: int, pos: int, room: int) -> Text:
 
 def neighbor_text(neighbor: Neighbor, hook_name: str, room: int) -> Text:
     """The neighbor in its context; the hook name it was found at is added where it is another than the query's."""
-    found_at = "" if neighbor.hook_name == hook_name or room < 34 else f"  at {short_hook_name(neighbor.hook_name)}"
+    place = short_hook_name(neighbor.hook_name)
+    found_at = "" if neighbor.hook_name == hook_name else f"  at {place if room >= 34 else place.split()[0]}"
     before, token, after = clip(neighbor.context, neighbor.token, room - len(found_at) - 2)
     mark = "bold yellow" if neighbor.chance is None or neighbor.chance < CHANCE else "dim"
     return Text.assemble((before, "dim"), (f"«{token}»", mark), (after, "dim"), (found_at, "magenta"))
