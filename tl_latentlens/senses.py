@@ -67,15 +67,15 @@ def load_senses(source: str | Path | pd.DataFrame = "demo") -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise CorpusError(f"the labelled uses have no column {missing[0]!r}; expected {', '.join(COLUMNS)}, got {list(table)}")
-    if not len(table) or not table["text"].map(lambda text: isinstance(text, str)).all():
+    if not len(table) or not all(isinstance(text, str) for text in table["text"]):
         raise CorpusError("the labelled uses have no lines, or lines without a text; expected a text in each")
     if "held_out" in table:
-        table = table.assign(held_out=_as_bool(table["held_out"]))
+        table = table.assign(held_out=_as_bool(list(table["held_out"])))
     kept = [*COLUMNS, *(["held_out"] if "held_out" in table else [])]
     return table.reindex(columns=kept).reset_index(drop=True)
 
 
-def _as_bool(column: pd.Series) -> np.ndarray:
+def _as_bool(column: list[Any]) -> Bool[np.ndarray, " uses"]:
     known = {
         "true": True,
         "yes": True,
@@ -89,7 +89,7 @@ def _as_bool(column: pd.Series) -> np.ndarray:
     }
     values = [known.get(str(value).strip().lower()) for value in column]
     if None in values:
-        wrong = column.iloc[values.index(None)]
+        wrong = column[values.index(None)]
         raise CorpusError(f"got held_out={wrong!r} in line {values.index(None)} of the labelled uses; expected true or false")
     return np.array(values, bool)
 
