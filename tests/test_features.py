@@ -1,5 +1,6 @@
 """SAE features against truth that was planted, and against the model itself."""
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy import stats
 from torch.nn.functional import normalize
 
@@ -343,6 +345,12 @@ def test_a_saelens_folder_reads_the_same_without_saelens(tmp_path: Path) -> None
         assert ours.hook_name == HOOK
         torch.testing.assert_close(ours.encode(x), expected.to_dense() if expected.is_sparse else expected)
         assert 0 < float((expected.to_dense() if expected.is_sparse else expected).gt(0).float().mean()) < 0.9
+
+
+def test_the_hook_point_of_an_old_saelens_folder_is_its_hook_name(tmp_path: Path) -> None:
+    save_file({"W_dec": torch.ones(3, 2)}, tmp_path / "sae_weights.safetensors")
+    (tmp_path / "cfg.json").write_text(json.dumps({"hook_point": HOOK, "d_in": 2, "d_sae": 3}))
+    assert tll.load_sae(tmp_path).hook_name == HOOK
 
 
 def test_what_is_no_sae_is_named(tmp_path: Path) -> None:

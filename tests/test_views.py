@@ -324,3 +324,10 @@ def test_printed_results_are_tables(result: tll.LensResult, index: tll.Contextua
     assert "pos 1 " in shown
     assert "neighbors" in shown
     assert "similarity" in str(tll.decode_directions(index.banks[0].vectors(index.hook_names[0])[:2], index, top_k=2))
+
+
+def test_printed_results_are_plain_text_in_a_notebook(result: tll.LensResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = str(result)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert str(result) == expected

@@ -97,7 +97,7 @@ def load_sae(source: str | Path | dict[str, Tensor], *, hook_name: str | None = 
         if (file.parent / "cfg.json").is_file():
             config = json.loads((file.parent / "cfg.json").read_text())
     metadata = config.get("metadata") or {}
-    name = hook_name or metadata.get("hook_name") or config.get("hook_name")
+    name = hook_name or metadata.get("hook_name") or config.get("hook_name") or config.get("hook_point")  # as SAELens 2 had it
     return _from_tensors(tensors, config, name)
 
 

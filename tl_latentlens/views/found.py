@@ -1,17 +1,16 @@
 """Components that write a meaning, as tables for the terminal."""
 
-import io
 import math
 from typing import Any
 
 import numpy as np
 from rich import box, get_console
-from rich.console import Console
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from tl_latentlens.results import FindResult, Meaning
-from tl_latentlens.views.terminal import neighbor_text
+from tl_latentlens.views.terminal import as_plain, neighbor_text
 from tl_latentlens.views.text import clip, short_hook_name, visible
 
 
@@ -87,8 +86,4 @@ def _told(line: dict[str, Any]) -> Text:
 
 def find_text(result: FindResult, *, width: int = 120) -> str:
     """The word and the table as plain text."""
-    text = io.StringIO()
-    console = Console(file=text, width=width)
-    console.print(meaning_lines(result.meaning, width=width))
-    console.print(find_table(result, width=width))
-    return text.getvalue()
+    return as_plain(Group(meaning_lines(result.meaning, width=width), find_table(result, width=width)), width)

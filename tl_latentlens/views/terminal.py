@@ -39,9 +39,9 @@ def as_text(result: LensResult, *, width: int = 120) -> str:
 
 
 def as_plain(shown: RenderableType, width: int) -> str:
-    """Anything that rich prints, as plain text."""
+    """Anything that rich prints, as plain text: in notebooks, where rich would display it, and under FORCE_COLOR too."""
     text = io.StringIO()
-    Console(file=text, width=width).print(shown)
+    Console(file=text, width=width, force_jupyter=False, color_system=None).print(shown)
     return text.getvalue()
 
 
@@ -173,11 +173,7 @@ def refusals(table: pd.DataFrame) -> str:
 
 def features_as_text(result: FeatureResult, *, lines: int = 30, width: int = 100) -> str:
     """The table of the first features, and how many have a label, as plain text."""
-    text = io.StringIO()
-    console = Console(file=text, width=width)
-    console.print(feature_table(result, lines, width=width))
-    console.print(refusals(result.table), highlight=False, markup=False)
-    return text.getvalue()
+    return as_plain(Group(feature_table(result, lines, width=width), Text(refusals(result.table))), width)
 
 
 def summary_table(summary: pd.DataFrame) -> Table:
@@ -194,9 +190,7 @@ def summary_table(summary: pd.DataFrame) -> Table:
 
 def evaluation_text(evaluation: Evaluation, *, width: int = 100) -> str:
     """All tables of an evaluation as plain text."""
-    text = io.StringIO()
-    Console(file=text, width=width).print(evaluation_tables(evaluation))
-    return text.getvalue()
+    return as_plain(evaluation_tables(evaluation), width)
 
 
 def evaluation_tables(evaluation: Evaluation) -> Group:
