@@ -276,6 +276,15 @@ def test_substitution_ranks_neighbors_before_nulls(any_model: Any, bank: tll.Ban
     assert {reader for reader, _ in means} == {"raw", "center", "same token", "random", "embedding"}
 
 
+def test_no_embedding_is_near_to_what_is_outside_the_residual_stream(any_model: Any, tmp_path: Path) -> None:
+    texts, name = list(tll.load_corpus("demo", limit=40)), "blocks.3.attn.hook_z"  # as wide as the stream
+    bank = tll.build_bank(any_model, texts, tmp_path / "z.h5", hook_names=name, progress=False)
+    cells = draw_cells(bank, 8, 0)
+    index = tll.ContextualIndex(bank, device="cpu")
+    measure = substitution(any_model, cells, neighbors_at_all([index], cells, 5), progress=False)[0]
+    assert set(measure.values) == {("raw", name), ("same token", name), ("random", name)}
+
+
 def test_gains_are_paired() -> None:
     rng = np.random.default_rng(0)
     base = rng.normal(0, 10, 400)

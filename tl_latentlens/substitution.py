@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from tl_latentlens.activations import as_run, batches
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.intervals import Measure
-from tl_latentlens.model import evaluating, is_bidirectional, model_device
+from tl_latentlens.model import evaluating, in_residual_stream, is_bidirectional, model_device
 from tl_latentlens.readings import Cells, random_rows
 
 _AFTER = 4  # tokens that follow whose predictions are looked at too
@@ -30,9 +30,9 @@ def substitution(
     """How far the model's next-token distributions move when a token's activation is replaced by a neighbor's.
 
     KL(as it was || replaced), in nats: for the prediction at the token, with the neighbor of each rank; and averaged over the
-    up to four tokens after it. Beside it a random row, a random row of the same token, and a random row of the token whose
-    embedding (row of W_E) is nearest to the activation. The row's own length is restored. A neighbor that the model cannot
-    tell from the activation moves nothing.
+    up to four tokens after it. Beside it a random row, a random row of the same token, and, in the residual stream, a random
+    row of the token whose embedding (row of W_E) is nearest to the activation. The row's own length is restored. A neighbor
+    that the model cannot tell from the activation moves nothing.
 
     Args:
         model: The bank's model, causal.
@@ -52,8 +52,9 @@ def substitution(
     at, after = ({rank: {} for rank in ranks} for _ in range(2))
     names = dict.fromkeys(name for _, name in read)
     for name in tqdm(names, desc="substitution", unit=" hook names", delay=2, disable=not progress):
-        nearest = random_rows(cells, 1, rng, _nearest_embedding(model, cells, name))
-        nulls = {"same token": alike[:, 0], "random": anything[:, 0], "embedding": nearest[:, 0]}
+        nulls = {"same token": alike[:, 0], "random": anything[:, 0]}
+        if in_residual_stream(name):
+            nulls["embedding"] = random_rows(cells, 1, rng, _nearest_embedding(model, cells, name))[:, 0]
         found = {reader: rows for (reader, at_name), rows in read.items() if at_name == name}
         rows = [*nulls.values(), *(one[:, rank - 1] for one in found.values() for rank in ranks)]
         kl = iter(np.moveaxis(_moved(model, cells, name, np.stack(rows, 1)), 1, 0))
@@ -77,8 +78,6 @@ def _nearest_embedding(model: Any, cells: Cells, hook_name: str) -> Int[np.ndarr
         model.W_E.detach()[torch.from_numpy(having).long().to(model.W_E.device)].float(), dim=-1
     )
     activations = torch.from_numpy(cells.activations(hook_name)).to(weight)
-    if activations.shape[1] != weight.shape[1]:
-        return np.full(len(cells.rows), -1)
     return having[torch.cat([(part @ weight.T).argmax(-1) for part in activations.split(256)]).cpu().numpy()]
 
 
