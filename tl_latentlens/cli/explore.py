@@ -4,13 +4,22 @@ from typing import Annotated
 
 import typer
 
-from tl_latentlens.cli.options import BankArgument, DeviceOption, HookOption, KindOption, ModelOption
+from tl_latentlens.cli.options import BankArgument, DeviceOption, HookOption, KindOption
 from tl_latentlens.cli.output import console, note
+
+_DEMO_VLM = "demo-vlm"
 
 
 def explore(
     bank: BankArgument,
-    model: ModelOption = "demo",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="`demo`, a folder in Hugging Face format, a name TransformerLens knows (`gpt2`); `demo-vlm` sees scenes",
+        ),
+    ] = "demo",
     sae: Annotated[
         str | None,
         typer.Option(help="an SAE whose features can be read: `demo`, a folder as SAELens saves it, or a safetensors file"),
@@ -27,6 +36,8 @@ def explore(
 ) -> None:
     """Serve a local page: type a prompt, click a token at a layer, read its neighbors, follow features and vectors.
 
+    With a vision-language model it takes images too, and shows what each patch is near to.
+
     Example: `tl-latentlens explore demo.h5 --sae demo`
     """
     import tl_latentlens as tll
@@ -34,7 +45,12 @@ def explore(
 
     weights = None if sae is None else tll.load_sae(sae)
     index = tll.ContextualIndex(bank, hook_name, device=device, transform=transform)
-    page = make_app(tll.load_model(model, kind=kind, device=device), index, weights, top_k=top_k, loopback=host in LOOPBACK)
+    loaded = tll.load_model("demo" if model == _DEMO_VLM else model, kind=kind, device=device)
+    if model == _DEMO_VLM:
+        from tl_latentlens.data.scenes.train import load
+
+        loaded = load(loaded)
+    page = make_app(loaded, index, weights, top_k=top_k, loopback=host in LOOPBACK)
     shown = f"[{host}]" if ":" in host else host
     console.print(f"http://{shown}:{port}   (Ctrl+C ends it)", markup=False, highlight=False)
     if host not in LOOPBACK:

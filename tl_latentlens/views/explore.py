@@ -1,4 +1,4 @@
-"""A local page to read a model by hand: type a prompt, click a token at a layer, read its neighbors, go on from there."""
+"""A local page to read a model by hand: give a prompt or an image, click a token at a layer, read its neighbors, go on."""
 
 import logging
 from collections.abc import Sequence
@@ -9,9 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tl_latentlens.bank import Bank
-from tl_latentlens.errors import InvalidInputError, LatentLensError
+from tl_latentlens.errors import LatentLensError
 from tl_latentlens.index import ContextualIndex
-from tl_latentlens.results import LensResult
 from tl_latentlens.views.explore_dash import (
     ALL,
     ClientsideFunction,
@@ -20,22 +19,16 @@ from tl_latentlens.views.explore_dash import (
     Output,
     State,
     abort,
-    ctx,
-    html,
     make_server,
-    no_update,
     request,
     set_props,
 )
-from tl_latentlens.views.explore_grid import prompt_grid
+from tl_latentlens.views.explore_image import SceneImages, Uploads, images_for
 from tl_latentlens.views.explore_layout import EXPORTS, layout, past_links
-from tl_latentlens.views.explore_parts import cell_parts, ends, feature_chips, heading
-from tl_latentlens.views.explore_reader import DirectionReading, Reader
-from tl_latentlens.views.page import page as whole_page
+from tl_latentlens.views.explore_page import Page
+from tl_latentlens.views.explore_reader import Reader
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_CENTER = "A direction stands for what is above the mean; with the transform center the mean is taken away from the rows too."
-_PAST = 50  # readings that can be gone back to
 _POLICY = "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 
 
@@ -44,6 +37,7 @@ def make_app(
     banks: ContextualIndex | Bank | str | Path | Sequence[Bank | str | Path],
     sae: Any = None,
     *,
+    processor: Any = None,
     top_k: int = 10,
     loopback: bool = True,
 ) -> Dash:
@@ -52,19 +46,23 @@ def make_app(
     Everything comes from this machine: no asset, font or figure is fetched from elsewhere.
 
     Args:
-        model: The model of the bank.
+        model: The model of the bank; or what `load_demo_vlm` gives, which sees scenes.
         banks: An index, whose hook names and device are used, or what `ContextualIndex` takes.
         sae: An SAELens SAE, or what `load_sae` gives, whose features can be read.
+        processor: What makes a vision-language model's inputs from images; None: the one that its bridge was loaded with.
         top_k: Neighbors, and tokens of the other lenses, of each token.
         loopback: Answer only where the page is opened at this machine's own address, and let it name vector files of this
             machine. False where others reach it.
 
     Raises:
         ModelMismatchError: The model is not the bank's.
+        InvalidInputError: A processor for a model that reads text alone.
         MissingExtraError: dash is not installed (raised at import).
     """
     index = banks if isinstance(banks, ContextualIndex) else ContextualIndex(banks)
-    page = Page(Reader(model, index, sae, top_k=top_k), files=loopback)
+    images = images_for(model, processor)
+    language_model = images.model.model if isinstance(images, SceneImages) else model
+    page = Page(Reader(language_model, index, sae, top_k=top_k, images=images), files=loopback)
     app = Dash(
         __name__,
         title="tl-latentlens explore",
@@ -111,14 +109,14 @@ def _guard(app: Dash, loopback: bool) -> None:
     app.server.after_request(keep_local)
 
 
-def _connect(app: Dash, page: "Page") -> None:
+def _connect(app: Dash, page: Page) -> None:
     now = State("reading", "data")
     opened = [Output("reading", "data"), Output("cell", "data"), Output("prompt", "value"), Output("message", "children")]
     again = [Output(one.component_id, one.component_property, allow_duplicate=True) for one in opened]
     settings = [Input("transform", "value"), Input("layers", "value")]
     chosen = [State("transform", "value"), State("layers", "value")]
-    app.callback(opened, Input("read", "n_clicks"), State("prompt", "value"), *chosen, prevent_initial_call=True)(
-        page.open_prompt
+    app.callback(opened, Input("read", "n_clicks"), State("prompt", "value"), *chosen, now, prevent_initial_call=True)(
+        page.read
     )
     app.callback(again, Input("decode", "n_clicks"), State("direction", "value"), *chosen, prevent_initial_call=True)(
         page.open_direction
@@ -158,124 +156,15 @@ def _connect(app: Dash, page: "Page") -> None:
         *chosen,
         prevent_initial_call=True,
     )(page.save)
+    if page.reader.images is not None:
+        app.callback(Output("picture", "data"), Input("reading", "data"), chosen[0], prevent_initial_call=True)(page.picture)
+    if isinstance(page.reader.images, SceneImages):
+        app.callback(again, Input("scene", "n_clicks"), *chosen, prevent_initial_call=True)(page.open_scene)
+    if isinstance(page.reader.images, Uploads):
+        given = [Input("image", "contents"), State("image", "filename"), State("prompt", "value")]
+        app.callback(again, *given, *chosen, prevent_initial_call=True)(page.open_picture)
     app.clientside_callback(
-        ClientsideFunction("explore", "draw"), Input("grid-data", "data"), Input("cell", "data"), prevent_initial_call=True
+        ClientsideFunction("explore", "draw"),
+        [Input(name, "data") for name in ("grid-data", "cell", "picture")],
+        prevent_initial_call=True,
     )
-
-
-class Page:
-    """The callbacks. What is read is a dictionary: {"prompt": text}, {"feature": number} or {"vector": name}."""
-
-    def __init__(self, reader: Reader, *, files: bool = True) -> None:
-        """Without `files`, vector files of this machine cannot be named."""
-        self.reader = reader
-        self.files = files
-
-    def open_prompt(self, _: Any, text: str | None, transform: str, layers: Sequence[str]) -> tuple[Any, ...]:
-        """Read a prompt, its last token at the middle layer first."""
-        result = self.reader.prompt(text or "", transform).result
-        shown = self._shown(layers)
-        cell = {"hook": shown[len(shown) // 2], "pos": int(result.positions[-1, 1])}
-        return {"prompt": text}, cell, text, ""
-
-    def open_direction(self, _: Any, what: str | None, transform: str, layers: Sequence[str]) -> tuple[Any, ...]:
-        """Read a feature by its number, or a vector by its file."""
-        what = (what or "").strip()
-        if not what:
-            raise InvalidInputError("nothing to decode: give the number of a feature, or a vector file")
-        if "." in what or "/" in what:
-            if not self.files:
-                raise InvalidInputError("files of the server cannot be named from another machine; upload the vector")
-            return self._open({"vector": self.reader.keep_vector(what)}, transform, layers)
-        return self._open({"feature": self.reader.feature_number(what)}, transform, layers)
-
-    def open_upload(self, contents: str | None, name: str, transform: str, layers: Sequence[str]) -> tuple[Any, ...]:
-        """Read an uploaded vector; the upload is emptied, so that the same file can be given again."""
-        if contents is None:
-            return (no_update,) * 5
-        try:
-            return *self._open({"vector": self.reader.keep_upload(contents, name)}, transform, layers), None
-        except LatentLensError as error:
-            return no_update, no_update, no_update, str(error), None
-
-    def follow(self, clicks: list[int | None], history: list[Any], transform: str, layers: Sequence[str]) -> tuple[Any, ...]:
-        """Open what was clicked: a feature, a neighbor's text, or an earlier reading."""
-        if not any(clicks) or not ctx.triggered[0]["value"]:  # links that have only just been shown
-            return (no_update,) * 4
-        clicked: Any = ctx.triggered_id
-        return self.open_link(clicked["link"], clicked["to"], history, transform, layers)
-
-    def open_link(self, link: str, to: int, history: list[Any], transform: str, layers: Sequence[str]) -> tuple[Any, ...]:
-        """Open a feature by its number, the text of a row, or a place in the history."""
-        if link == "feature":
-            return self._open({"feature": to}, transform, layers)
-        if link == "text":
-            return self.open_prompt(None, self.reader.index(transform).row(to).prompt_text, transform, layers)
-        past = history[to]
-        cell = past["cell"] if past["cell"] and past["cell"]["hook"] in self.reader.hook_names else None
-        return past["reading"], cell, past["reading"].get("prompt", no_update), ""
-
-    def _open(self, reading: dict[str, Any], transform: str, layers: Sequence[str]) -> tuple[Any, ...]:
-        self._direction(reading, transform, layers)
-        return reading, None, no_update, ""
-
-    def _direction(self, reading: dict[str, Any], transform: str, layers: Sequence[str]) -> DirectionReading:
-        return self.reader.direction(reading["feature" if "feature" in reading else "vector"], transform, self._shown(layers))
-
-    def _shown(self, layers: Sequence[str]) -> list[str]:
-        """The chosen hook names in the index's order; all where none is chosen."""
-        return [name for name in self.reader.hook_names if name in layers] or list(self.reader.hook_names)
-
-    def show(self, reading: dict[str, Any] | None, lens: str, transform: str, layers: Sequence[str]) -> tuple[Any, ...]:
-        """The grid of a prompt, or title and both ends of a direction; and no message."""
-        if reading is None:
-            return (no_update,) * 4
-        if "prompt" in reading:
-            return "", prompt_grid(self.reader.prompt(reading["prompt"], transform), lens, self._shown(layers)), [], ""
-        found = self._direction(reading, transform, layers)
-        note = [html.P(_CENTER, className="note")] if transform == "raw" else []
-        return [found.title, *note], None, ends(found, lens), ""
-
-    def panel(self, cell: dict[str, Any] | None, reading: dict[str, Any] | None, lens: str, transform: str) -> list[Any]:
-        """What was read at a cell; nothing where a direction is shown."""
-        if cell is None or reading is None or "prompt" not in reading:
-            return []
-        read = self.reader.prompt(reading["prompt"], transform)
-        return [
-            *heading(read.result, cell["hook"], cell["pos"]),
-            *cell_parts(read.result, cell["hook"], cell["pos"], lens),
-            *feature_chips(self.reader.active_features(read, cell["pos"]), self.reader.sae_reads),
-        ]
-
-    def remember(self, reading: dict[str, Any] | None, cell: Any, history: list[Any] | None) -> Any:
-        """Add a new reading at the end; of one that is there, note the cell."""
-        if reading is None:
-            return no_update
-        history = history or []
-        at = next((i for i, past in enumerate(history) if past["reading"] == reading), len(history))
-        return [*history[:at], {"reading": reading, "cell": cell}, *history[at + 1 :]][-_PAST:]
-
-    def save(self, *arguments: Any) -> Any:
-        """The view as a file, as the button that was clicked asks."""
-        if not any(arguments[: len(EXPORTS)]):
-            return no_update
-        return self.export(str(ctx.triggered_id).removeprefix("save-"), *arguments[len(EXPORTS) :])
-
-    def export(self, kind: str, reading: dict[str, Any] | None, transform: str, layers: Sequence[str]) -> dict[str, str]:
-        """Name and content of a file: csv or json of the hook names shown, or html of a whole prompt."""
-        if reading is None:
-            raise InvalidInputError("nothing was read yet; read a prompt first")
-        if "prompt" in reading:
-            result: Any = self.reader.prompt(reading["prompt"], transform).result
-            frame = result.to_dataframe()
-            frame = frame[frame["hook_name"].isin(self._shown(layers))]
-        else:
-            result = self._direction(reading, transform, layers).result
-            frame = result.to_dataframe()
-        if kind == "html":
-            if not isinstance(result, LensResult):
-                raise InvalidInputError("a direction is saved as CSV or JSON; HTML is for prompts")
-            content = whole_page(result)
-        else:
-            content = frame.to_csv(index=False) if kind == "csv" else frame.to_json(orient="records", indent=1)
-        return {"content": str(content), "filename": f"latentlens.{kind}"}

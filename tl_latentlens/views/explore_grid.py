@@ -1,11 +1,12 @@
-"""What the browser draws of a prompt: layers × tokens, each with the word that a lens reads first and its score."""
+"""What the browser draws: for each layer and token, or patch of an image, the word that a lens reads first and its score."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from tl_latentlens.views.explore_reader import PromptReading
+from tl_latentlens.views.explore_reader import ImageReading, PromptReading
+from tl_latentlens.views.image import patch_data, read_patches
 from tl_latentlens.views.sheet import LENSES, Sheet, contexts_of, sheet_of, span
 from tl_latentlens.views.text import hook_headings
 
@@ -14,8 +15,17 @@ _KEYS = {label: lens for lens, label in LENSES.items()}
 
 
 def prompt_grid(read: PromptReading, lens: str, hook_names: Sequence[str]) -> dict[str, Any]:
-    """What the browser draws: a column a token, a row a hook name, the last layer on top; each cell a token and a score."""
-    sheet = sheet_of(read.result, 0)
+    """A table: a column a token, a row a hook name, the last layer on top; each cell a token and a score."""
+    return _grid(sheet_of(read.result, 0), lens, hook_names)
+
+
+def image_grid(read: ImageReading, name: str, lens: str, hook_names: Sequence[str]) -> dict[str, Any]:
+    """The same of the patches of an image, and where they are on it; `name` is the picture's, which comes apart."""
+    grid, sheet, tokens = read_patches(read.result, read.seen.grid, read.seen.picture)
+    return {**_grid(sheet, lens, hook_names), "image": {"name": name, **patch_data(grid, tokens)}}
+
+
+def _grid(sheet: Sheet, lens: str, hook_names: Sequence[str]) -> dict[str, Any]:
     shown = [i for i, name in enumerate(sheet.hook_names) if name in hook_names]
     values, words = _first(sheet, _KEYS[lens])
     low, high = span([values[shown]], "probability" if lens == "logit lens" else "cosine")

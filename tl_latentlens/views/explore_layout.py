@@ -5,6 +5,7 @@ from typing import Any
 
 from tl_latentlens.transforms import TRANSFORMS
 from tl_latentlens.views.explore_dash import dcc, html
+from tl_latentlens.views.explore_image import Images, SceneImages
 from tl_latentlens.views.explore_reader import Reader
 from tl_latentlens.views.sheet import LENSES
 from tl_latentlens.views.text import hook_headings
@@ -12,9 +13,11 @@ from tl_latentlens.views.text import hook_headings
 EXPORTS = ("csv", "json", "html")
 _UPLOAD_BYTES = 32 * 2**20
 _BEGIN = (
-    "Type a prompt: each token is read at each layer by its nearest contexts in the bank. "
-    "Or decode a direction: a feature of the SAE, or a vector file."
+    "Type a prompt: each token is read at each layer by its nearest contexts in the bank. ",
+    "Or decode a direction: a feature of the SAE, or a vector file.",
 )
+_UPLOAD = "Or give an image, dropped on the page or pasted: each patch of it is read so, with the prompt around it. "
+_SCENE = "Or look at a scene: the model sees colored shapes, and each patch is read so. "
 
 
 def layout(reader: Reader, transform: str) -> Any:
@@ -29,7 +32,7 @@ def layout(reader: Reader, transform: str) -> Any:
     )
     return html.Div(
         [
-            *(dcc.Store(id=name) for name in ("reading", "cell", "grid-data")),
+            *(dcc.Store(id=name) for name in ("reading", "cell", "grid-data", "picture")),
             dcc.Store(id="history", storage_type="session"),
             dcc.Download(id="download"),
             html.Header([html.H1("tl-latentlens explore"), html.P(about)]),
@@ -38,7 +41,10 @@ def layout(reader: Reader, transform: str) -> Any:
                     dcc.Textarea(
                         id="prompt", placeholder="Type a prompt; Enter reads it", rows=2, spellCheck=False, autoFocus="true"
                     ),
-                    html.Button("Read", id="read", type="button", className="primary"),
+                    html.Div(
+                        [html.Button("Read", id="read", type="button", className="primary"), *_image_controls(reader.images)],
+                        className="buttons",
+                    ),
                 ],
                 className="ask",
             ),
@@ -64,7 +70,7 @@ def layout(reader: Reader, transform: str) -> Any:
                 [
                     html.Div(
                         [
-                            html.Div(_BEGIN, id="title", className="title"),
+                            html.Div(_begin(reader.images), id="title", className="title"),
                             html.Div(id="grid", className="grid"),
                             html.Div(id="ends", className="ends"),
                             html.Div(
@@ -81,6 +87,21 @@ def layout(reader: Reader, transform: str) -> Any:
         ],
         className="page",
     )
+
+
+def _begin(images: Images | None) -> str:
+    more = "" if images is None else _SCENE if isinstance(images, SceneImages) else _UPLOAD
+    return more.join(_BEGIN)
+
+
+def _image_controls(images: Images | None) -> list[Any]:
+    """How an image is chosen; nothing where the model reads text alone."""
+    if images is None:
+        return []
+    if isinstance(images, SceneImages):
+        return [html.Button("New scene", id="scene", type="button")]
+    button = html.Button("Image…", type="button", title="read an image with this prompt; it can be dropped or pasted too")
+    return [dcc.Upload(button, id="image", accept="image/*", max_size=_UPLOAD_BYTES, className="upload")]
 
 
 def _pills(name: str, options: Sequence[str] | dict[str, str], value: str | list[str]) -> Any:
@@ -100,6 +121,8 @@ def past_links(history: list[Any] | None) -> list[Any]:
 
 
 def _name(reading: dict[str, Any]) -> str:
+    if "image" in reading:
+        return f"{reading['image']} {reading['text']}".strip()
     if "feature" in reading:
         return f"feature {reading['feature']}"
     return reading.get("prompt") or reading["vector"]

@@ -5,6 +5,7 @@ from typing import Any
 
 from tl_latentlens.results import LensResult, Neighbor, TokenReading
 from tl_latentlens.views.explore_dash import html
+from tl_latentlens.views.explore_image import Seen
 from tl_latentlens.views.explore_reader import DirectionReading
 from tl_latentlens.views.text import CHANCE, clip, short_hook_name, visible
 
@@ -23,6 +24,18 @@ def heading(result: LensResult, hook_name: str, pos: int) -> list[Any]:
     return [
         html.H2([html.Code(visible(token)), f" at {short_hook_name(hook_name)}"], title=hook_name),
         html.P(text, className="text"),
+    ]
+
+
+def patch_heading(seen: Seen, hook_name: str, pos: int) -> list[Any]:
+    """Which patch is read, and where it is on the image."""
+    token = seen.grid.token(pos)
+    row, column = int(seen.grid.rows[token]) + 1, int(seen.grid.columns[token]) + 1
+    left, top, right, bottom = seen.grid.boxes[token].round().astype(int).tolist()
+    part = " of the whole image" if len(seen.grid.shapes) > 1 and seen.grid.levels[token] == 0 else ""
+    return [
+        html.H2(f"row {row}, column {column}{part} at {short_hook_name(hook_name)}", title=hook_name),
+        html.P(f"position {pos}, pixels {left}, {top} to {right}, {bottom}", className="note"),
     ]
 
 

@@ -1,10 +1,10 @@
-"""What the explore page reads, without the page: prompts and directions, under each transform, kept once they were read."""
+"""What the explore page reads, without the page: prompts, images and directions, under each transform, kept once read."""
 
 import base64
 import binascii
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from threading import RLock
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_latentlens.directions import decode_directions, read_vector
@@ -25,6 +25,7 @@ from tl_latentlens.model import flat_activation, in_residual_stream, is_bidirect
 from tl_latentlens.results import DirectionResult, LensResult, TokenReading
 from tl_latentlens.sae import can_encode, decoder_of, encode, hook_names_of
 from tl_latentlens.search import unit_queries
+from tl_latentlens.views.explore_image import KEPT, Images, Seen
 
 _KEPT = 64  # readings
 
@@ -40,6 +41,17 @@ class PromptReading:
 
     result: LensResult
     activations: Float[Tensor, "pos d_in"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class ImageReading(PromptReading):
+    """The visual tokens of an image, read at every hook name of the index.
+
+    Attributes:
+        seen: The image.
+    """
+
+    seen: Seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,15 +72,17 @@ class DirectionReading:
 class Reader:
     """A model, its bank under each transform, and what was read from them. Safe to call from several threads."""
 
-    def __init__(self, model: Any, index: ContextualIndex, sae: Any = None, *, top_k: int = 10) -> None:
-        """Check that model, bank and SAE belong together.
+    def __init__(
+        self, model: Any, index: ContextualIndex, sae: Any = None, *, top_k: int = 10, images: Images | None = None
+    ) -> None:
+        """Check that model, bank and SAE belong together; `images` are those that the model can be shown.
 
         Raises:
             ModelMismatchError: The model is not the bank's.
             UnknownHookError: The SAE reads an activation that the model does not have.
         """
         index.check_model(model)
-        self.model, self.sae, self.top_k = model, sae, top_k
+        self.model, self.sae, self.top_k, self.images = model, sae, top_k, images
         self.hook_names = index.hook_names
         self.repeat = index.banks[0].plan.settings.repeat
         self.sae_reads, self.sae_writes = (None, None) if sae is None else hook_names_of(sae)
@@ -78,6 +92,7 @@ class Reader:
         self._indexes = {index.transform: index}
         self._vectors: dict[str, Float[Tensor, " d"]] = {}
         self._read = lru_cache(_KEPT)(self._run)
+        self._looked = lru_cache(KEPT)(self._look)
 
     def index(self, transform: str) -> ContextualIndex:
         """The bank under a transform, made when it is first asked for."""
@@ -112,30 +127,56 @@ class Reader:
             return self._read(text, transform)
 
     def _run(self, text: str, transform: str) -> PromptReading:
+        twice = repeated(self.model, text) if self.repeat else None
+        if twice is None:
+            run, positions = partial(self.model.run_with_hooks, text), None
+        else:
+            run = partial(self.model.run_with_hooks, twice.tokens, attention_mask=twice.attention_mask)
+            positions = twice.second_copy
+        reading = PromptReading(*self._hooked(run, positions, transform))
+        if not len(reading.result.positions):
+            raise InvalidInputError("the prompt has no token that can be read, only special ones; type a text")
+        return reading
+
+    def image(self, name: str, text: str, transform: str) -> ImageReading:
+        """An image at every hook name and visual token; the model runs once for each image, prompt and transform.
+
+        Args:
+            name: What the page's images call it.
+            text: The prompt, from `images.prompt`.
+            transform: Of the index.
+
+        Raises:
+            InvalidInputError: The page's model reads text alone, or cannot be shown this image.
+        """
+        with self._lock:
+            return self._looked(name, text, transform)
+
+    def _look(self, name: str, text: str, transform: str) -> ImageReading:
+        if self.images is None:
+            raise InvalidInputError(f"{name} cannot be read: the model of this page reads text alone")
+        seen = self.images.seen(name, text)
+        return ImageReading(*self._hooked(seen.run, seen.mask, transform), seen)
+
+    def _hooked(
+        self, run: Callable[..., Any], positions: Bool[Tensor, "batch pos"] | None, transform: str
+    ) -> tuple[LensResult, Float[Tensor, "pos d_in"] | None]:
+        """What the lens hooks read in a run, and what the SAE would."""
         seen: dict[str, Tensor] = {}
-        run = repeated(self.model, text) if self.repeat else None
         hooks = latentlens_hooks(
             self.index(transform),
             top_k=self.top_k,
             logit_lens=not is_bidirectional(self.model),
             embedding_lens=True,
-            positions=None if run is None else run.second_copy,
+            positions=positions,
             model=self.model,
         )
-        fwd_hooks = [
-            *hooks,
-            *([(self.sae_reads, partial(_keep, seen=seen))] if can_encode(self.sae) and self.sae_reads else []),
-        ]
+        encodes = can_encode(self.sae) and self.sae_reads
+        fwd_hooks = [*hooks, *([(self.sae_reads, partial(_keep, seen=seen))] if encodes else [])]
         with torch.no_grad():
-            if run is None:
-                self.model.run_with_hooks(text, fwd_hooks=fwd_hooks)
-            else:
-                self.model.run_with_hooks(run.tokens, attention_mask=run.attention_mask, fwd_hooks=fwd_hooks)
-        result = hooks.result
-        if not len(result.positions):
-            raise InvalidInputError("the prompt has no token that can be read, only special ones; type a text")
+            run(fwd_hooks=fwd_hooks)
         activation = seen.get("activation")
-        return PromptReading(result, None if activation is None else flat_activation("", activation, activation.shape[:2])[0])
+        return hooks.result, None if activation is None else flat_activation("", activation, activation.shape[:2])[0]
 
     def active_features(self, reading: PromptReading, pos: int, most: int = 8) -> list[tuple[int, float]]:
         """Features of the SAE that are active at a token and their activations, the largest first."""
@@ -177,15 +218,12 @@ class Reader:
         return key
 
     def keep_upload(self, contents: str, name: str) -> str:
-        """The same for a file as a browser sends it, a data URI.
+        """The same for an uploaded file; see `uploaded_bytes`.
 
         Raises:
-            InvalidInputError: As `keep_vector`, or what came is no data URI.
+            InvalidInputError: As `keep_vector`, or what came is no file.
         """
-        try:
-            data = base64.b64decode(contents.partition(",")[2], validate=True)
-        except binascii.Error as error:
-            raise InvalidInputError(f"{name} did not arrive whole; upload it again") from error
+        data = uploaded_bytes(contents, name)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"uploaded{Path(name).suffix}"
             path.write_bytes(data)
@@ -216,6 +254,18 @@ class Reader:
             if not is_bidirectional(self.model):
                 lenses = {"logit lens": logit_lens(self.model, both, self.top_k), **lenses}
         return DirectionReading(f"{title}, length {float(vector.norm()):.3g}", result, lenses)
+
+
+def uploaded_bytes(contents: str, name: str) -> bytes:
+    """A file as a browser sends it, a data URI.
+
+    Raises:
+        InvalidInputError: What came is no data URI.
+    """
+    try:
+        return base64.b64decode(contents.partition(",")[2], validate=True)
+    except binascii.Error as error:
+        raise InvalidInputError(f"{name} did not arrive whole; upload it again") from error
 
 
 def _keep(activation: Tensor, hook: Any, *, seen: dict[str, Tensor]) -> None:

@@ -55,11 +55,21 @@ def image_page(result: LensResult, grid: PatchGrid, picture: Any) -> str:
     """The page that `image_to_html` writes."""
     shown = pixels(picture)
     grid, sheet, tokens = read_patches(result, grid, shown)
-    share = max(1, -(-max(shown.shape) // _LARGEST))
-    boxes = 100 * grid.boxes[tokens] / ([grid.width, grid.height] * 2)  # percent
+    image = {"picture": picture_uri(shown), **patch_data(grid, tokens)}
+    return filled("image.html", {**sheet_data([sheet]), "image": image})
+
+
+def picture_uri(picture: Pixels) -> str:
+    """A picture as a data URI, made smaller where it is large."""
+    share = max(1, -(-max(picture.shape) // _LARGEST))
+    return "data:image/png;base64," + base64.b64encode(_png(_smaller(picture, share))).decode()
+
+
+def patch_data(grid: PatchGrid, tokens: Int[np.ndarray, " patches"]) -> dict[str, Any]:
+    """What the script of a page must know of the patches of a grid: boxes in percent and in pixels, and their places."""
+    boxes = 100 * grid.boxes[tokens] / ([grid.width, grid.height] * 2)
     places = np.stack([grid.levels, grid.rows, grid.columns], -1)[tokens]
-    image = {
-        "picture": "data:image/png;base64," + base64.b64encode(_png(_smaller(shown, share))).decode(),
+    return {
         "width": grid.width,
         "height": grid.height,
         "boxes": boxes.round(4).tolist(),
@@ -69,7 +79,6 @@ def image_page(result: LensResult, grid: PatchGrid, picture: Any) -> str:
             f"{kind}, {rows} × {columns}" for kind, (rows, columns) in zip(("whole", "tiles"), grid.shapes, strict=False)
         ],
     }
-    return filled("image.html", {**sheet_data([sheet]), "image": image})
 
 
 def image_to_png(

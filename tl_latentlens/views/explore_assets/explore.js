@@ -1,4 +1,5 @@
 // Draws the grid of readings (thousands of cells are too many for Dash components). All text goes in as text, never as markup.
+// Images are drawn by explore_image.js, with what this file puts into window.explore.
 (() => {
   const element = (name, text, attributes = {}) => {
     const made = document.createElement(name);
@@ -6,8 +7,9 @@
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
     return made;
   };
+  const select = (hook, pos) => dash_clientside.set_props("cell", { data: { hook, pos } });
   const choose = (td) => {
-    if (td) dash_clientside.set_props("cell", { data: { hook: td.dataset.hook, pos: Number(td.dataset.pos) } });
+    if (td) select(td.dataset.hook, Number(td.dataset.pos));
   };
   const legend = (grid) => {
     const line = element("p", "", { class: "legend" });
@@ -48,18 +50,24 @@
     return made;
   };
   let drawn = null;
-  const draw = (grid, cell) => {
+  let image = null;
+  const draw = (grid, cell, picture) => {
     const place = document.getElementById("grid");
     if (grid !== drawn) {
       const scrolled = place.querySelector(".scroll")?.scrollLeft || 0;
       place.replaceChildren();
       drawn = grid;
-      if (grid) {
+      image = grid?.image ? window.explore.drawImage(grid, place, cell) : null;
+      if (grid && !image) {
         const scroll = element("div", "", { class: "scroll" });
         scroll.append(table(grid));
         place.append(scroll, legend(grid));
         scroll.scrollLeft = scrolled;
       }
+    }
+    if (image) {
+      image.show(cell, picture);
+      return;
     }
     for (const td of place.querySelectorAll("td.chosen")) td.classList.remove("chosen");
     const td = cell && place.querySelector(`td[data-hook=${JSON.stringify(cell.hook)}][data-pos="${cell.pos}"]`);
@@ -67,6 +75,7 @@
     td.classList.add("chosen");
     td.scrollIntoView({ block: "nearest", inline: "nearest" });
   };
+  window.explore = { element, select, legend };
   window.dash_clientside = Object.assign({}, window.dash_clientside, { explore: { draw } });
 
   // Enter reads; Shift+Enter makes a new line.
