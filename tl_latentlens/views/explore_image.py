@@ -206,7 +206,7 @@ class Uploads:
         shapes = " and ".join(f"{rows} × {columns}" for rows, columns in grid.shapes)
         crop = bool(getattr(getattr(self.processor, "image_processor", None), "do_center_crop", False))
         run = partial(self.model.run_with_hooks, ids.to(model_device(self.model)), **self._beside(inputs))
-        title = f"{name}: {width} × {height} pixels, {shapes} visual tokens"
+        title = f"{name.rpartition(' #')[0]}: {width} × {height} pixels, {shapes} visual tokens"
         return Seen(picture, grid.on(height, width, center_crop=crop), mask, title, run)
 
     @property

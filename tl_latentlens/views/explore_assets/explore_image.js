@@ -55,7 +55,8 @@
       const shown = patches.find((patch) => !patch.hidden);
       const width = shown ? shown.offsetWidth : 0;
       stage.style.fontSize = `${Math.min(15, Math.max(8, width / 5)).toFixed(1)}px`;
-      stage.classList.toggle("small", width < 26);
+      stage.classList.toggle("small", width < 24);
+      stage.classList.toggle("tight", width < 48);
       picture.classList.toggle("enlarged", picture.clientWidth > 3 * picture.naturalWidth);
     };
     const paint = () => {
@@ -138,6 +139,9 @@
     zoom.addEventListener("input", () => {
       kept.zoom = Number(zoom.value);
       zoomed();
+      if (chosen === null) return;
+      const { offsetLeft, offsetTop, offsetWidth, offsetHeight } = patches[chosen];
+      frame.scrollTo(offsetLeft + (offsetWidth - frame.clientWidth) / 2, offsetTop + (offsetHeight - frame.clientHeight) / 2);
     });
     part.addEventListener("change", () => {
       level = Number(part.value);
