@@ -24,11 +24,13 @@ from tl_latentlens.views.explore import make_app
 PICTURES = Path(__file__).with_name("_static")
 TEXTS = "She deposited her money and her savings at the bank", "We fished in the river and sat on the grassy bank"
 PROMPT = "The boat crossed the"
+SCENE, PATCH = 812, 15  # a scene, and the position of a patch that holds an object
 SHARPNESS, COLORS = 2, 128  # pixels a CSS pixel; of the palette
 
 
 def main() -> None:
     """Build the bank of the demo, read, and take the pictures."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         bank, page = (str(Path(folder) / name) for name in ("demo.h5", "reading.html"))
         _command("build", "demo", bank)
@@ -38,13 +40,34 @@ def main() -> None:
         model.run_with_hooks(PROMPT, fwd_hooks=hooks)
         curves = Path(folder) / "curves.html"
         hooks.follow_tokens([" river", " sea", " the"]).plot(by="rank").write_html(curves, include_plotlyjs=True)
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         server = make_server("127.0.0.1", 0, make_app(model, index, tll.load_sae("demo"), top_k=4).server, threaded=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         _shots(Path(page).as_uri(), "reading", _choose_text, (860, 560))
         _shots(curves.as_uri(), "followed", lambda tab: tab.wait_for_timeout(1000), (700, 610), ("light",))
         _shots(f"http://127.0.0.1:{server.server_port}", "explore", _type_a_prompt, (1200, 800), ("light",))
         server.shutdown()
+        _scene(Path(folder) / "scenes.h5")
+
+
+def _scene(bank: Path) -> None:
+    """The picture of the page with a scene, at the second layer of four."""
+    names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in (0, 2, 4))]
+    _command("build", "demo", str(bank), *(part for name in names for part in ("-n", name)))
+    app = make_app(tll.load_demo_vlm(), tll.ContextualIndex(bank), top_k=4)
+    server = make_server("127.0.0.1", 0, app.server, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    _shots(f"http://127.0.0.1:{server.server_port}", "explore-scene", _choose_scene, (1200, 960), ("light",))
+    server.shutdown()
+
+
+def _choose_scene(tab: Page) -> None:
+    tab.wait_for_selector("#scene")
+    tab.wait_for_timeout(1000)
+    tab.evaluate(f"dash_clientside.set_props('reading', {{data: {{image: 'scene {SCENE}', text: ''}}}})")
+    tab.evaluate(f"dash_clientside.set_props('cell', {{data: {{hook: 'blocks.0.hook_resid_post', pos: {PATCH}}}}})")
+    tab.wait_for_selector(".stage img[src]")
+    tab.wait_for_selector(".panel .chips")
+    tab.wait_for_timeout(1000)
 
 
 def _command(*arguments: str) -> None:

@@ -411,7 +411,7 @@ def test_a_browser_looks_at_an_image(
         expect(tab.locator("#title")).to_have_text("cat <i>.png: 36 × 24 pixels, 3 × 3 visual tokens")
         expect(message).to_be_empty()
         assert tab.input_value("#prompt") == f"{IMAGE}\nsaw"
-        tab.wait_for_function("document.querySelector('.stage img').naturalWidth === 36")
+        expect(tab.locator(".stage img")).to_have_js_property("naturalWidth", 36)
         tab.click(".stage button >> nth=4")
         expect(tab.locator(".panel h2")).to_have_text("row 2, column 2 at 1 resid_post")
         tab.keyboard.press("ArrowRight")

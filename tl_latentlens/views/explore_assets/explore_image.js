@@ -3,7 +3,7 @@
 (() => {
   const { element, select, legend } = window.explore;
   const LARGEST = 32 * 2 ** 20; // bytes of an upload
-  const TALLEST = 74; // percent of the window's height, before zoom
+  const TALLEST = 66; // percent of the window's height, before zoom
   const kept = { zoom: 1, bare: false }; // from image to image
 
   const labelled = (name, ...controls) => {
