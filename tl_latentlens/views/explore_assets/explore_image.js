@@ -54,9 +54,9 @@
     const fit = () => {
       const shown = patches.find((patch) => !patch.hidden);
       const width = shown ? shown.offsetWidth : 0;
-      stage.style.fontSize = `${Math.min(15, Math.max(8, width / 5)).toFixed(1)}px`;
+      stage.style.fontSize = `${Math.min(15, Math.max(8, width / 6)).toFixed(1)}px`;
       stage.classList.toggle("small", width < 24);
-      stage.classList.toggle("tight", width < 48);
+      stage.classList.toggle("tight", width < 64);
       picture.classList.toggle("enlarged", picture.clientWidth > 3 * picture.naturalWidth);
     };
     const paint = () => {
