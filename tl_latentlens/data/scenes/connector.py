@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from tl_latentlens.data.scenes.encoder import WIDTH, PatchEncoder
 from tl_latentlens.data.scenes.render import COLORS, SHAPES, Scenes, caption, draw_scenes
+from tl_latentlens.data.train import fast_products
 from tl_latentlens.errors import InvalidInputError
 
 
@@ -186,7 +187,7 @@ def _captioned(
     captions = [torch.tensor(_ids(model, ". " + caption(scenes, i, rng))) for i in range(len(scenes.colors))]
     ids = pad_sequence(captions, batch_first=True, padding_value=-1)
     told: Bool[Tensor, "scene pos"] = ids >= 0
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_products():
         logits = run_embeddings(model, with_bos(model, scene_model.visual_tokens(seen or scenes), ids.clamp(min=0)))
     return logits[:, -ids.shape[1] - 1 : -1][told], ids[told]
 
