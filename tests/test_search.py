@@ -16,14 +16,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tl_latentlens import preselect
+from tl_latentlens.codes import Codes, byte_codes
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.preselect import GROUP, Codes, Scratch
+from tl_latentlens.preselect import GROUP, Scratch
 from tl_latentlens.search import DTYPES, TopK, VectorSearch, rank_together
 
 STORAGE = [torch.float16, torch.bfloat16, torch.float32]
 PASSES = ["auto", "int8", *DTYPES]
 BUDGETS = [1, 300, 1000, 7000, 2**20]
+both = pytest.mark.usefixtures("loops")
 quick = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.fixture(scope="module", params=["torch", "compiled"])
+def loops(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A test runs twice: with torch alone, and with compiled loops for chunks of any size."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "compiled":
+            pytest.importorskip("numba")
+            patch.setattr(preselect, "_WORTH_COMPILING", 0)
+        else:
+            patch.setattr(preselect, "_compiled", lambda: None)
+        yield request.param
 
 
 # ------------------------------------------------------------------------------------------------------------- brute force
@@ -94,6 +109,7 @@ def make_queries(q: int, rows: np.ndarray, rng: np.random.Generator) -> torch.Te
 # ------------------------------------------------------------------------------------------------- equals the brute force
 
 
+@both
 @quick
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -132,32 +148,37 @@ def test_any_search_equals_the_brute_force(
     check(found, compared_rows(vectors, center), queries, k)
 
 
+@both
 @pytest.mark.parametrize("kind", [*KINDS, "outliers"])
 @pytest.mark.parametrize("away", [0.0, 3.0])
-@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
-def test_scores_of_codes_are_off_by_no_more_than_they_say(kind: str, away: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bfloat16])
+@pytest.mark.parametrize("q", [1, 9])
+def test_scores_of_codes_are_off_by_no_more_than_they_say(kind: str, away: float, dtype: torch.dtype, q: int) -> None:
+    if dtype == torch.uint8 and byte_codes(torch.device("cpu")) != dtype:
+        pytest.skip("this processor multiplies int8")
     rng = np.random.default_rng(31)
     rows = make_rows(kind, 500, 40, rng) + away
     if kind == "outliers":  # dimensions that are as large as all others together, as some models have
         rows[:, 7] *= 40
         rows[::3, 21] *= -25
-    rows, queries = (torch.from_numpy(unit(part)).float() for part in (rows, make_queries(9, rows, rng).numpy()))
+    rows, queries = (torch.from_numpy(unit(part)).float() for part in (rows, make_queries(q, rows, rng).numpy()))
     codes = Codes(500, rows[:90].mean(0), dtype)
     codes.put(0, rows[:304])
     codes.put(304, rows[304:])
     scores = codes.scores(codes.encode(queries), 16, 500, Scratch(torch.device("cpu")))
     exact = (rows[16:].double() @ queries.double().T).float()
-    group, query = (torch.arange(484) // GROUP)[:, None].expand(-1, 9), torch.arange(9).expand(484, -1)
-    raw = scores.raw[:484, :9]
+    group, query = (torch.arange(484) // GROUP)[:, None].expand(-1, q), torch.arange(q).expand(484, -1)
+    raw = scores.raw[:484, :q]
     middle, error = scores.similarity(raw.flatten(), group.flatten(), query.flatten())
     middle, error = middle.view_as(exact), error.view_as(exact)
     assert ((exact - middle).abs() <= error + 1e-6).all()
     for threshold in (0.3, 0.9):
-        least = scores.least(torch.full((9,), threshold)).expand(31, 9)[group, query]
+        least = scores.least(torch.full((q,), threshold)).expand(31, q)[group, query]
         assert (raw >= least)[exact >= threshold].all()
-    assert float(error.max()) < (0.015 if dtype == torch.bfloat16 else 0.25 if kind == "outliers" else 0.03)
+    assert float(error.max()) < (0.015 if dtype == torch.bfloat16 else 0.35 if kind == "outliers" else 0.04)
 
 
+@both
 @pytest.mark.parametrize(("dtype", "share"), [("int8", 0.02), ("bfloat16", 0.005)])
 def test_codes_leave_few_rows_to_score(monkeypatch: pytest.MonkeyPatch, dtype: str, share: float) -> None:
     rng = np.random.default_rng(32)
@@ -173,6 +194,7 @@ def test_codes_leave_few_rows_to_score(monkeypatch: pytest.MonkeyPatch, dtype: s
     check(found, compared_rows(vectors), queries, 10)
 
 
+@both
 @pytest.mark.parametrize("dtype", PASSES)
 @pytest.mark.parametrize("storage", STORAGE, ids=str)
 @pytest.mark.parametrize("budget", [20_000, 2**28])
@@ -190,6 +212,7 @@ def test_ids_equal_a_plain_float32_search_where_it_can_tell(storage: torch.dtype
     check(found, compared_rows(vectors), queries, 20)
 
 
+@both
 @pytest.mark.parametrize("dtype", PASSES)
 def test_neighbors_nearer_to_each_other_than_the_first_pass_can_tell(dtype: str) -> None:
     rng = np.random.default_rng(2)
@@ -215,6 +238,7 @@ def test_chunks_that_do_not_divide_the_rows(n: int, budget: int) -> None:
 # ----------------------------------------------------------------------------------------------------------------- ties
 
 
+@both
 @pytest.mark.parametrize("dtype", PASSES)
 @pytest.mark.parametrize("kind", ["random", "duplicates", "cluster", "integers"])
 def test_parts_are_ranked_together_as_one(dtype: str, kind: str) -> None:
@@ -240,6 +264,7 @@ def test_parts_may_be_asked_differently() -> None:
     assert torch.equal(found.rows, scores.argsort(-1, descending=True))
 
 
+@both
 @pytest.mark.parametrize("dtype", PASSES)
 @pytest.mark.parametrize("budget", [300, 5000, 2**28])
 def test_equal_rows_come_in_row_order(dtype: str, budget: int) -> None:
@@ -249,6 +274,7 @@ def test_equal_rows_come_in_row_order(dtype: str, budget: int) -> None:
     assert found.similarities.unique().numel() == 1
 
 
+@both
 @pytest.mark.parametrize("dtype", PASSES)
 def test_more_duplicates_than_candidates(dtype: str) -> None:
     """500 copies of the nearest row, scattered: a first pass with 2 * 5 + 32 candidates sees few of them."""
@@ -295,6 +321,7 @@ def test_unit_length_decides_whether_rows_are_normalized() -> None:
     check(VectorSearch(one_longer, "cpu").top_k(queries, 50), compared_rows(one_longer, normalize=True), queries, 50)
 
 
+@both
 @pytest.mark.parametrize("dtype", PASSES)
 @pytest.mark.parametrize("storage", STORAGE, ids=str)
 def test_center_is_taken_from_every_row(storage: torch.dtype, dtype: str) -> None:
@@ -642,10 +669,10 @@ class Memory(TorchDispatchMode):
         self.largest = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given_ones = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)}
+        given_ones = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor) and not a.is_mkldnn}
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else (out,):
-            if not isinstance(tensor, torch.Tensor):
+            if not isinstance(tensor, torch.Tensor) or tensor.is_mkldnn:  # packed queries hide their storage
                 continue
             storage = tensor.untyped_storage()
             at = storage.data_ptr()

@@ -2,11 +2,13 @@
 
 Scores of a chunk of rows come in any number type with a bound on their error. Rows are looked at in groups of 16: a group
 whose best score, error added, stays below the k-th best similarity known so far is done with. What is left is scored
-anew by `search`. `Codes` gives such scores from one or two bytes a number.
+anew by `search`. `codes` gives such scores from one or two bytes a number.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,18 +16,23 @@ from torch import Tensor
 
 AtLeast = Callable[[Int[Tensor, " pairs"], Int[Tensor, " pairs"]], Float[Tensor, " pairs"]]
 GROUP = 16
-_SLACK = 4e-6  # float32 rounding of the codes' scales, lengths and products, all at most about 1
-_ROUNDING = 1.01 * 2.0**-8  # of a number to bfloat16, as a share of it
 _CROWD = 4  # times k groups of a chunk that may hold near rows of a query: it pays to raise the threshold first
+_WORTH_COMPILING = 1024  # rows of a chunk
 _LATER = 3  # the threshold is raised again when so many times the rows have been seen
 
 
-def fast_codes(device: torch.device) -> list[torch.dtype]:
-    """What multiplies faster than float32, the most precise first: bfloat16 on CPUs with AMX, int8 with VNNI and on NVIDIA."""
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
-        has = {torch.bfloat16: "_is_amx_tile_supported", torch.int8: "_is_vnni_supported"}
-        return [dtype for dtype, name in has.items() if getattr(torch.cpu, name, bool)()]
-    return [torch.int8] * (device.type == "cuda")
+def compiled_loops(device: torch.device, n_rows: int) -> Any:
+    """The module of compiled loops where they can be used and are worth the time that compiling takes once, or None."""
+    return _compiled() if device.type == "cpu" and n_rows >= _WORTH_COMPILING else None
+
+
+@cache
+def _compiled() -> Any:
+    try:
+        from tl_latentlens import compiled
+    except ImportError:  # numba is not installed, or not for this NumPy
+        return None
+    return compiled
 
 
 class Scratch:
@@ -109,97 +116,6 @@ class Pairs:
         return Pairs(self.rows[mask], self.queries[mask], self.middle[mask], self.reach[mask])
 
 
-@dataclass(frozen=True)
-class QueryCodes:
-    """Queries in few bits: `query = size * (codes + rest)`.
-
-    Attributes:
-        codes: Rounded up to sizes that CUDA multiplies.
-        size: What one of a query's numbers is worth.
-        length: Length of the codes.
-        rest: Length of the rest.
-        offset: Product with the rows' mean.
-    """
-
-    codes: Int[Tensor, "d q"] | Float[Tensor, "d q"]
-    size: Float[Tensor, " q"]
-    length: Float[Tensor, " q"]
-    rest: Float[Tensor, " q"]
-    offset: Float[Tensor, " q"]
-
-
-class Codes:
-    """Rows in few bits, int8 or bfloat16, after their mean is taken away; int8 with one scale for each 16 rows.
-
-    A row is `mean + scale * (codes + rest)`, a query `size * (codes + rest)`. With r the row without the mean, the product of
-    the two codes, times both scales, misses query · r by at most size |query's rest| |r| + size scale
-    |query's codes| |row's rest| (Cauchy-Schwarz). The lengths are measured, not estimated: the largest of a chunk's rows.
-    Integer products are exact; bfloat16 ones are summed in float32 and rounded once.
-    """
-
-    def __init__(self, n: int, mean: Float[Tensor, " d"], dtype: torch.dtype) -> None:
-        """Make room; `put` encodes the rows.
-
-        Args:
-            n: Number of rows.
-            mean: What to take away from every row; any vector is right, the rows' mean is best.
-            dtype: torch.int8 or torch.bfloat16.
-        """
-        device, padded, wide = mean.device, _up(n, GROUP), _up(len(mean), 8)  # CUDA multiplies sizes that are multiples of 8
-        self.mean = mean.float()
-        self._codes = torch.zeros((padded + GROUP, wide), dtype=dtype, device=device)
-        self._scale = torch.empty(padded // GROUP, device=device) if dtype == torch.int8 else None
-        self._length, self._rest = (torch.empty(padded // GROUP, device=device) for _ in range(2))
-
-    def put(self, first: int, rows: Float[Tensor, "rows d"]) -> None:
-        """Encode the rows from `first` (a multiple of 16) on: as they are compared, of length 1 or 0, float32."""
-        rows = torch.nn.functional.pad(rows - self.mean, (0, 0, 0, -len(rows) % GROUP))
-        grouped = rows.unflatten(0, (-1, GROUP))
-        groups = slice(first // GROUP, first // GROUP + len(grouped))
-        units = grouped
-        if self._scale is not None:
-            self._scale[groups] = grouped.abs().amax((1, 2)).clamp(min=1e-30) / 127
-            units = grouped / self._scale[groups, None, None]
-        codes = self._round(units)
-        self._codes[first : first + len(rows), : len(self.mean)] = codes.flatten(0, 1)
-        self._length[groups] = grouped.norm(dim=-1).amax(1)
-        self._rest[groups] = (units - codes).norm(dim=-1).amax(1)
-
-    @staticmethod
-    def bytes(n: int, d: int, dtype: torch.dtype) -> int:
-        """Memory that the codes of n rows take."""
-        return _up(n, GROUP) * (dtype.itemsize * _up(d, 8) + 1)
-
-    def encode(self, queries: Float[Tensor, "q d"]) -> QueryCodes:
-        """Round unit queries."""
-        size = queries.new_ones(len(queries)) if self._scale is None else queries.abs().amax(-1) / 127
-        units = queries / size[:, None]
-        codes = self._round(units).float()
-        offset = (queries.double() @ self.mean.double()).float()
-        wide = torch.nn.functional.pad(codes, (0, self._codes.shape[1] - codes.shape[1], 0, -len(codes) % 8))
-        wide = wide.to(self._codes.dtype).T
-        return QueryCodes(wide, size, codes.norm(dim=-1), (units - codes).norm(dim=-1), offset)
-
-    def _round(self, units: Float[Tensor, "... d"]) -> Tensor:
-        return (units if self._scale is None else units.round()).to(self._codes.dtype)
-
-    def scores(self, queries: QueryCodes, first: int, last: int, scratch: Scratch) -> Scores:
-        """Scores of rows `first` (a multiple of 16) to `last`, in scratch memory."""
-        groups = slice(first // GROUP, _up(last, GROUP) // GROUP)
-        codes = self._codes[first : max(_up(last, GROUP), first + 2 * GROUP)]  # CUDA multiplies more than 16 rows
-        length = self._length[groups].max()
-        coded = self._rest[groups].max() * queries.length
-        uncoded = length * queries.rest + _SLACK / queries.size
-        width, n_rows = queries.codes.shape[1], _up(last - first, GROUP)
-        if self._scale is None:
-            raw = torch.mm(codes, queries.codes, out=scratch(len(codes), width, codes.dtype))
-            coded = coded + length * queries.length * len(queries.codes) * 2.0**-23
-            return Scores(raw[:n_rows], None, coded, uncoded, queries.size, queries.offset, _ROUNDING)
-        raw = scratch(len(codes), width, torch.int32)
-        torch._int_mm(codes, queries.codes, out=raw)  # pyright: ignore[reportPrivateImportUsage]
-        return Scores(raw[:n_rows], self._scale[groups], coded, uncoded, queries.size, queries.offset)
-
-
 class Candidates:
     """The rows that may be among the k nearest of each query, gathered chunk by chunk.
 
@@ -232,17 +148,38 @@ class Candidates:
         Returns:
             False where it was given up.
         """
-        n_queries, width = len(self.threshold), scores.raw.shape[1]
-        highest = scores.raw.unflatten(0, (-1, GROUP)).amax(1)[:, :n_queries]
-        least = scores.least(self.threshold)
-        cells = _true_cells(highest >= least)
-        if len(cells) > _CROWD * self.k * n_queries:
-            self._raise_by_groups(scores, highest, first, last)
-            least = scores.least(self.threshold)
-            cells = _true_cells(highest >= least)
-        if len(cells) > most * highest.numel():
+        most_groups = int(most * (len(scores.raw) // GROUP) * len(self.threshold))
+        pairs = self._reaching(scores, first, last, min(_CROWD * self.k * len(self.threshold), most_groups), piece)
+        if pairs is None:
+            self._raise_by_groups(scores, first, last)
+            pairs = self._reaching(scores, first, last, most_groups, piece)
+        if pairs is None:
             return False
-        raw, least = scores.raw.view(-1), least.expand(highest.shape)
+        self._new += pairs
+        self.count += sum(len(part.rows) for part in pairs)
+        self._seen += last - first
+        if self._seen > _LATER * self._raised:
+            self._raise_by_pairs()
+            self._raised = self._seen
+        return True
+
+    def _reaching(self, scores: Scores, first: int, last: int, most_groups: int, piece: int) -> list[Pairs] | None:
+        """The pairs of a chunk that may reach the threshold; None where they are in more than so many groups."""
+        least, n_queries, width = scores.least(self.threshold), len(self.threshold), scores.raw.shape[1]
+        loops = compiled_loops(scores.raw.device, last - first)
+        if loops is not None:
+            n_groups, every = len(scores.raw) // GROUP, (last - first) * n_queries
+            room = every if most_groups >= n_groups * n_queries else min(2 * most_groups, every)
+            found = loops.reach(scores.raw, least, GROUP if len(least) > 1 else len(scores.raw), last - first, room)
+            if found is None:
+                return None
+            rows, queries, raw = found
+            middle, error = scores.similarity(raw, rows // GROUP, queries)
+            return [Pairs(first + rows, queries, middle, middle + error)]
+        cells = _true_cells(_highest(scores)[:, :n_queries] >= least)
+        if len(cells) > most_groups:
+            return None
+        raw, least, pairs = scores.raw.view(-1), least.expand(-1 if len(least) > 1 else len(scores.raw) // GROUP, -1), []
         in_group = width * torch.arange(GROUP, device=raw.device)
         for cell in cells.split(piece):
             group, query = cell // n_queries, cell % n_queries
@@ -250,14 +187,9 @@ class Candidates:
             hit, member = (found >= least[group, query, None]).nonzero(as_tuple=True)
             rows = first + group[hit] * GROUP + member
             middle, error = scores.similarity(found[hit, member], group[hit], query[hit])
-            pairs = Pairs(rows, query[hit], middle, middle + error)
-            self._new.append(pairs if (last - first) % GROUP == 0 else pairs.where(rows < last))
-            self.count += len(self._new[-1].rows)
-        self._seen += last - first
-        if self._seen > _LATER * self._raised:
-            self._raise_by_pairs()
-            self._raised = self._seen
-        return True
+            some = Pairs(rows, query[hit], middle, middle + error)
+            pairs.append(some if (last - first) % GROUP == 0 else some.where(rows < last))
+        return pairs
 
     def take(self) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
         """Rows and queries of the pairs that may still reach the threshold; they are forgotten here."""
@@ -271,8 +203,9 @@ class Candidates:
         """Take note of similarities that k rows reach."""
         self.threshold = torch.maximum(self.threshold, known)
 
-    def _raise_by_groups(self, scores: Scores, highest: Tensor, first: int, last: int) -> None:
+    def _raise_by_groups(self, scores: Scores, first: int, last: int) -> None:
         """Score the most promising row of the most promising groups: k of them reach the k-th best of those."""
+        highest = _highest(scores)[:, : len(self.threshold)]
         if len(highest) < self.k:
             return
         n_queries, width = len(self.threshold), scores.raw.shape[1]
@@ -303,6 +236,11 @@ class Candidates:
         self.raise_to(self._best[:, -1])
 
 
+def _highest(scores: Scores) -> Tensor:
+    """The best score of each group."""
+    return scores.raw.unflatten(0, (-1, GROUP)).amax(1)
+
+
 def _true_cells(mask: Bool[Tensor, "rows columns"]) -> Int[Tensor, " cells"]:
     """Where a mask that is mostly false is true, counted row by row; eight cells are looked at at once."""
     flat = mask.flatten()
@@ -324,7 +262,3 @@ def kth(scores: Float[Tensor, " pairs"], of: Int[Tensor, " pairs"], k: int, n_qu
     last = counts.cumsum(0) - counts + k - 1
     ordered = torch.nn.functional.pad(scores[by_query(scores, of)], (0, 1), value=-torch.inf)
     return torch.where(counts >= k, ordered[last.clamp(max=len(scores))], -torch.inf)
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

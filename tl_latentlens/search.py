@@ -21,9 +21,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_latentlens.codes import Codes, byte_codes, fast_codes
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.geometry import Affine, hubness
-from tl_latentlens.preselect import GROUP, Candidates, Codes, Scores, Scratch, by_query, fast_codes, kth
+from tl_latentlens.preselect import GROUP, Candidates, Scores, Scratch, by_query, compiled_loops, kth
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # Rows this near to length 1 are unit vectors rounded to their type, and are used as stored.
@@ -78,7 +79,7 @@ class VectorSearch:
             device: None: CUDA where there is one, else the CPU.
             dtype: Precision of the first, approximate pass: "float32", "float16", "bfloat16" or "int8", for which codes of
                 one byte a number, for "bfloat16" on a CPU of two, are made at the first search. "auto": on a GPU that holds
-                the vectors, their own precision; else bfloat16 (CPUs with AMX) or int8 (VNNI, NVIDIA) where the hardware
+                the vectors, their own precision; else bfloat16 (CPUs with AMX) or int8 (VNNI, AVX2, NVIDIA) where the hardware
                 multiplies it fast and half of the free memory holds the codes. The result is the same for all.
             unit_length: The rows are unit vectors (up to rounding) and are used as stored; None looks. False: each is divided
                 by its length first, also before `center` is subtracted.
@@ -146,7 +147,7 @@ class VectorSearch:
 
     def _choose_pass(self, dtype: str) -> torch.dtype:
         if dtype != "auto":
-            return torch.int8 if dtype == "int8" else DTYPES[dtype]
+            return byte_codes(self.device) if dtype == "int8" else DTYPES[dtype]
         held = self._vectors.device == self.device
         if self.device.type != "cpu" and held:
             return self._vectors.dtype if self._vectors.dtype in DTYPES.values() else torch.float32
@@ -155,7 +156,7 @@ class VectorSearch:
 
     @property
     def _pass_is_coded(self) -> bool:
-        return self._pass_dtype == torch.int8 or (self._pass_dtype == torch.bfloat16 and self.device.type == "cpu")
+        return self._pass_dtype.itemsize == 1 or (self._pass_dtype == torch.bfloat16 and self.device.type == "cpu")
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -207,9 +208,14 @@ class VectorSearch:
         self, queries: Float[Tensor, "q d"], rows: Int[Tensor, " pairs"], of: Int[Tensor, " pairs"], dtype: torch.dtype
     ) -> Float[Tensor, " pairs"]:
         """Similarities of pairs, summed in a given precision and rounded once to float32, a bounded number at a time."""
-        scores = torch.empty(len(rows), device=self.device)
         if not self._as_stored or self._offset is not None:
             dtype = torch.float64
+        loops = compiled_loops(self.device, len(self)) if self._as_stored and self._vectors.dtype in DTYPES.values() else None
+        if loops is not None:
+            dots = loops.dots(self._vectors, queries, rows, of, dtype)
+            dots = dots if self._scale is None else dots * self._scale[rows]
+            return (dots if self._offset is None else dots - self._offset[rows]).float()
+        scores = torch.empty(len(rows), device=self.device)
         cached = _CPU_PAIRS if self.device.type == "cpu" else 2**62
         step = max(1, min(self.memory_budget // 32, cached) // self.d)
         for at in range(0, len(rows), step):

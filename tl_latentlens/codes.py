@@ -1,0 +1,181 @@
+"""Rows in one or two bytes a number: products of these codes are cheap scores, whose error is known.
+
+Which codes a processor multiplies fastest, and how, is known here alone.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from tl_latentlens.preselect import GROUP, Scores, Scratch, compiled_loops
+
+_SLACK = 4e-6  # float32 rounding of the codes' scales, lengths and products, all at most about 1
+_ROUNDING = 1.01 * 2.0**-8  # of a number to bfloat16, as a share of it
+_UNSIGNED_LEVELS = 64  # of signed bytes: AVX2 adds two products with unsigned ones in 16 bits, 2 * 255 * 64 < 2^15
+_FEW_QUERIES = 2  # are multiplied as they are, at the speed of reading the rows' codes
+
+
+def fast_codes(device: torch.device) -> list[torch.dtype]:
+    """What multiplies faster than float32, the most precise first.
+
+    bfloat16 on CPUs with AMX; bytes with VNNI (as int8), with AVX2 (as uint8) and on NVIDIA (as int8).
+    """
+    if device.type == "cuda":
+        return [torch.int8]
+    amx = torch.backends.mkldnn.is_available() and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return [torch.bfloat16] * amx + [torch.int8] * _has_vnni() + [torch.uint8] * (not _has_vnni() and _multiplies_unsigned())
+
+
+def byte_codes(device: torch.device) -> torch.dtype:
+    """The codes of one byte a number that this device multiplies fastest."""
+    unsigned = device.type == "cpu" and not _has_vnni() and _multiplies_unsigned()
+    return torch.uint8 if unsigned else torch.int8
+
+
+def _has_vnni() -> bool:
+    return torch.backends.mkldnn.is_available() and getattr(torch.cpu, "_is_vnni_supported", bool)()
+
+
+@cache
+def _multiplies_unsigned() -> bool:
+    """True where oneDNN multiplies bytes on a CPU with AVX2, and gets sums of the largest right."""
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):  # elsewhere it does so one by one
+        return False
+    codes = torch.full((32, 64), 255, dtype=torch.uint8)
+    signed = torch.full((8, 64), _UNSIGNED_LEVELS, dtype=torch.int8)
+    signed[::2] *= -1
+    try:
+        product = _unsigned_product(codes, _packed(signed), torch.zeros(8))
+    except (AttributeError, RuntimeError, TypeError):  # a torch whose operator is another, or that was built without it
+        return False
+    return torch.equal(product, codes.float() @ signed.float().T)
+
+
+def _packed(signed: Int[Tensor, "q d"]) -> Tensor:
+    """Signed bytes as oneDNN multiplies them."""
+    return torch.ops.onednn.qlinear_prepack(signed, None)
+
+
+def _unsigned_product(codes: UInt8[Tensor, "rows d"], packed: Tensor, bias: Float[Tensor, " q"]) -> Float[Tensor, "rows q"]:
+    """Products of unsigned bytes with packed signed ones, plus a number for each of these; sums are of integers."""
+    one, zero = torch.ones(1), torch.zeros(1, dtype=torch.int64)
+    return torch.ops.onednn.qlinear_pointwise(codes, 1.0, 0, packed, one, zero, bias, 1.0, 0, torch.float32, "none", [], "")
+
+
+@dataclass(frozen=True)
+class QueryCodes:
+    """Queries in few bits: `query = size * (codes + rest)`.
+
+    Attributes:
+        codes: As they are multiplied; their number may be rounded up to one that CUDA multiplies.
+        width: That number.
+        bias: Added to the products.
+        size: What one of a query's numbers is worth.
+        length: Length of the codes.
+        rest: Length of the rest.
+        offset: Product with the rows' mean.
+    """
+
+    codes: Tensor
+    width: int
+    bias: Float[Tensor, " width"]
+    size: Float[Tensor, " q"]
+    length: Float[Tensor, " q"]
+    rest: Float[Tensor, " q"]
+    offset: Float[Tensor, " q"]
+
+
+class Codes:
+    """Rows in few bits, bytes or bfloat16, after their mean is taken away; bytes with one scale for each 16 rows.
+
+    A row is `mean + scale * (codes + rest)`, a query `size * (codes + rest)`. With r the row without the mean, the product of
+    the two codes, times both scales, misses query · r by at most size |query's rest| |r| + size scale
+    |query's codes| |row's rest| (Cauchy-Schwarz). The lengths are measured, not estimated: the largest of a chunk's rows.
+    Integer products are exact; bfloat16 ones are summed in float32 and rounded once. uint8 is int8 plus 128, which is taken off
+    the products again, with queries of fewer levels: what processors without VNNI multiply.
+    """
+
+    def __init__(self, n: int, mean: Float[Tensor, " d"], dtype: torch.dtype) -> None:
+        """Make room; `put` encodes the rows.
+
+        Args:
+            n: Number of rows.
+            mean: What to take away from every row; any vector is right, the rows' mean is best.
+            dtype: torch.int8, torch.uint8 or torch.bfloat16.
+        """
+        device, padded, wide = mean.device, _up(n, GROUP), _up(len(mean), 8)  # CUDA multiplies sizes that are multiples of 8
+        self.mean = mean.float()
+        self._codes = torch.zeros((padded + GROUP, wide), dtype=dtype, device=device)
+        self._unsigned = dtype == torch.uint8
+        self._scale = None if dtype == torch.bfloat16 else torch.empty(padded // GROUP, device=device)
+        self._length, self._rest = (torch.empty(padded // GROUP, device=device) for _ in range(2))
+
+    def put(self, first: int, rows: Float[Tensor, "rows d"]) -> None:
+        """Encode the rows from `first` (a multiple of 16) on: as they are compared, of length 1 or 0, float32."""
+        rows = torch.nn.functional.pad(rows - self.mean, (0, 0, 0, -len(rows) % GROUP))
+        grouped = rows.unflatten(0, (-1, GROUP))
+        groups = slice(first // GROUP, first // GROUP + len(grouped))
+        units = grouped
+        if self._scale is not None:
+            self._scale[groups] = grouped.abs().amax((1, 2)).clamp(min=1e-30) / 127
+            units = grouped / self._scale[groups, None, None]
+        codes = self._round(units)
+        self._codes[first : first + len(rows), : len(self.mean)] = codes.flatten(0, 1) + 128 * self._unsigned
+        self._length[groups] = grouped.norm(dim=-1).amax(1)
+        self._rest[groups] = (units - codes).norm(dim=-1).amax(1)
+
+    @staticmethod
+    def bytes(n: int, d: int, dtype: torch.dtype) -> int:
+        """Memory that the codes of n rows take."""
+        return _up(n, GROUP) * (dtype.itemsize * _up(d, 8) + 1)
+
+    def encode(self, queries: Float[Tensor, "q d"]) -> QueryCodes:
+        """Round unit queries."""
+        offset = (queries.double() @ self.mean.double()).float()
+        if self._unsigned and len(queries) <= _FEW_QUERIES and compiled_loops(queries.device, len(self._codes)) is not None:
+            one, bias = queries.new_ones(len(queries)), -128 * queries.sum(-1)
+            wide = torch.nn.functional.pad(queries, (0, self._codes.shape[1] - queries.shape[1]))
+            return QueryCodes(wide, len(queries), bias, one, queries.norm(dim=-1), 0 * one, offset)
+        levels = _UNSIGNED_LEVELS if self._unsigned else 127
+        size = queries.new_ones(len(queries)) if self._scale is None else queries.abs().amax(-1) / levels
+        units = queries / size[:, None]
+        codes = self._round(units)
+        more = 0 if self._unsigned else -len(codes) % 8
+        wide = torch.nn.functional.pad(codes, (0, self._codes.shape[1] - codes.shape[1], 0, more))
+        bias = -128 * wide.sum(-1) * self._unsigned
+        wide, width = wide.to(torch.int8 if self._unsigned else self._codes.dtype), len(wide)
+        packed = _packed(wide) if self._unsigned else wide.T
+        return QueryCodes(packed, width, bias, size, codes.norm(dim=-1), (units - codes).norm(dim=-1), offset)
+
+    def _round(self, units: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        return units.bfloat16().float() if self._scale is None else units.round()
+
+    def scores(self, queries: QueryCodes, first: int, last: int, scratch: Scratch) -> Scores:
+        """Scores of rows `first` (a multiple of 16) to `last`, in scratch memory."""
+        groups = slice(first // GROUP, _up(last, GROUP) // GROUP)
+        codes = self._codes[first : max(_up(last, GROUP), first + 2 * GROUP)]  # CUDA multiplies more than 16 rows
+        length = self._length[groups].max()
+        coded = self._rest[groups].max() * queries.length
+        uncoded = length * queries.rest + _SLACK / queries.size
+        n_rows = _up(last - first, GROUP)
+        if self._scale is None:
+            raw = torch.mm(codes, queries.codes, out=scratch(len(codes), queries.width, codes.dtype))
+            coded = coded + length * queries.length * codes.shape[1] * 2.0**-23
+            return Scores(raw[:n_rows], None, coded, uncoded, queries.size, queries.offset, _ROUNDING)
+        if self._unsigned and queries.codes.dtype == torch.float32:
+            raw = compiled_loops(codes.device, len(self._codes)).products(codes, queries.codes).add_(queries.bias)
+            coded = coded + 255 * queries.codes.norm(p=1, dim=-1) * (codes.shape[1] + 2) * 2.0**-23
+        elif self._unsigned:
+            raw = _unsigned_product(codes, queries.codes, queries.bias)
+            coded = coded + codes.shape[1] * 255 * _UNSIGNED_LEVELS * 2.0**-22  # sums past 2^24 are rounded to float32
+        else:
+            raw = scratch(len(codes), queries.width, torch.int32)
+            torch._int_mm(codes, queries.codes, out=raw)  # pyright: ignore[reportPrivateImportUsage]
+        return Scores(raw[:n_rows], self._scale[groups], coded, uncoded, queries.size, queries.offset)
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

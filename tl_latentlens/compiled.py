@@ -1,0 +1,186 @@
+"""Loops of a CPU search, compiled by numba (extra "fast"): what torch's operators do too, in one pass over the scores.
+
+torch parts each operator among threads that wait for one another, and where other processes take a core, a search of many
+small ones is mostly that wait. Products of matrices stay with torch.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+_A_THREAD = 2**21  # numbers to multiply that are worth a thread
+_BLOCK = 32  # scores that are looked at at once
+
+
+def reach(
+    raw: Tensor, least: Float[Tensor, "groups q"], group: int, n_rows: int, room: int
+) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Tensor] | None:
+    """Rows and queries whose score reaches a least one, row by row, and their scores; None where there are more than `room`.
+
+    Args:
+        raw: Scores [rows, columns] on the CPU, int32, float32 or bfloat16; columns past the queries count for nothing.
+        least: For each group of rows.
+        group: Rows in a group.
+        n_rows: How many rows of `raw` count.
+        room: Most pairs.
+    """
+    rows, queries = torch.empty(room, dtype=torch.int32), torch.empty(room, dtype=torch.int32)
+    values = torch.empty(room, dtype=torch.int32 if raw.dtype == torch.int32 else torch.float32)
+    loop = _reach_bfloat16 if raw.dtype == torch.bfloat16 else _reach
+    count = loop(_as_array(raw), least.numpy(), group, n_rows, rows.numpy(), queries.numpy(), values.numpy())
+    return None if count > room else (rows[:count].long(), queries[:count].long(), values[:count])
+
+
+def products(codes: UInt8[Tensor, "rows d"], queries: Float[Tensor, "q d"]) -> Float[Tensor, "rows q"]:
+    """Products of bytes with a few queries, as fast as the bytes can be read; summed in float32."""
+    found = torch.empty(len(codes), len(queries))
+    _in_threads(lambda rows, out: _products(rows, queries.numpy(), out), codes.numel(), codes, found)
+    return found
+
+
+def dots(
+    vectors: Float[Tensor, "n d"],
+    queries: Float[Tensor, "q d"],
+    rows: Int[Tensor, " pairs"],
+    of: Int[Tensor, " pairs"],
+    dtype: torch.dtype,
+) -> Float[Tensor, " pairs"]:
+    """Dot products of pairs of a row and a query, summed in a given precision; equal rows give equal bits.
+
+    Args:
+        vectors: On the CPU, float16, bfloat16 or float32.
+        queries: float32.
+        rows: Of each pair the row, and
+        of: the query.
+        dtype: torch.float32 or torch.float64.
+    """
+    loop = {torch.float16: _dots_float16, torch.bfloat16: _dots_bfloat16, torch.float32: _dots_float32}[vectors.dtype]
+    stored, asked = _as_array(vectors), queries.to(dtype).numpy()
+    found = torch.empty(len(rows), dtype=dtype)
+    _in_threads(lambda *pairs: loop(stored, asked, *pairs), len(rows) * vectors.shape[1], rows, of, found)
+    return found
+
+
+def _in_threads(loop: Callable[..., Any], n_numbers: int, *split: Tensor) -> None:
+    """Call a loop with parts of the tensors, as many as there are threads where the work is worth that."""
+    n_threads = max(1, min(torch.get_num_threads(), n_numbers // _A_THREAD))
+    parts = ([part.numpy() for part in tensor.tensor_split(n_threads)] for tensor in split)
+    if n_threads == 1:
+        loop(*(part[0] for part in parts))
+    else:
+        with ThreadPoolExecutor(n_threads) as pool:
+            list(pool.map(loop, *parts))
+
+
+def _as_array(tensor: Tensor) -> np.ndarray:
+    """The same memory; bits in place of half precision, which numba knows on GPUs alone."""
+    return (tensor.view(torch.uint16) if tensor.itemsize == 2 else tensor).numpy()
+
+
+def _loop(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled when it is first called, once for each combination of types; kept on the disk where that can be written."""
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}  # vectors of partial sums
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # there is no folder to keep it in
+        return numba.njit(**options)(function)
+
+
+@_loop
+def _reach(raw, least, group, n_rows, rows, queries, values):
+    n_queries, count, room = least.shape[1], 0, len(rows)
+    for row in range(n_rows):
+        floor = least[row // group]
+        for first in range(0, n_queries, _BLOCK):
+            last = min(first + _BLOCK, n_queries)
+            some = False
+            for query in range(first, last):  # without a branch, so that it takes many at once
+                some |= raw[row, query] >= floor[query]
+            if some:
+                for query in range(first, last):
+                    if raw[row, query] >= floor[query]:
+                        if count < room:
+                            rows[count], queries[count], values[count] = row, query, raw[row, query]
+                        count += 1
+        if count > room:
+            break
+    return count
+
+
+@_loop
+def _reach_bfloat16(raw, least, group, n_rows, rows, queries, values):
+    bits = np.zeros((1, least.shape[1]), np.uint32)
+    wide, count = bits.view(np.float32), 0
+    for row in range(n_rows):
+        _widen_bfloat16(raw[row], bits[0])
+        group_of = row // group
+        more = _reach(wide, least[group_of : group_of + 1], 1, 1, rows[count:], queries[count:], values[count:])
+        rows[count : count + more] = row
+        count += more
+        if count > len(rows):
+            break
+    return count
+
+
+@_loop
+def _products(codes, queries, found):
+    for row in range(len(codes)):
+        for query in range(len(queries)):
+            total = np.float32(0)
+            for i in range(queries.shape[1]):
+                total += np.float32(codes[row, i]) * queries[query, i]
+            found[row, query] = total
+
+
+@_loop
+def _widen_bfloat16(half, bits):
+    for i in range(len(bits)):
+        bits[i] = np.uint32(half[i]) << np.uint32(16)
+
+
+@_loop
+def _widen_float16(half, bits, wide):
+    for i in range(len(bits)):
+        exponent_and_more = np.uint32(half[i] & 0x7FFF) << np.uint32(13)
+        bits[i] = exponent_and_more + np.uint32(112 << 23) | np.uint32(half[i] & 0x8000) << np.uint32(16)
+    floats = bits.view(np.float32)
+    for i in range(len(bits)):
+        small = np.float32(np.int32(half[i] & 0x3FF)) * np.float32(2.0**-24)  # below 2^-14, without a leading one
+        small = -small if half[i] & 0x8000 else small
+        wide[i] = floats[i] if half[i] & 0x7C00 else small
+
+
+@_loop
+def _dot(wide, query):
+    total = query.dtype.type(0)
+    for i in range(len(query)):
+        total += wide[i] * query[i]
+    return total
+
+
+@_loop
+def _dots_float32(vectors, queries, rows, of, found):
+    for pair in range(len(rows)):
+        found[pair] = _dot(vectors[rows[pair]], queries[of[pair]])
+
+
+@_loop
+def _dots_bfloat16(vectors, queries, rows, of, found):
+    bits = np.empty(vectors.shape[1], np.uint32)
+    for pair in range(len(rows)):
+        _widen_bfloat16(vectors[rows[pair]], bits)
+        found[pair] = _dot(bits.view(np.float32), queries[of[pair]])
+
+
+@_loop
+def _dots_float16(vectors, queries, rows, of, found):
+    bits, wide = np.empty(vectors.shape[1], np.uint32), np.empty(vectors.shape[1], np.float32)
+    for pair in range(len(rows)):
+        _widen_float16(vectors[rows[pair]], bits, wide)
+        found[pair] = _dot(wide, queries[of[pair]])
