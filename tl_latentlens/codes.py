@@ -115,17 +115,22 @@ class Codes:
 
     def put(self, first: int, rows: Float[Tensor, "rows d"]) -> None:
         """Encode the rows from `first` (a multiple of 16) on: as they are compared, of length 1 or 0, float32."""
-        rows = torch.nn.functional.pad(rows - self.mean, (0, 0, 0, -len(rows) % GROUP))
-        grouped = rows.unflatten(0, (-1, GROUP))
-        groups = slice(first // GROUP, first // GROUP + len(grouped))
+        groups = slice(first // GROUP, _up(first + len(rows), GROUP) // GROUP)
+        loops = compiled_loops(rows.device, len(self._codes))
+        if loops is not None and self._scale is not None and len(rows) % GROUP == 0:
+            places = self._codes[first : first + len(rows)].unflatten(0, (-1, GROUP))
+            parts = (self._scale[groups], self._length[groups], self._rest[groups])
+            loops.encode(rows.unflatten(0, (-1, GROUP)), self.mean, places, *parts)
+            return
+        grouped = torch.nn.functional.pad(rows - self.mean, (0, 0, 0, -len(rows) % GROUP)).unflatten(0, (-1, GROUP))
         units = grouped
         if self._scale is not None:
             self._scale[groups] = grouped.abs().amax((1, 2)).clamp(min=1e-30) / 127
             units = grouped / self._scale[groups, None, None]
-        codes = self._round(units)
-        self._codes[first : first + len(rows), : len(self.mean)] = codes.flatten(0, 1) + 128 * self._unsigned
+        codes = self._round(units) + 128 * self._unsigned
+        self._codes[first : first + codes[..., 0].numel(), : len(self.mean)] = codes.flatten(0, 1)
         self._length[groups] = grouped.norm(dim=-1).amax(1)
-        self._rest[groups] = (units - codes).norm(dim=-1).amax(1)
+        self._rest[groups] = (units - codes + 128 * self._unsigned).norm(dim=-1).amax(1)
 
     @staticmethod
     def bytes(n: int, d: int, dtype: torch.dtype) -> int:

@@ -37,6 +37,28 @@ def reach(
     return None if count > room else (rows[:count].long(), queries[:count].long(), values[:count])
 
 
+def encode(
+    rows: Float[Tensor, "groups group d"],
+    mean: Float[Tensor, " d"],
+    codes: Int[Tensor, "groups group wide"],
+    scale: Float[Tensor, " groups"],
+    length: Float[Tensor, " groups"],
+    rest: Float[Tensor, " groups"],
+) -> None:
+    """Round rows without their mean to bytes, `row = mean + scale * (codes + rest)`.
+
+    Args:
+        rows: float32.
+        mean: What is taken away.
+        codes: Filled with -127 to 127, and 128 more where they are unsigned.
+        scale: Filled.
+        length: Filled with the largest length of a group's rows without the mean.
+        rest: Filled with the largest length of a group's rests.
+    """
+    shift = 128 if codes.dtype == torch.uint8 else 0
+    _in_threads(lambda *part: _encode(*part, mean.numpy(), shift), rows.numel(), rows, codes, scale, length, rest)
+
+
 def products(codes: UInt8[Tensor, "rows d"], queries: Float[Tensor, "q d"]) -> Float[Tensor, "rows q"]:
     """Products of bytes with a few queries, as fast as the bytes can be read; summed in float32."""
     found = torch.empty(len(codes), len(queries))
@@ -85,7 +107,7 @@ def _as_array(tensor: Tensor) -> np.ndarray:
 
 def _loop(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled when it is first called, once for each combination of types; kept on the disk where that can be written."""
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}  # vectors of partial sums
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz", "nnan"}}  # vectors of partial sums
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # there is no folder to keep it in
@@ -126,6 +148,56 @@ def _reach_bfloat16(raw, least, group, n_rows, rows, queries, values):
         if count > len(rows):
             break
     return count
+
+
+@_loop
+def _encode(rows, codes, scale, length, rest, mean, shift):
+    centered = np.empty(rows.shape[1:], np.float32)
+    for group in range(len(rows)):
+        longest, largest, farthest = np.float32(0), np.float32(1e-30), np.float32(0)
+        for row in range(len(centered)):
+            longest = max(longest, _center(rows[group, row], mean, centered[row]))
+            largest = max(largest, _largest(centered[row]))
+        scale[group] = largest / np.float32(127)
+        for row in range(len(centered)):
+            places = codes[group, row, : len(mean)]
+            _round(centered[row], np.float32(1) / scale[group], np.int32(shift), places)
+            farthest = max(farthest, _rest(centered[row], np.float32(1) / scale[group], np.int32(shift), places))
+        length[group], rest[group] = np.sqrt(longest), np.sqrt(farthest)
+
+
+@_loop
+def _center(row, mean, centered):
+    squares = np.float32(0)
+    for i in range(len(mean)):
+        centered[i] = row[i] - mean[i]
+        squares += centered[i] * centered[i]
+    return squares
+
+
+@_loop
+def _largest(numbers):
+    largest = np.float32(0)
+    for i in range(len(numbers)):
+        size = abs(numbers[i])
+        largest = size if size > largest else largest
+    return largest
+
+
+@_loop
+def _round(numbers, inverse, shift, codes):
+    for i in range(len(numbers)):
+        # Cut off at zero, above which all of them are: 127 are added, and taken away again.
+        codes[i] = np.int32(numbers[i] * inverse + np.float32(127.5)) - np.int32(127) + shift
+
+
+@_loop
+def _rest(numbers, inverse, shift, codes):
+    squares = np.float32(0)
+    for i in range(len(numbers)):
+        rest = numbers[i] * inverse - np.float32(np.int32(codes[i]) - shift)
+        squares += rest * rest
+    return squares
 
 
 @_loop
