@@ -4,6 +4,7 @@ torch parts each operator among threads that wait for one another, and where oth
 small ones is mostly that wait. Products of matrices stay with torch.
 """
 
+import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -107,6 +108,7 @@ def _as_array(tensor: Tensor) -> np.ndarray:
 
 def _loop(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled when it is first called, once for each combination of types; kept on the disk where that can be written."""
+    function = inspect.unwrap(function)  # of runtime shape checks, where an import hook adds them
     options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz", "nnan"}}  # vectors of partial sums
     try:
         return numba.njit(cache=True, **options)(function)
