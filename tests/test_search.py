@@ -780,7 +780,7 @@ def test_queries_of_another_width_are_refused(search: VectorSearch, shape: tuple
         search.top_k(torch.ones(shape), 3)
 
 
-@pytest.mark.parametrize("k", [0, -2])
+@pytest.mark.parametrize("k", [0, -2, 2.5])
 def test_top_k_below_one_is_refused(search: VectorSearch, k: int) -> None:
     with pytest.raises(InvalidInputError, match=f"got top_k={k}; expected at least 1"):
         search.top_k(queries_of(2, 6), k)

@@ -382,8 +382,8 @@ def rank_together(
     Raises:
         InvalidInputError: `k` below 1.
     """
-    if k < 1:
-        raise InvalidInputError(f"got top_k={k}; expected at least 1")
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise InvalidInputError(f"got top_k={k}; expected at least 1, a whole number")
     shape, d = queries[0].shape[:-1], parts[0].d
     flat = [one.reshape(-1, d) for one in queries]
     k = min(k, sum(len(part) for part in parts))
