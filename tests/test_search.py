@@ -175,7 +175,8 @@ def test_scores_of_codes_are_off_by_no_more_than_they_say(kind: str, away: float
     for threshold in (0.3, 0.9):
         least = scores.least(torch.full((q,), threshold)).expand(31, q)[group, query]
         assert (raw >= least)[exact >= threshold].all()
-    assert float(error.max()) < (0.015 if dtype == torch.bfloat16 else 0.35 if kind == "outliers" else 0.04)
+    outliers, others = (0.35, 0.04) if dtype == torch.uint8 else (0.25, 0.03)  # its queries have 7 bits
+    assert float(error.max()) < (0.015 if dtype == torch.bfloat16 else outliers if kind == "outliers" else others)
 
 
 @both
