@@ -18,32 +18,13 @@ import torch
 import tl_latentlens as tll
 from benchmarks.measure import Measured, Settings, Timing, WrongResultError, alternate, megabytes, table
 from benchmarks.once import in_a_new_process
+from benchmarks.shapes import SHAPES, random_llama
 from tl_latentlens.build import record_model
 from tl_latentlens.loading import load_model
 from tl_latentlens.model import DEMO_MODEL, run_hooked
 from tl_latentlens.writer import Batch
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}  # bfloat16, dense, SXM
-SHAPES: dict[str, dict[str, int]] = {  # Llama models of random weights
-    "llama-8b-shape": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "max_position_embeddings": 8192,
-    },
-    "llama-tiny-shape": {
-        "hidden_size": 64,
-        "intermediate_size": 256,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 4096,
-        "max_position_embeddings": 512,
-    },
-}
 CAP = 50  # rows per token
 
 
@@ -70,7 +51,7 @@ def run(settings: Settings) -> str:
             "`build_bank`": build,
             "of it, planning": lambda: tll.plan_corpus(model, texts, max_rows_per_token=CAP),
         }
-        with peer(settings, texts, len(names), folder) as other:
+        with peer(settings, texts, names, folder) as other:
             if other is not None:
                 contestants["latentlens"] = other
             timings = alternate(contestants, settings.repeats)
@@ -88,7 +69,7 @@ def run(settings: Settings) -> str:
     notes = [f"Padding: {padded:.1%} of the tokens, in the bare forward pass too."]
     if "latentlens" in timings:
         notes.append(f"latentlens keeps {timings['latentlens'].result:,} rows a layer.")
-    elif settings.model == "demo":
+    elif settings.model == "demo" or settings.model in SHAPES:
         notes.append("latentlens is not installed: no comparison (--peer-python).")
     tables = [table(rows_of(timings, settings, model, names, n_tokens)), *([table(first)] if first else [])]
     return "\n\n".join([head, *tables, " ".join(notes)])
@@ -127,11 +108,8 @@ def load(settings: Settings) -> Any:
     import transformers
     from transformer_lens.model_bridge import TransformerBridge
 
-    config = transformers.LlamaConfig(**SHAPES[settings.model], architectures=["LlamaForCausalLM"])  # pyright: ignore
-    torch.manual_seed(0)
-    with torch.device(settings.device):
-        hf_model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO_MODEL)
+    hf_model = random_llama(settings.model, settings.device)
     bridge = TransformerBridge.boot_transformers(
         settings.model, hf_model=hf_model, tokenizer=tokenizer, device=settings.device, dtype=torch.bfloat16
     )
@@ -185,19 +163,20 @@ def known_peak(device: str) -> float | None:
 
 
 @contextmanager
-def peer(settings: Settings, texts: list[str], n_layers: int, folder: str) -> Iterator[Callable[[], Measured] | None]:
+def peer(settings: Settings, texts: list[str], names: list[str], folder: str) -> Iterator[Callable[[], Measured] | None]:
     """Builds by latentlens, of the same weights, texts and layers, in a process of its own; None where it is missing.
 
     Its layer i is our `blocks.{i - 1}.hook_resid_post`, but for the last, which it takes behind the final norm.
     """
-    if settings.model != "demo" or (settings.peer_python is None and find_spec("latentlens") is None):
+    known = settings.model == "demo" or settings.model in SHAPES
+    if not known or (settings.peer_python is None and find_spec("latentlens") is None):
         yield None
         return
     corpus = Path(folder) / "texts.json"
     corpus.write_text(json.dumps(texts))
-    layers = ",".join(map(str, range(1, n_layers + 1)))
-    command = [settings.peer_python or sys.executable, "-m", "benchmarks.peer_latentlens", str(DEMO_MODEL), str(corpus), layers]
-    command += [str(CAP), str(torch.get_num_threads()), str(Path(folder) / "peer")]
+    layers = ",".join(str(int(name.split(".")[1]) + 1) for name in names)
+    command = [settings.peer_python or sys.executable, "-m", "benchmarks.peer_latentlens", settings.model, str(DEMO_MODEL)]
+    command += [settings.device, str(corpus), layers, str(CAP), str(torch.get_num_threads()), str(Path(folder) / "peer")]
     root = Path(__file__).parent.parent
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import normalize
 
 import tl_latentlens as tll
+from benchmarks.build import known_peak
 from benchmarks.checking import D_MODEL, HOOK_NAMES, make_bank
 from benchmarks.measure import Settings, Timing, WrongResultError, alternate, megabytes, table
 from tl_latentlens.approximate import ApproximateSearch
@@ -30,10 +31,10 @@ def run(settings: Settings) -> str:
 
 def exact(n: int, d: int, counts: list[int], settings: Settings) -> str:
     """Time, ratio and memory of each contestant for each number of queries."""
-    stored = random_units(n, d)
+    stored = random_units(n, d, settings.device)
     search = VectorSearch(stored, settings.device, unit_length=True)
     flat, kind = _faiss_flat(stored, settings.device)
-    wide = stored.to(settings.device) if settings.device != "cpu" else stored.float()
+    wide = stored if settings.device != "cpu" else stored.float()
 
     def plain(queries: torch.Tensor) -> np.ndarray:
         return (queries.to(wide) @ wide.T).topk(TOP_K).indices.cpu().numpy()
@@ -47,8 +48,12 @@ def exact(n: int, d: int, counts: list[int], settings: Settings) -> str:
             "torch, matmul and topk": lambda q=queries: plain(q),
         }
         timings = alternate(calls, settings.repeats)
+        ours = timings["tl-latentlens"].result
+        if settings.device != "cpu":  # where the others round
+            require_same_rows(stored, queries, ours, brute_force(stored, queries), "a brute force in float32", 1e-6)
         for name in list(calls)[1:]:
-            require_same_rows(stored, queries, timings["tl-latentlens"].result, timings[name].result, name)
+            apart = 1e-6 if settings.device == "cpu" else 1e-3
+            require_same_rows(stored, queries, ours, timings[name].result, name, apart)
         for name, timing in timings.items():
             ratio = timing.median / timings["tl-latentlens"].median
             line = {"queries": count, "": name, "time": timing, "against ours": ratio, "memory": megabytes(_memory(timing))}
@@ -115,27 +120,42 @@ def approximate(n: int, d: int, settings: Settings) -> str:
     return f"## Approximate top-{TOP_K}, 256 queries, {n:,} × {d} in 1,000 clusters\n\n{table(rows)}"
 
 
-def random_units(n: int, d: int) -> torch.Tensor:
-    """Random unit vectors [n, d], float16, made a few at a time."""
-    generator = torch.Generator().manual_seed(0)
-    units = torch.empty((n, d), dtype=torch.float16)
+def random_units(n: int, d: int, device: str = "cpu") -> torch.Tensor:
+    """Random unit vectors [n, d], float16, made a few at a time where they are to lie."""
+    generator = torch.Generator(device).manual_seed(0)
+    units = torch.empty((n, d), dtype=torch.float16, device=device)
     for part in units.split(2**14):
-        part.copy_(normalize(torch.randn(part.shape, generator=generator), dim=-1))
+        part.copy_(normalize(torch.randn(part.shape, generator=generator, device=device), dim=-1))
     return units
 
 
-def require_same_rows(stored: torch.Tensor, queries: torch.Tensor, ours: np.ndarray, theirs: np.ndarray, name: str) -> None:
-    """The same ids, but where two rows are as near in float64 as float32 can tell.
+def brute_force(stored: torch.Tensor, queries: torch.Tensor) -> np.ndarray:
+    """The nearest rows [q, TOP_K] by products in float32, block by block."""
+    asked, best, rows = queries.to(stored.device), None, None
+    for first in range(0, len(stored), 2**16):
+        scores = asked @ stored[first : first + 2**16].float().T
+        ids = torch.arange(first, first + scores.shape[1], device=stored.device).expand(scores.shape)
+        if best is not None and rows is not None:
+            scores, ids = torch.cat([best, scores], 1), torch.cat([rows, ids], 1)
+        best, place = scores.topk(TOP_K)
+        rows = ids.gather(1, place)
+    assert rows is not None
+    return rows.cpu().numpy()
+
+
+def require_same_rows(
+    stored: torch.Tensor, queries: torch.Tensor, ours: np.ndarray, theirs: np.ndarray, name: str, apart: float
+) -> None:
+    """The same ids, but where two rows are no farther apart in float64 than a contestant can tell.
 
     Raises:
         WrongResultError: Another row, or a row twice.
     """
     query, place = np.nonzero(ours != theirs)
-    chosen = (stored[torch.from_numpy(ids[query, place])].double().numpy() for ids in (ours, theirs))
+    chosen = (stored[torch.from_numpy(ids[query, place])].double().cpu().numpy() for ids in (ours, theirs))
     units = normalize(queries.double(), dim=-1).numpy()[query]
     first, second = ((rows * units).sum(-1) for rows in chosen)
     repeated = any(len(set(ids)) < len(ids) for ids in ours.tolist())
-    apart = 1e-6 if theirs.dtype == np.int64 and stored.device.type == "cpu" else 1e-3
     if repeated or (np.abs(first - second) > apart).any():
         raise WrongResultError(f"{len(query)} of {ours.size} neighbors are not those of {name}")
 
@@ -144,7 +164,7 @@ def _queries(stored: torch.Tensor, count: int) -> torch.Tensor:
     """Unit vectors, every other one near a stored row."""
     generator = torch.Generator().manual_seed(1)
     queries = normalize(torch.randn((count, stored.shape[1]), generator=generator), dim=-1)
-    queries[::2] += stored[: count * 7 : 14].float()
+    queries[::2] += stored[: count * 7 : 14].float().cpu()
     return normalize(queries, dim=-1)
 
 
@@ -159,7 +179,7 @@ def _faiss_flat(stored: torch.Tensor, device: str) -> tuple[Any, str]:
         flat = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), stored.shape[1], config)
         kind = "faiss GpuIndexFlatIP, float16"
     for part in stored.split(2**16):
-        flat.add(part.float().numpy())
+        flat.add(part.float().cpu().numpy())
     return flat, kind
 
 
@@ -170,7 +190,8 @@ def _roofline(seconds: float, n: int, d: int, count: int, held: torch.Tensor, se
     name = torch.cuda.get_device_name()
     bandwidth = next((value for gpu, value in BANDWIDTH.items() if gpu in name), None)
     reading = n * d * held.itemsize / bandwidth if bandwidth else 0.0
-    multiplying = 2 * n * d * count / settings.peak_flops if settings.peak_flops else 0.0
+    peak_flops = settings.peak_flops or known_peak(settings.device)
+    multiplying = 2 * n * d * count / peak_flops if peak_flops else 0.0
     return {"of the roofline": f"{max(reading, multiplying) / seconds:.0%}"}
 
 

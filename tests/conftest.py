@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the kernels and commands that tests start
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import tl_latentlens as tll
 
 torch.set_num_threads(1)  # the models here are small: more threads only cost, above all on a busy machine
+
+HAS_CUDA = torch.cuda.is_available()
+torch.cuda.is_available = lambda: False  # models and indices go to the CPU; a test that wants the GPU names it
 
 TEXTS = [
     "The river ran over its bank after the storm.",
@@ -40,6 +44,16 @@ def available_kinds() -> list[str]:
     if (Path(transformer_lens.__file__).parent / "model_bridge").is_dir():
         kinds.append("bridge")
     return kinds
+
+
+@pytest.fixture
+def cuda() -> Iterator[str]:
+    """The name of the GPU; the precision of products is put back afterwards."""
+    if not HAS_CUDA:
+        pytest.skip("needs a CUDA device")
+    before = torch.get_float32_matmul_precision()
+    yield "cuda"
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.fixture(scope="session", params=available_kinds())

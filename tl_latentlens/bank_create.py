@@ -19,7 +19,7 @@ from tl_latentlens.errors import BankError
 from tl_latentlens.plan import Plan, as_record, block_starts
 
 _BLOCK_BATCHES = 32  # of one block, whose prompts are sorted by length: the more, the less padding (5 % of short sentences)
-_BLOCK_BYTES = 512 * 2**20  # most bytes of vectors held in memory for one block
+_BLOCK_BYTES = 2**30  # most bytes of vectors held in memory for one block
 _ALIGNMENT = 64  # of each dataset, in bytes
 _HDF5_BYTES = 1024  # most that HDF5 and alignment add for a dataset
 _PACKAGES = ("tl-latentlens", "torch", "transformer-lens", "transformers", "h5py")

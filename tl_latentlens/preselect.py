@@ -84,10 +84,16 @@ class Scores:
         self, raw: Tensor, groups: Int[Tensor, " pairs"], queries: Int[Tensor, " pairs"]
     ) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
         """Similarities of some pairs from their raw scores, and the most that each can be off."""
-        unit = self.unit[queries]
+        raw, unit = raw.float(), self.unit[queries]
         scale = unit if self.scale is None else unit * self.scale[groups]
         error = scale * (self.coded[queries] + self.rounding * raw.abs()) + unit * self.uncoded[queries]
         return self.offset[queries] + scale * raw, error
+
+    def reach(self, raw: Tensor) -> Float[Tensor, "q columns"]:
+        """The most that similarities can be by some raw scores of each query, where there is no scale."""
+        raw = raw.float()
+        most = torch.add(raw, raw.abs(), alpha=self.rounding) + (self.coded + self.uncoded)[:, None]
+        return torch.addcmul(self.offset[:, None], self.unit[:, None], most)
 
 
 @dataclass(frozen=True)
@@ -148,8 +154,11 @@ class Candidates:
         Returns:
             False where it was given up.
         """
-        most_groups = int(most * (len(scores.raw) // GROUP) * len(self.threshold))
-        pairs = self._reaching(scores, first, last, min(_CROWD * self.k * len(self.threshold), most_groups), piece)
+        n_groups = len(scores.raw) // GROUP * len(self.threshold)
+        most_groups = int(most * n_groups)
+        few = min(_CROWD * self.k * len(self.threshold), most_groups)
+        all_reach = not self._seen and n_groups > few  # nothing is known yet
+        pairs = None if all_reach else self._reaching(scores, first, last, few, piece)
         if pairs is None:
             self._raise_by_groups(scores, first, last)
             pairs = self._reaching(scores, first, last, most_groups, piece)

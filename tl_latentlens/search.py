@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,12 @@ from tl_latentlens.codes import Codes, byte_codes, fast_codes
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.geometry import Affine, hubness
 from tl_latentlens.preselect import GROUP, Candidates, Scores, Scratch, by_query, compiled_loops, kth
+from tl_latentlens.shortlist import WIDE, Shortlist
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # Rows this near to length 1 are unit vectors rounded to their type, and are used as stored.
 _UNIT_TOLERANCE = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float32: 1e-5}
+_UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 _LARGEST_TOLERANCE = max(_UNIT_TOLERANCE.values())
 _NOTHING_LEFT = 1e-6  # of a row's length: what is less than that after centring is rounding
 _ROUNDING = 2.0**-22  # more than a similarity near 1 loses when it is rounded to float32
@@ -38,6 +40,8 @@ _CPU_CHUNK = 2**25  # working memory of a chunk whose scores, a quarter of it, s
 _CPU_PAIRS = 2**17  # numbers of rows to multiply with queries at once: so they stay there too
 _SAMPLE = 2**14  # rows whose mean is taken away before rounding to codes
 _QUERIES = (256, 4096)  # searched at once on a CPU, on a GPU
+_AT_ONCE = frozenset({"cpu"})  # devices whose operators are done when they return
+_SHORTLIST, _SHORTLIST_MOST = 128, 1024  # rows that are likely to hold the k nearest of a query; a longer list is not tried
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ class VectorSearch:
         self._remove_means = remove_means
         self._scale: Float[Tensor, " n"] | None = None
         self._to_unit: Float[Tensor, " n"] | None = None
+        self._mostly_sure = True
         self._as_stored = self._affine.changes_nothing and not remove_means
         if not self._as_stored or unit_length is None or not unit_length:
             tolerance = _UNIT_TOLERANCE.get(self._vectors.dtype, 1e-5)
@@ -210,9 +215,9 @@ class VectorSearch:
         """Similarities of pairs, summed in a given precision and rounded once to float32, a bounded number at a time."""
         if not self._as_stored or self._offset is not None:
             dtype = torch.float64
-        loops = compiled_loops(self.device, len(self)) if self._as_stored and self._vectors.dtype in DTYPES.values() else None
-        if loops is not None:
-            dots = loops.dots(self._vectors, queries, rows, of, dtype)
+        fused = self._fused()
+        if fused is not None:
+            dots = fused.dots(self._vectors, queries, rows, of, dtype)
             dots = dots if self._scale is None else dots * self._scale[rows]
             return (dots if self._offset is None else dots - self._offset[rows]).float()
         scores = torch.empty(len(rows), device=self.device)
@@ -226,6 +231,31 @@ class VectorSearch:
             part = part if self._scale is None else part * self._scale[rows[pairs]]
             scores[pairs] = part if self._offset is None else part - self._offset[rows[pairs]]
         return scores
+
+    def _fused(self) -> Any:
+        """The module whose `dots` reads stored rows once; None where rows are compared otherwise, or torch's operators must do."""
+        if not self._as_stored or self._vectors.dtype not in DTYPES.values() or self._vectors.device != self.device:
+            return None
+        return compiled_loops(self.device, len(self)) if self.device.type == "cpu" else _kernels()
+
+    @property
+    def can_shortlist(self) -> bool:
+        """True where the rows are multiplied as floats on a device that works on while the program does, and lists were enough."""
+        held = self._vectors.device == self.device and self.device.type not in _AT_ONCE
+        return held and not self._pass_is_coded and self._mostly_sure
+
+    def shortlist(self, queries: Float[Tensor, "q d"], size: int) -> Shortlist:
+        """The rows that are likely to be nearest, at most `size` of each query, without waiting for the device."""
+        scratch, found = Scratch(self.device), None
+        for first, last, part in self._parts(0, len(self), len(queries)):
+            here = Shortlist.of(self._float_scores(queries, part, first, last, scratch), first, last, size)
+            found = here if found is None else found.merged(here, size)
+        assert found is not None
+        return found
+
+    def note(self, unsure: float) -> None:
+        """Take note of the share of queries for which a shortlist did not do: where it was most, none is made again."""
+        self._mostly_sure = unsure <= 0.5
 
     def unit_rows(self, rows: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
         """Rows as they are compared, of length 1 (0 where nothing is left), and what is subtracted from their similarities."""
@@ -289,7 +319,7 @@ class VectorSearch:
     def _parts(self, first: int, last: int, n_queries: int) -> Iterator[tuple[int, int, Float[Tensor, "rows d"]]]:
         """The stored rows on the device, chunk by chunk; rows that are kept elsewhere are copied a chunk ahead."""
         copied = 8 * self.d * (self._vectors.dtype != self._float_pass or self._vectors.device != self.device)
-        spans = self._spans(first, last, copied + 64 * n_queries)
+        spans = self._spans(first, last, copied + (64 if self.device.type == "cpu" else 16) * n_queries)
         if self._vectors.device == self.device:
             for start, end in spans:
                 yield start, end, self._vectors[start:end]
@@ -314,27 +344,52 @@ class VectorSearch:
     def _float_scores(
         self, queries: Float[Tensor, "q d"], part: Float[Tensor, "rows d"], first: int, last: int, scratch: Scratch
     ) -> Scores:
-        if part.dtype != self._float_pass:
-            part = scratch(len(part), self.d, self._float_pass).copy_(part)
         plain = self._affine.transposed(queries)
-        with _full_accumulation():
-            raw = (part @ plain.to(self._float_pass).T).float()
-        if self._to_unit is not None:
-            raw *= self._to_unit[first:last, None].float()
-        if self._affine.center is not None:
-            raw -= (plain.double() @ self._affine.center).float()
-        if self._scale is not None:
-            raw *= self._scale[first:last, None].float()
-        if self._offset is not None:
-            raw -= self._offset[first:last, None].float()
-        raw = torch.nn.functional.pad(raw, (0, 0, 0, -len(raw) % GROUP), value=-torch.inf)
-        one = torch.ones(raw.shape[1], device=self.device)
-        error = self._error_bound() * plain.norm(dim=-1).clamp(min=1)
-        return Scores(raw, None, 0 * one, error, one, 0 * one)
+        kernels = _kernels() if len(plain) == 1 and part.is_cuda else None
+        if kernels is not None:
+            raw, rest = kernels.product(part, plain), plain.new_zeros(1)
+        else:
+            if part.dtype != self._float_pass:
+                part = scratch(len(part), self.d, self._float_pass).copy_(part)
+            asked = plain.to(self._float_pass)
+            rest = (plain - asked.float()).norm(dim=-1)
+            if part.is_cuda and part.itemsize == 2:
+                asked = torch.nn.functional.pad(asked, (0, 0, 0, -len(asked) % 8))  # other widths are multiplied more slowly
+            with _full_accumulation():
+                raw = part @ asked.T
+        rounding = 0.0
+        if self._as_stored and self._scale is None and self._offset is None and (kernels or raw.itemsize == 2):
+            rounding = 0.0 if kernels else 1.01 * _UNIT_ROUNDOFF[raw.dtype]  # of the products, as a share of themselves
+            error = self._product_error(rest)
+            raw = raw.float() if self.device.type == "cpu" else raw
+        else:
+            error = self._error_bound() * plain.norm(dim=-1).clamp(min=1)
+            raw = raw[:, : len(plain)].float().contiguous()
+            if self._to_unit is not None:
+                raw *= self._to_unit[first:last, None].float()
+            if self._affine.center is not None:
+                raw -= (plain.double() @ self._affine.center).float()
+            if self._scale is not None:
+                raw *= self._scale[first:last, None].float()
+            if self._offset is not None:
+                raw -= self._offset[first:last, None].float()
+        if len(raw) % WIDE:
+            raw = torch.nn.functional.pad(raw, (0, 0, 0, -len(raw) % WIDE), value=-torch.inf)
+        none = torch.zeros_like(error)
+        return Scores(raw, None, none, error, torch.ones_like(error), none, rounding)
+
+    def _product_error(self, rest: Float[Tensor, " q"]) -> Float[Tensor, " q"]:
+        """As `_error_bound`, for rows as they are stored, but for the rounding of the product.
+
+        Args:
+            rest: Length of what rounding took away from each query.
+        """
+        rows = _UNIT_ROUNDOFF[self._float_pass] * (self._vectors.dtype != self._float_pass)
+        return (rest + rows + 1.01 * (self.d + 2) * 2.0**-23) * (1.0 + _LARGEST_TOLERANCE)
 
     def _error_bound(self) -> float:
         """Most that a product of the float pass with a query of length 1 can differ from the exact similarity."""
-        unit_roundoff = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}[self._float_pass]
+        unit_roundoff = _UNIT_ROUNDOFF[self._float_pass]
         product = 2.0**-24
         if self._float_pass == torch.float32:
             # "high" multiplies in TF32 (2^-11) and "medium" in bfloat16, where the hardware has them.
@@ -360,7 +415,7 @@ class VectorSearch:
         """Chunks of rows that take half the memory budget, at `a_row` bytes each; whole groups of rows, at least one."""
         most = self.memory_budget // 2
         step = (min(most, _CPU_CHUNK) if self.device.type == "cpu" else most) // a_row
-        step = max(GROUP, step // GROUP * GROUP)
+        step = max(GROUP, step // WIDE * WIDE)
         return [(start, min(start + step, last)) for start in range(first, last, step)]
 
 
@@ -392,9 +447,51 @@ def rank_together(
         return TopK(none, none.long())
     at_once = min(_QUERIES[parts[0].device.type != "cpu"], parts[0].memory_budget // (64 * k + 16 * d))
     split = zip(*(one.split(max(1, at_once)) for one in flat), strict=True)
-    found = [_Ranking(parts, list(some), k, nearest).best for some in split]
+    found = [_ranked(parts, list(some), k, nearest) for some in split]
     similarities, rows = torch.cat([one.similarities for one in found]), torch.cat([one.rows for one in found])
     return TopK(similarities.reshape(*shape, k), rows.reshape(*shape, k))
+
+
+def _ranked(parts: Sequence[VectorSearch], queries: list[Float[Tensor, "q d"]], k: int, nearest: int) -> TopK:
+    """The k nearest rows of some queries: from shortlists where that goes without waiting, and what they cannot settle anew."""
+    size = max(_SHORTLIST, 4 * k)
+    if size > _SHORTLIST_MOST or not all(part.can_shortlist for part in parts):
+        return _Ranking(parts, queries, k, nearest).best
+    found, left = _of_shortlists(parts, queries, k, size)
+    unsure = (found.similarities[:, -1] - _ROUNDING <= left).nonzero()[:, 0]
+    parts[0].note(len(unsure) / len(left))
+    if len(unsure):
+        again = _Ranking(parts, [asked[unsure] for asked in queries], k, nearest).best
+        found.similarities[unsure], found.rows[unsure] = again.similarities, again.rows
+    return found
+
+
+def _of_shortlists(
+    parts: Sequence[VectorSearch], queries: list[Float[Tensor, "q d"]], k: int, size: int
+) -> tuple[TopK, Float[Tensor, " q"]]:
+    """The k nearest rows on the shortlists of some queries, and the most that the similarity of a row on none can be."""
+    scores, rows, left, first = [], [], [], 0
+    for part, asked in zip(parts, queries, strict=True):
+        if len(part):
+            some = part.shortlist(asked, size)
+            of = torch.arange(len(asked), device=part.device)[:, None].expand_as(some.rows)
+            scores.append(part.scores(asked, some.rows.flatten(), of.flatten(), torch.float64).view_as(some.rows))
+            rows.append(first + some.rows if first else some.rows)
+            left.append(some.left)
+        first += len(part)
+    by_row = torch.cat(rows, 1).sort(-1)
+    best = torch.cat(scores, 1).gather(1, by_row.indices).sort(dim=-1, descending=True, stable=True)
+    found = TopK(best.values[:, :k].contiguous(), by_row.values.gather(1, best.indices[:, :k]))
+    return found, reduce(torch.maximum, left)
+
+
+@cache
+def _kernels() -> Any:
+    try:
+        from tl_latentlens import kernels
+    except ImportError:  # a torch without Triton
+        return None
+    return kernels
 
 
 class _Ranking:
@@ -532,8 +629,9 @@ def unit_queries(
         exact = exact - exact.mean(-1, keepdim=True)
         left = exact.norm(dim=-1, keepdim=True)
         lengths = torch.where(left > _NOTHING_LEFT * lengths, left, 0 * left)
-    bad = ~torch.isfinite(lengths[..., 0]) | (lengths[..., 0] == 0)
-    if bool(bad.any()):
+    good = (lengths > 0) & (lengths < torch.inf)
+    if not bool(good.all()):
+        bad = ~good[..., 0]
         where = tuple(torch.nonzero(bad)[0].tolist())
         kind = "zero" if bool((lengths[..., 0] == 0)[where]) else "NaN or inf"
         raise InvalidInputError(f"{int(bad.sum())} queries cannot be compared: the query at index {where} is {kind}")

@@ -27,9 +27,12 @@ from tl_latentlens.bank_layout import Layout
 from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError, UnknownHookError
 from tl_latentlens.lock import build_lock
 from tl_latentlens.plan import Plan
+from tl_latentlens.search import as_tensor
 
 Buffers = dict[str, tuple[np.ndarray, np.ndarray]]  # the vectors and norms of a block, for each hook name
-_CACHED_NUMBERS = 2**16  # of 8 bytes, that a core's cache holds
+_CACHED_NUMBERS = 2**17  # of 8 bytes, that a core's cache holds
+_ALIKE = 0.9  # of the longest prompt of a batch: a shorter one begins the next, once there are enough in it
+_ENOUGH = 256  # tokens, or an eighth of the most
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,10 @@ class BankWriter:
         self._missing: dict[int, dict[str, np.ndarray]] = {}
         self._n_missing: dict[int, int] = {}
         self._spare: list[Buffers] = []
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="bank-writer")
+        self._storing = ThreadPoolExecutor(1, thread_name_prefix="bank-rows")  # rows that come from a GPU
         self._pending: deque[Future[None]] = deque()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="bank-writer")  # writes full blocks
+        self._committing: Future[None] | None = None
 
     @classmethod
     def create(
@@ -135,9 +140,10 @@ class BankWriter:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         """Finish a complete bank; keep an incomplete one for a later resume."""
         try:
-            self._pool.shutdown()
+            for pool in (self._storing, self._pool):
+                pool.shutdown()
             if kind is None:
-                self._settle(lambda: True)
+                self._settle(lambda: True, wait=True)
                 if self._full.all():
                     self._finish()
         finally:
@@ -157,7 +163,10 @@ class BankWriter:
         return sum(int(self._run_lengths(self._block_prompts(block)).sum()) for block in blocks)
 
     def batches(self, device: torch.device | str | None = None) -> Iterator[Batch]:
-        """The batches that remain, block by block, prompts of like length together, on `device`."""
+        """The batches that remain, block by block, prompts of like length together, on `device`.
+
+        A batch ends early where the next prompts are much shorter: padding costs as much as tokens.
+        """
         for block in np.flatnonzero(~self._full).tolist():
             prompts = self._block_prompts(block)
             lengths = self._run_lengths(prompts)
@@ -165,7 +174,10 @@ class BankWriter:
             prompts, lengths = prompts[order], lengths[order]
             first = 0
             while first < len(prompts):
-                count = max(1, self.batch_tokens // int(lengths[first]))
+                longest = int(lengths[first])
+                count = max(1, self.batch_tokens // longest)
+                alike = int(np.searchsorted(-lengths[first:], -_ALIKE * longest, "right"))
+                count = min(count, max(alike, -(-max(_ENOUGH, self.batch_tokens // 8) // longest)))
                 yield self._batch(block, prompts[first : first + count], lengths[first : first + count], device)
                 first += count
 
@@ -189,11 +201,11 @@ class BankWriter:
             stream = torch.cuda.current_stream(vectors.device)
             vectors, norms = _to_pinned(vectors), _to_pinned(norms)
             ready.record(stream)
-            most = 2 * len(self.hook_names)
-            self._in_background(lambda: self._store_when(ready, hook_name, batch, vectors, norms), most)
-        elif full := self._store(hook_name, batch, vectors.cpu(), norms.cpu()):
+            self._settle(lambda: len(self._pending) >= 2 * len(self.hook_names))
+            self._pending.append(self._storing.submit(self._store_when, ready, hook_name, batch, vectors, norms))
+        else:
             # The rows are put in their places here: on a CPU, a thread that did would halt those of the model again and again.
-            self._in_background(lambda: self._commit(batch.block, full), 1)
+            self._store(hook_name, batch, vectors.cpu(), norms.cpu())
 
     def _block_prompts(self, block: int) -> Int[np.ndarray, " prompts"]:
         return np.unique(self.plan.row_prompts[self._starts[block] : self._starts[block + 1]])
@@ -222,24 +234,20 @@ class BankWriter:
         tokens_t, mask_t, row_batch_t, row_pos_t = tensors
         return Batch(tokens_t, mask_t, rows, row_batch_t, row_pos_t, block, int(lengths.sum()))
 
-    def _in_background(self, task: Callable[[], None], most: int) -> None:
-        """Hand a task to the writing thread once fewer than `most` wait there."""
-        self._settle(lambda: len(self._pending) >= most)
-        self._pending.append(self._pool.submit(task))
-
-    def _settle(self, while_: Callable[[], bool]) -> None:
-        """Take note of what the writing thread did, first come first; what failed stays, and fails again."""
+    def _settle(self, while_: Callable[[], bool], *, wait: bool = False) -> None:
+        """Take note of what the threads did, first come first; what failed stays, and fails again."""
         while self._pending and while_():
             self._pending[0].result()
             self._pending.popleft()
+        if self._committing is not None and (wait or self._committing.done()):
+            self._committing.result()
 
     def _store_when(self, ready: Any, hook_name: str, batch: Batch, vectors: Tensor, norms: Tensor) -> None:
         ready.synchronize()
-        if full := self._store(hook_name, batch, vectors, norms):
-            self._commit(batch.block, full)
+        self._store(hook_name, batch, vectors, norms)
 
-    def _store(self, hook_name: str, batch: Batch, vectors: Tensor, norms: Tensor) -> Buffers | None:
-        """Put a batch's rows in their places; returns its block where that fills it."""
+    def _store(self, hook_name: str, batch: Batch, vectors: Tensor, norms: Tensor) -> None:
+        """Put a batch's rows in their places, and hand on the block that they fill once the one before it is written."""
         lengths = norms.numpy()
         bad = ~np.isfinite(lengths) | (lengths < np.finfo(np.float32).tiny)  # smaller numbers have lost their digits
         if bad.any():
@@ -252,7 +260,7 @@ class BankWriter:
                 "model's dtype and weights, or leave this hook name out"
             )
         if self._full[batch.block]:
-            return None  # a batch that was run again
+            return  # a batch that was run again
         first, last = (int(row) for row in self._starts[batch.block : batch.block + 2])
         if batch.block not in self._buffers:
             self._buffers[batch.block] = self._spare.pop() if self._spare else self._new_buffers()
@@ -265,11 +273,12 @@ class BankWriter:
         missing = self._missing[batch.block][hook_name]
         self._n_missing[batch.block] -= int(missing[at].sum())
         missing[at] = False
-        if self._n_missing[batch.block]:
-            return None
-        self._full[batch.block] = True
-        del self._missing[batch.block], self._n_missing[batch.block]
-        return self._buffers.pop(batch.block)
+        if not self._n_missing[batch.block]:
+            self._full[batch.block] = True
+            del self._missing[batch.block], self._n_missing[batch.block]
+            if self._committing is not None:
+                self._committing.result()
+            self._committing = self._pool.submit(self._commit, batch.block, self._buffers.pop(batch.block))
 
     def _new_buffers(self) -> Buffers:
         most, stored = int(np.diff(self._starts).max()), DTYPES[self.dtype][1]
@@ -310,12 +319,10 @@ class BankWriter:
     def _finish(self) -> None:
         self._layout.close()
         self._require_whole()
-        vectors = [self._layout.map_vectors(name) for name in self.hook_names]
-        with ThreadPoolExecutor() as pool:
-            moments = pool.map(_moments, vectors)
-            for name, (mean, std) in zip(self.hook_names, moments, strict=True):
-                self._put(f"hooks/{name}/mean", mean, 0)
-                self._put(f"hooks/{name}/std", std, 0)
+        for name in self.hook_names:
+            mean, std = _moments(as_tensor(self._layout.map_vectors(name)))
+            self._put(f"hooks/{name}/mean", mean, 0)
+            self._put(f"hooks/{name}/std", std, 0)
         self._sync()
         head = replace(self._layout.head, complete=True)
         with self._layout.open() as file:
@@ -412,22 +419,19 @@ def _write_whole(descriptor: int, data: memoryview | bytes, offset: int) -> None
         data, offset = data[written:], offset + written
 
 
-def _moments(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _moments(vectors: Float[Tensor, "rows d"]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per dimension in float64, a few rows at a time.
 
     Sums are of differences to the first row, so that a dimension that never changes has a deviation of exactly zero.
     """
-    n, width = vectors.shape
-    origin = vectors[0].astype(np.float64)
-    total, squares = np.zeros(width), np.zeros(width)
-    step = max(1, _CACHED_NUMBERS // width)
-    for row in range(0, n, step):
-        part = vectors[row : row + step].astype(np.float64)
-        part -= origin
-        total += part.sum(0)
-        squares += np.square(part, out=part).sum(0)
-    shift = total / n
-    return origin + shift, np.sqrt(np.maximum(squares / n - shift**2, 0))
+    origin = vectors[0].double()
+    total, squares = torch.zeros_like(origin), torch.zeros_like(origin)
+    for part in vectors.split(max(1, _CACHED_NUMBERS * torch.get_num_threads() // vectors.shape[1])):
+        apart = part.double().sub_(origin)
+        total += apart.sum(0)
+        squares += apart.square_().sum(0)
+    shift = total / len(vectors)
+    return (origin + shift).numpy(), (squares / len(vectors) - shift**2).clamp(min=0).sqrt().numpy()
 
 
 def _as_stored(vectors: Tensor) -> np.ndarray:

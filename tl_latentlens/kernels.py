@@ -1,0 +1,98 @@
+"""Kernels of a GPU search, in Triton, which comes with torch there; torch alone does the same with more memory traffic."""
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_BLOCK = 1024  # numbers of a row that are read at once
+_TILE = (16, 128)  # rows and numbers, where all rows are read
+
+
+def dots(
+    vectors: Float[Tensor, "n d"],
+    queries: Float[Tensor, "q d"],
+    rows: Int[Tensor, " pairs"],
+    of: Int[Tensor, " pairs"],
+    dtype: torch.dtype,
+) -> Float[Tensor, " pairs"]:
+    """Dot products of pairs of a row and a query, summed in a given precision; equal rows give equal bits.
+
+    Args:
+        vectors: float16, bfloat16 or float32.
+        queries: float32.
+        rows: Of each pair the row, and
+        of: the query.
+        dtype: torch.float32 or torch.float64.
+    """
+    found = torch.empty(len(rows), dtype=dtype, device=vectors.device)
+    rows, of = rows.contiguous(), of.contiguous()
+    if len(rows):
+        block = min(_BLOCK, triton.next_power_of_2(vectors.shape[1]))
+        wide = tl.float64 if dtype == torch.float64 else tl.float32
+        strides = (*vectors.stride(), *queries.stride())
+        with torch.cuda.device_of(vectors):
+            _dots[(len(rows),)](vectors, queries, rows, of, found, *strides, vectors.shape[1], block, wide)
+    return found
+
+
+def product(vectors: Float[Tensor, "n d"], query: Float[Tensor, "1 d"]) -> Float[Tensor, "n 1"]:
+    """Dot products of all rows with one query, at the speed of reading them; multiplied and summed in float32."""
+    found = torch.empty((len(vectors), 1), device=vectors.device)
+    rows, block = _TILE
+    with torch.cuda.device_of(vectors):
+        grid = (triton.cdiv(len(vectors), rows),)
+        _product[grid](vectors, query.contiguous(), found, len(vectors), *vectors.stride(), vectors.shape[1], rows, block)
+    return found
+
+
+@triton.jit
+def _product(
+    vectors,
+    query,
+    found,
+    n,
+    row_step,
+    number_step,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    real = row < n
+    total = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
+    for first in range(0, D, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        inside = at < D
+        places = vectors + row[:, None] * row_step + at[None, :] * number_step
+        numbers = tl.load(places, mask=real[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        total += numbers * tl.load(query + at, mask=inside, other=0.0)[None, :]
+    tl.store(found + row, tl.sum(total, axis=1), mask=real)
+
+
+@triton.jit
+def _dots(
+    vectors,
+    queries,
+    rows,
+    of,
+    found,
+    row_step,
+    number_step,
+    query_step,
+    part_step,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    pair = tl.program_id(0).to(tl.int64)
+    row = vectors + tl.load(rows + pair) * row_step
+    query = queries + tl.load(of + pair) * query_step
+    total = tl.zeros([BLOCK], dtype=WIDE)
+    for first in range(0, D, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        inside = at < D
+        numbers = tl.load(row + at * number_step, mask=inside, other=0.0).to(WIDE)
+        total += numbers * tl.load(query + at * part_step, mask=inside, other=0.0).to(WIDE)
+    tl.store(found + pair, tl.sum(total, axis=0))
