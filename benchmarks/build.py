@@ -136,7 +136,8 @@ def check(model: Any, bank: tll.Bank) -> None:
         WrongResultError: They differ by more than padding and rounding do.
     """
     plan, seen = bank.plan, {}
-    tolerance = 1e-3 if bank.model_info.dtype == "float32" else 5e-2
+    # Of unit vectors. bfloat16 rounds otherwise in a batch than alone, the more the deeper the model; other rows are 1 apart.
+    tolerance = 1e-3 if bank.model_info.dtype == "float32" else 0.25
     hooks = [
         (name, lambda activation, hook, name=name: seen.update({name: activation[0].flatten(1)})) for name in bank.hook_names
     ]

@@ -18,7 +18,7 @@ import tl_latentlens as tll
 
 torch.set_num_threads(1)  # the models here are small: more threads only cost, above all on a busy machine
 
-HAS_CUDA = torch.cuda.is_available()
+cuda_is_available = torch.cuda.is_available
 torch.cuda.is_available = lambda: False  # models and indices go to the CPU; a test that wants the GPU names it
 
 TEXTS = [
@@ -48,11 +48,13 @@ def available_kinds() -> list[str]:
 
 @pytest.fixture
 def cuda() -> Iterator[str]:
-    """The name of the GPU; the precision of products is put back afterwards."""
-    if not HAS_CUDA:
+    """The name of the GPU, which is there for this test; the precision of products is put back afterwards."""
+    if not cuda_is_available():
         pytest.skip("needs a CUDA device")
     before = torch.get_float32_matmul_precision()
-    yield "cuda"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", cuda_is_available)
+        yield "cuda"
     torch.set_float32_matmul_precision(before)
 
 

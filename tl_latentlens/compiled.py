@@ -5,8 +5,10 @@ small ones is mostly that wait. Products of matrices stay with torch.
 """
 
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numba
@@ -15,8 +17,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-_A_THREAD = 2**21  # numbers to multiply that are worth a thread
-_BLOCK = 32  # scores that are looked at at once
+_A_THREAD = 2**20  # numbers that are worth a thread
+_BLOCK = 128  # scores that are looked at at once
+_LINE = 32  # numbers of two bytes that memory brings at once
+_AHEAD = 2  # rows that are on their way while one is multiplied
 
 
 def reach(
@@ -31,11 +35,24 @@ def reach(
         n_rows: How many rows of `raw` count.
         room: Most pairs.
     """
-    rows, queries = torch.empty(room, dtype=torch.int32), torch.empty(room, dtype=torch.int32)
-    values = torch.empty(room, dtype=torch.int32 if raw.dtype == torch.int32 else torch.float32)
+    kind = torch.int32 if raw.dtype == torch.int32 else torch.float32
     loop = _reach_bfloat16 if raw.dtype == torch.bfloat16 else _reach
-    count = loop(_as_array(raw), least.numpy(), group, n_rows, rows.numpy(), queries.numpy(), values.numpy())
-    return None if count > room else (rows[:count].long(), queries[:count].long(), values[:count])
+    scores, floors, found = _as_array(raw), least.numpy(), []
+    most, each = min(room, n_rows * floors.shape[1]), -(-n_rows // _n_threads(n_rows * floors.shape[1]))
+    each = -(-each // group) * group
+
+    def part(first: int) -> int:
+        outs = tuple(torch.empty(most, dtype=dtype) for dtype in (torch.int32, torch.int32, kind))
+        some = floors[first // group :]
+        count = loop(scores[first:], some, group, min(each, n_rows - first), *(out.numpy() for out in outs))
+        found.append((first, count, outs))
+        return count
+
+    if sum(_map(part, range(0, n_rows, each))) > room:
+        return None
+    parts = [(first + rows[:count], queries[:count], values[:count]) for first, count, (rows, queries, values) in sorted(found)]
+    rows, queries, values = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return rows.long(), queries.long(), values
 
 
 def encode(
@@ -92,13 +109,30 @@ def dots(
 
 def _in_threads(loop: Callable[..., Any], n_numbers: int, *split: Tensor) -> None:
     """Call a loop with parts of the tensors, as many as there are threads where the work is worth that."""
-    n_threads = max(1, min(torch.get_num_threads(), n_numbers // _A_THREAD))
-    parts = ([part.numpy() for part in tensor.tensor_split(n_threads)] for tensor in split)
-    if n_threads == 1:
-        loop(*(part[0] for part in parts))
-    else:
-        with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(loop, *parts))
+    n_threads = _n_threads(n_numbers)
+    parts = zip(*([part.numpy() for part in tensor.tensor_split(n_threads)] for tensor in split), strict=True)
+    _map(lambda some: loop(*some), parts)
+
+
+def _n_threads(n_numbers: int) -> int:
+    return max(1, min(torch.get_num_threads(), n_numbers // _A_THREAD))
+
+
+def _map(call: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
+    """Call with each part: the first of them here, the others in threads."""
+    first, *others = parts
+    waiting = [_threads(len(others)).submit(call, part) for part in others]
+    return [call(first), *(one.result() for one in waiting)]
+
+
+@cache
+def _threads(n_threads: int) -> ThreadPoolExecutor:
+    """Kept, since new threads have no memory of their own yet and are slow at first."""
+    return ThreadPoolExecutor(n_threads, thread_name_prefix="search")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not come along
 
 
 def _as_array(tensor: Tensor) -> np.ndarray:
@@ -120,21 +154,27 @@ def _loop(function: Callable[..., Any]) -> Callable[..., Any]:
 def _reach(raw, least, group, n_rows, rows, queries, values):
     n_queries, count, room = least.shape[1], 0, len(rows)
     for row in range(n_rows):
-        floor = least[row // group]
         for first in range(0, n_queries, _BLOCK):
-            last = min(first + _BLOCK, n_queries)
-            some = False
-            for query in range(first, last):  # without a branch, so that it takes many at once
-                some |= raw[row, query] >= floor[query]
-            if some:
-                for query in range(first, last):
-                    if raw[row, query] >= floor[query]:
+            some = raw[row, first : min(first + _BLOCK, n_queries)]
+            floor = least[row // group, first : first + len(some)]
+            if _hits(some, floor):
+                for query in range(len(some)):
+                    if some[query] >= floor[query]:
                         if count < room:
-                            rows[count], queries[count], values[count] = row, query, raw[row, query]
+                            rows[count], queries[count], values[count] = row, first + query, some[query]
                         count += 1
         if count > room:
             break
     return count
+
+
+@_loop
+def _hits(some, floor):
+    """How many reach: without a branch and from zero on, so that many are compared at once."""
+    hits = np.int32(0)
+    for i in range(len(some)):
+        hits += np.int32(some[i] >= floor[i])
+    return hits
 
 
 @_loop
@@ -239,22 +279,39 @@ def _dot(wide, query):
 
 
 @_loop
+def _touch(row):
+    """Ask for a row, so that memory brings it while others are multiplied; the sum is there for its reading alone."""
+    total = row[0]
+    for i in range(0, len(row), _LINE):
+        total += row[i]
+    return total
+
+
+@_loop
 def _dots_float32(vectors, queries, rows, of, found):
+    touched, last = vectors[0, 0], len(rows) - 1
     for pair in range(len(rows)):
+        touched += _touch(vectors[rows[min(pair + _AHEAD, last)]])
         found[pair] = _dot(vectors[rows[pair]], queries[of[pair]])
+    return touched
 
 
 @_loop
 def _dots_bfloat16(vectors, queries, rows, of, found):
-    bits = np.empty(vectors.shape[1], np.uint32)
+    bits, touched, last = np.empty(vectors.shape[1], np.uint32), vectors[0, 0], len(rows) - 1
     for pair in range(len(rows)):
+        touched += _touch(vectors[rows[min(pair + _AHEAD, last)]])
         _widen_bfloat16(vectors[rows[pair]], bits)
         found[pair] = _dot(bits.view(np.float32), queries[of[pair]])
+    return touched
 
 
 @_loop
 def _dots_float16(vectors, queries, rows, of, found):
     bits, wide = np.empty(vectors.shape[1], np.uint32), np.empty(vectors.shape[1], np.float32)
+    touched, last = vectors[0, 0], len(rows) - 1
     for pair in range(len(rows)):
+        touched += _touch(vectors[rows[min(pair + _AHEAD, last)]])
         _widen_float16(vectors[rows[pair]], bits, wide)
         found[pair] = _dot(wide, queries[of[pair]])
+    return touched

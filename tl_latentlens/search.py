@@ -40,6 +40,7 @@ _CPU_CHUNK = 2**25  # working memory of a chunk whose scores, a quarter of it, s
 _CPU_PAIRS = 2**17  # numbers of rows to multiply with queries at once: so they stay there too
 _SAMPLE = 2**14  # rows whose mean is taken away before rounding to codes
 _QUERIES = (256, 4096)  # searched at once on a CPU, on a GPU
+_SMALL = 2**16  # numbers that are divided by their length before a GPU has begun
 _AT_ONCE = frozenset({"cpu"})  # devices whose operators are done when they return
 _SHORTLIST, _SHORTLIST_MOST = 128, 1024  # rows that are likely to hold the k nearest of a query; a longer list is not tried
 
@@ -618,7 +619,9 @@ def unit_queries(
     Raises:
         InvalidInputError: Another width than `d`, or a query with NaN or inf, or of length zero; the message says where.
     """
-    tensor = as_tensor(queries).to(device)
+    tensor = as_tensor(queries)
+    if tensor.numel() > _SMALL:
+        tensor = tensor.to(device)
     if tensor.ndim < 1 or tensor.shape[-1] != d:
         raise InvalidInputError(
             f"got queries of shape {tuple(tensor.shape)}; expected a last dimension of {d}, the width of the bank"
@@ -635,4 +638,4 @@ def unit_queries(
         where = tuple(torch.nonzero(bad)[0].tolist())
         kind = "zero" if bool((lengths[..., 0] == 0)[where]) else "NaN or inf"
         raise InvalidInputError(f"{int(bad.sum())} queries cannot be compared: the query at index {where} is {kind}")
-    return (exact / lengths).float()
+    return (exact / lengths).float().to(device)
