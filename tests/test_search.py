@@ -20,7 +20,8 @@ from tl_latentlens import preselect
 from tl_latentlens.codes import Codes, byte_codes
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.preselect import GROUP, Scratch
-from tl_latentlens.search import DTYPES, TopK, VectorSearch, rank_together
+from tl_latentlens.ranking import TopK, rank_together
+from tl_latentlens.search import DTYPES, VectorSearch
 
 STORAGE = [torch.float16, torch.bfloat16, torch.float32]
 PASSES = ["auto", "int8", *DTYPES]

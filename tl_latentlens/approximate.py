@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError, MissingExtraError
-from tl_latentlens.search import TopK, VectorSearch, rank_pairs
+from tl_latentlens.ranking import TopK, rank_pairs
+from tl_latentlens.search import VectorSearch
 
 _TRAINING = 64  # rows for each list of an inverted file, of which FAISS asks for 39 at least
 _PROBES = 16  # of so many lists one is looked into
@@ -78,7 +79,7 @@ class ApproximateSearch(VectorSearch):
 
 
 def rank_apart(parts: Sequence[VectorSearch], queries: Sequence[Float[Tensor, "... d"]], k: int) -> TopK:
-    """What `search.rank_together` gives, of what is found in each part by itself."""
+    """What `ranking.rank_together` gives, of what is found in each part by itself."""
     found = [part.rank(asked, k) for part, asked in zip(parts, queries, strict=True)]
     firsts = np.cumsum([0, *(len(part) for part in parts)])
     rows = torch.cat([best.rows + int(first) for best, first in zip(found, firsts, strict=False)], -1)

@@ -140,8 +140,9 @@ class Codes:
     def encode(self, queries: Float[Tensor, "q d"]) -> QueryCodes:
         """Round unit queries."""
         offset = (queries.double() @ self.mean.double()).float()
-        if self._unsigned and len(queries) <= _FEW_QUERIES and compiled_loops(queries.device, len(self._codes)) is not None:
-            one, bias = queries.new_ones(len(queries)), -128 * queries.sum(-1)
+        loops = compiled_loops(queries.device, len(self._codes))
+        if self._scale is not None and len(queries) <= _FEW_QUERIES and loops is not None:
+            one, bias = queries.new_ones(len(queries)), -128 * self._unsigned * queries.sum(-1)
             wide = torch.nn.functional.pad(queries, (0, self._codes.shape[1] - queries.shape[1]))
             return QueryCodes(wide, len(queries), bias, one, queries.norm(dim=-1), 0 * one, offset)
         levels = _UNSIGNED_LEVELS if self._unsigned else 127
@@ -170,8 +171,9 @@ class Codes:
             raw = torch.mm(codes, queries.codes, out=scratch(len(codes), queries.width, codes.dtype))
             coded = coded + length * queries.length * codes.shape[1] * 2.0**-23
             return Scores(raw[:n_rows], None, coded, uncoded, queries.size, queries.offset, _ROUNDING)
-        if self._unsigned and queries.codes.dtype == torch.float32:
-            raw = compiled_loops(codes.device, len(self._codes)).products(codes, queries.codes).add_(queries.bias)
+        if queries.codes.dtype == torch.float32:
+            raw = compiled_loops(codes.device, len(self._codes)).products(codes, queries.codes)
+            raw = raw.add_(queries.bias) if self._unsigned else raw
             coded = coded + 255 * queries.codes.norm(p=1, dim=-1) * (codes.shape[1] + 2) * 2.0**-23
         elif self._unsigned:
             raw = _unsigned_product(codes, queries.codes, queries.bias)

@@ -14,7 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor
 
 _A_THREAD = 2**20  # numbers that are worth a thread
@@ -77,7 +77,7 @@ def encode(
     _in_threads(lambda *part: _encode(*part, mean.numpy(), shift), rows.numel(), rows, codes, scale, length, rest)
 
 
-def products(codes: UInt8[Tensor, "rows d"], queries: Float[Tensor, "q d"]) -> Float[Tensor, "rows q"]:
+def products(codes: UInt8[Tensor, "rows d"] | Int8[Tensor, "rows d"], queries: Float[Tensor, "q d"]) -> Float[Tensor, "rows q"]:
     """Products of bytes with a few queries, as fast as the bytes can be read; summed in float32."""
     found = torch.empty(len(codes), len(queries))
     _in_threads(lambda rows, out: _products(rows, queries.numpy(), out), codes.numel(), codes, found)

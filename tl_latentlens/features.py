@@ -25,9 +25,9 @@ from tl_latentlens.index import ContextualIndex, require_index
 from tl_latentlens.intervals import mean_of
 from tl_latentlens.lenses import logit_lens
 from tl_latentlens.model import evaluating, is_bidirectional, model_device, require_model
+from tl_latentlens.ranking import TopK
 from tl_latentlens.results import FeatureResult
 from tl_latentlens.sae import can_encode, decoder_of, hook_names_of, require_sae
-from tl_latentlens.search import TopK
 from tl_latentlens.words import labels_of
 
 _NULLS = 1000

@@ -17,13 +17,15 @@ from torch import Tensor
 from tl_latentlens.approximate import ApproximateSearch, rank_apart
 from tl_latentlens.bank import Bank, Row
 from tl_latentlens.bank_format import ModelInfo
+from tl_latentlens.device import as_device
 from tl_latentlens.errors import InvalidInputError, ModelMismatchError, UnknownHookError
 from tl_latentlens.fingerprint import check_fingerprint
 from tl_latentlens.geometry import hubness
 from tl_latentlens.heads import head_of, hook_point
 from tl_latentlens.model import in_residual_stream
+from tl_latentlens.ranking import rank_together
 from tl_latentlens.results import Neighbor
-from tl_latentlens.search import VectorSearch, as_tensor, rank_together, unit_queries
+from tl_latentlens.search import VectorSearch, as_tensor, unit_queries
 from tl_latentlens.transforms import TRANSFORMS, fit, spread
 
 _NULL = 4096  # rows that stand for random activations
@@ -130,7 +132,7 @@ class ContextualIndex:
         if transform not in ("auto", *TRANSFORMS):
             raise InvalidInputError(f"got transform={transform!r}; expected 'auto' or one of {list(TRANSFORMS)}")
         self.transform = "raw" if transform == "auto" else transform
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = as_device(device)
         self.allow_mismatch = allow_mismatch
         self.model_info = self.banks[0].model_info
         for other in self.banks[1:]:

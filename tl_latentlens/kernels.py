@@ -55,16 +55,16 @@ def _product(
     n,
     row_step,
     number_step,
-    D: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    d: tl.constexpr,
+    rows_at_once: tl.constexpr,
+    block: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * rows_at_once + tl.arange(0, rows_at_once)
     real = row < n
-    total = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
-    for first in range(0, D, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        inside = at < D
+    total = tl.zeros([rows_at_once, block], dtype=tl.float32)
+    for first in range(0, d, block):
+        at = first + tl.arange(0, block)
+        inside = at < d
         places = vectors + row[:, None] * row_step + at[None, :] * number_step
         numbers = tl.load(places, mask=real[:, None] & inside[None, :], other=0.0).to(tl.float32)
         total += numbers * tl.load(query + at, mask=inside, other=0.0)[None, :]
@@ -82,17 +82,17 @@ def _dots(
     number_step,
     query_step,
     part_step,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WIDE: tl.constexpr,
+    d: tl.constexpr,
+    block: tl.constexpr,
+    wide: tl.constexpr,
 ):
     pair = tl.program_id(0).to(tl.int64)
     row = vectors + tl.load(rows + pair) * row_step
     query = queries + tl.load(of + pair) * query_step
-    total = tl.zeros([BLOCK], dtype=WIDE)
-    for first in range(0, D, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        inside = at < D
-        numbers = tl.load(row + at * number_step, mask=inside, other=0.0).to(WIDE)
-        total += numbers * tl.load(query + at * part_step, mask=inside, other=0.0).to(WIDE)
+    total = tl.zeros([block], dtype=wide)
+    for first in range(0, d, block):
+        at = first + tl.arange(0, block)
+        inside = at < d
+        numbers = tl.load(row + at * number_step, mask=inside, other=0.0).to(wide)
+        total += numbers * tl.load(query + at * part_step, mask=inside, other=0.0).to(wide)
     tl.store(found + pair, tl.sum(total, axis=0))

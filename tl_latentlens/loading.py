@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tl_latentlens.device import as_device
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model import DEMO_MODEL
 
@@ -51,9 +52,11 @@ def load_model(name: str, *, kind: str | None = None, device: str | None = None)
         device: Where to put it; None: where TransformerLens puts it.
 
     Raises:
-        InvalidInputError: A kind that the installed TransformerLens lacks, or a model that cannot be loaded.
+        InvalidInputError: A kind that the installed TransformerLens lacks, no such device, or a model that cannot be loaded.
     """
     available = [k for k, there in zip(KINDS, (_has_hooked(), _has_bridge()), strict=True) if there]
+    if device is not None:
+        as_device(device)
     if kind is not None and kind not in available:
         raise InvalidInputError(f"got kind={kind!r}; the installed TransformerLens has {available}")
     folder = DEMO_MODEL if name == "demo" else Path(name).expanduser()
@@ -114,7 +117,7 @@ def _hooked_from_folder(folder: Path, device: str | None) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    cfg = get_pretrained_model_config(str(folder), device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    cfg = get_pretrained_model_config(str(folder), device=str(as_device(device)))
     state = get_pretrained_state_dict(str(folder), cfg, hf_model)
     model = HookedTransformer(cfg, AutoTokenizer.from_pretrained(folder), move_to_device=False)
     model.load_and_process_state_dict(

@@ -7,11 +7,10 @@ the dtype of the pass or the chunk size, and ties always go to the lower row.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache, cached_property, reduce
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_latentlens.codes import Codes, byte_codes, fast_codes
+from tl_latentlens.device import as_device
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.geometry import Affine, hubness
-from tl_latentlens.preselect import GROUP, Candidates, Scores, Scratch, by_query, compiled_loops, kth
+from tl_latentlens.preselect import GROUP, Candidates, Scores, Scratch, compiled_loops
+from tl_latentlens.ranking import TopK, rank_together
 from tl_latentlens.shortlist import WIDE, Shortlist
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -33,29 +34,14 @@ _UNIT_TOLERANCE = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float
 _UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 _LARGEST_TOLERANCE = max(_UNIT_TOLERANCE.values())
 _NOTHING_LEFT = 1e-6  # of a row's length: what is less than that after centring is rounding
-_ROUNDING = 2.0**-22  # more than a similarity near 1 loses when it is rounded to float32
 _FEW_ROWS = 4096  # not worth codes of their own
 _TOO_MANY = 0.125  # of a chunk's groups left over by the codes: a float32 pass over the chunk costs less than scoring them
 _CPU_CHUNK = 2**25  # working memory of a chunk whose scores, a quarter of it, stay in a CPU's caches
 _CPU_PAIRS = 2**17  # numbers of rows to multiply with queries at once: so they stay there too
 _SAMPLE = 2**14  # rows whose mean is taken away before rounding to codes
-_QUERIES = (256, 4096)  # searched at once on a CPU, on a GPU
 _SMALL = 2**16  # numbers that are divided by their length before a GPU has begun
 _AT_ONCE = frozenset({"cpu"})  # devices whose operators are done when they return
-_SHORTLIST, _SHORTLIST_MOST = 128, 1024  # rows that are likely to hold the k nearest of a query; a longer list is not tried
-
-
-@dataclass(frozen=True)
-class TopK:
-    """Neighbors of each query, nearest first; equal similarities in ascending row order.
-
-    Attributes:
-        similarities: Cosines in [-1, 1], float32, [..., k].
-        rows: Row numbers, int64, [..., k].
-    """
-
-    similarities: Float[Tensor, "... k"]
-    rows: Int[Tensor, "... k"]
+_ENOUGH_TO_TELL = 32  # queries for which a shortlist did not do
 
 
 class VectorSearch:
@@ -98,11 +84,11 @@ class VectorSearch:
                 a GPU a sixteenth of its memory.
 
         Raises:
-            InvalidInputError: Vectors that are not [n, d] floats, or hold NaN or inf.
+            InvalidInputError: Vectors that are not [n, d] floats, or hold NaN or inf; a device that is not there.
         """
         if dtype not in ("auto", "int8", *DTYPES):
             raise InvalidInputError(f"got dtype={dtype!r}; expected 'auto' or one of {['int8', *DTYPES]}")
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = as_device(device)
         self._vectors = as_tensor(vectors)
         if self._vectors.ndim != 2 or not self._vectors.is_floating_point():
             raise InvalidInputError(f"got vectors of shape {tuple(self._vectors.shape)}; expected [n, d] floating-point")
@@ -117,7 +103,7 @@ class VectorSearch:
         self._remove_means = remove_means
         self._scale: Float[Tensor, " n"] | None = None
         self._to_unit: Float[Tensor, " n"] | None = None
-        self._mostly_sure = True
+        self._listed = self._unsure = 0  # queries that a shortlist was made for, and those that it did not do for
         self._as_stored = self._affine.changes_nothing and not remove_means
         if not self._as_stored or unit_length is None or not unit_length:
             tolerance = _UNIT_TOLERANCE.get(self._vectors.dtype, 1e-5)
@@ -234,16 +220,21 @@ class VectorSearch:
         return scores
 
     def _fused(self) -> Any:
-        """The module whose `dots` reads stored rows once; None where rows are compared otherwise, or torch's operators must do."""
+        """The module whose `dots` reads stored rows once; None where rows are compared otherwise, or torch must do it."""
         if not self._as_stored or self._vectors.dtype not in DTYPES.values() or self._vectors.device != self.device:
             return None
         return compiled_loops(self.device, len(self)) if self.device.type == "cpu" else _kernels()
 
     @property
+    def works_ahead(self) -> bool:
+        """True on a device that works while the program goes on."""
+        return self.device.type not in _AT_ONCE
+
+    @property
     def can_shortlist(self) -> bool:
-        """True where the rows are multiplied as floats on a device that works on while the program does, and lists were enough."""
-        held = self._vectors.device == self.device and self.device.type not in _AT_ONCE
-        return held and not self._pass_is_coded and self._mostly_sure
+        """True where the rows lie as floats on a device that works ahead, and lists were enough so far."""
+        held = self._vectors.device == self.device
+        return held and self.works_ahead and not self._pass_is_coded and self._unsure <= max(_ENOUGH_TO_TELL, self._listed / 2)
 
     def shortlist(self, queries: Float[Tensor, "q d"], size: int) -> Shortlist:
         """The rows that are likely to be nearest, at most `size` of each query, without waiting for the device."""
@@ -254,9 +245,10 @@ class VectorSearch:
         assert found is not None
         return found
 
-    def note(self, unsure: float) -> None:
-        """Take note of the share of queries for which a shortlist did not do: where it was most, none is made again."""
-        self._mostly_sure = unsure <= 0.5
+    def note(self, listed: int, unsure: int) -> None:
+        """Take note of the queries for which a shortlist did not do: where it is most of them, no more are made."""
+        self._listed += listed
+        self._unsure += unsure
 
     def unit_rows(self, rows: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
         """Rows as they are compared, of length 1 (0 where nothing is left), and what is subtracted from their similarities."""
@@ -420,133 +412,17 @@ class VectorSearch:
         return [(start, min(start + step, last)) for start in range(first, last, step)]
 
 
-@torch.no_grad()
-def rank_together(
-    parts: Sequence[VectorSearch], queries: Sequence[Float[Tensor, "... d"]], k: int, *, nearest: int = 0
-) -> TopK:
-    """The k nearest of the rows of several searches of one width, ranked together; see `VectorSearch.rank`.
-
-    Args:
-        parts: On one device.
-        queries: Unit vectors, float32 (`unit_queries`), for each part as it compares them; all of one shape.
-        k: At least 1.
-        nearest: Which part is likely to hold the nearest: what others have left to find is less then.
-
-    Returns:
-        Rows are counted through all parts; ties go to the lower one.
-
-    Raises:
-        InvalidInputError: `k` below 1.
-    """
-    if not isinstance(k, int | np.integer) or k < 1:
-        raise InvalidInputError(f"got top_k={k}; expected at least 1, a whole number")
-    shape, d = queries[0].shape[:-1], parts[0].d
-    flat = [one.reshape(-1, d) for one in queries]
-    k = min(k, sum(len(part) for part in parts))
-    if not len(flat[0]) or not k:
-        none = torch.zeros((*shape, k), device=parts[0].device)
-        return TopK(none, none.long())
-    at_once = min(_QUERIES[parts[0].device.type != "cpu"], parts[0].memory_budget // (64 * k + 16 * d))
-    split = zip(*(one.split(max(1, at_once)) for one in flat), strict=True)
-    found = [_ranked(parts, list(some), k, nearest) for some in split]
-    similarities, rows = torch.cat([one.similarities for one in found]), torch.cat([one.rows for one in found])
-    return TopK(similarities.reshape(*shape, k), rows.reshape(*shape, k))
-
-
-def _ranked(parts: Sequence[VectorSearch], queries: list[Float[Tensor, "q d"]], k: int, nearest: int) -> TopK:
-    """The k nearest rows of some queries: from shortlists where that goes without waiting, and what they cannot settle anew."""
-    size = max(_SHORTLIST, 4 * k)
-    if size > _SHORTLIST_MOST or not all(part.can_shortlist for part in parts):
-        return _Ranking(parts, queries, k, nearest).best
-    found, left = _of_shortlists(parts, queries, k, size)
-    unsure = (found.similarities[:, -1] - _ROUNDING <= left).nonzero()[:, 0]
-    parts[0].note(len(unsure) / len(left))
-    if len(unsure):
-        again = _Ranking(parts, [asked[unsure] for asked in queries], k, nearest).best
-        found.similarities[unsure], found.rows[unsure] = again.similarities, again.rows
-    return found
-
-
-def _of_shortlists(
-    parts: Sequence[VectorSearch], queries: list[Float[Tensor, "q d"]], k: int, size: int
-) -> tuple[TopK, Float[Tensor, " q"]]:
-    """The k nearest rows on the shortlists of some queries, and the most that the similarity of a row on none can be."""
-    scores, rows, left, first = [], [], [], 0
-    for part, asked in zip(parts, queries, strict=True):
-        if len(part):
-            some = part.shortlist(asked, size)
-            of = torch.arange(len(asked), device=part.device)[:, None].expand_as(some.rows)
-            scores.append(part.scores(asked, some.rows.flatten(), of.flatten(), torch.float64).view_as(some.rows))
-            rows.append(first + some.rows if first else some.rows)
-            left.append(some.left)
-        first += len(part)
-    by_row = torch.cat(rows, 1).sort(-1)
-    best = torch.cat(scores, 1).gather(1, by_row.indices).sort(dim=-1, descending=True, stable=True)
-    found = TopK(best.values[:, :k].contiguous(), by_row.values.gather(1, best.indices[:, :k]))
-    return found, reduce(torch.maximum, left)
-
-
 @cache
 def _kernels() -> Any:
+    """The module of kernels, tried out, or None: no Triton, no C compiler for it, a GPU that it does not know."""
     try:
         from tl_latentlens import kernels
-    except ImportError:  # a torch without Triton
+
+        row, at = torch.ones((1, 8), device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+        found = float(kernels.dots(row, row, at, at, torch.float64)) * float(kernels.product(row, row))
+    except Exception:  # of many kinds, and torch's operators do the same
         return None
-    return kernels
-
-
-class _Ranking:
-    """A search for the k nearest rows of some queries in several parts.
-
-    Attributes:
-        best: The k best of the rows that were looked through.
-    """
-
-    def __init__(self, parts: Sequence[VectorSearch], queries: list[Float[Tensor, "q d"]], k: int, nearest: int) -> None:
-        self._parts, self._queries, self._k = parts, queries, k
-        *self._firsts, self._n_rows = np.cumsum([0, *(len(part) for part in parts)]).tolist()
-        self._error = max(part.float32_error for part in parts)
-        device = parts[0].device
-        none = torch.zeros(0, dtype=torch.int64, device=device)
-        self.best = rank_pairs(none.float(), none, none, len(queries[0]), k)
-        self._found = Candidates(k, len(queries[0]), self._at_least, device)
-        most_pairs, scratch = parts[0].memory_budget // 512, Scratch(device)
-        for place in sorted(range(len(parts)), key=lambda place: place != nearest):
-            for _ in parts[place].gather(self._found, queries[place], self._firsts[place], scratch):
-                if self._found.count > most_pairs:
-                    self._settle()
-        if self._found.count:
-            self._settle()
-
-    def _settle(self) -> None:
-        """Take the candidates, which are used up, for the best; raises the threshold."""
-        rows, of = self._found.take()
-        scores, n_queries = self._scores(rows, of, torch.float32), len(self.best.rows)
-        bar = torch.maximum(kth(scores, of, self._k, n_queries) - 2 * self._error, self._found.threshold - self._error)
-        kept = scores >= bar[of]
-        rows, of = rows[kept], of[kept]
-        exact = self._scores(rows, of, torch.float64)
-        known = self.best.rows < self._n_rows
-        exact = torch.cat([self.best.similarities[known], exact])
-        rows, of = torch.cat([self.best.rows[known], rows]), torch.cat([known.nonzero()[:, 0], of])
-        self.best = rank_pairs(exact, rows, of, n_queries, self._k)
-        # Scores are rounded to float32, and a lower row of equal rounded score comes first.
-        self._found.raise_to(self.best.similarities[:, -1] - _ROUNDING)
-
-    def _at_least(self, rows: Int[Tensor, " pairs"], of: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-        return self._scores(rows, of, torch.float32) - self._error
-
-    def _scores(self, rows: Int[Tensor, " pairs"], of: Int[Tensor, " pairs"], dtype: torch.dtype) -> Float[Tensor, " pairs"]:
-        if len(self._parts) == 1:
-            return self._parts[0].scores(self._queries[0], rows, of, dtype)
-        scores = torch.empty(len(rows), device=rows.device)
-        order = rows.argsort()
-        ends = torch.searchsorted(rows[order], torch.tensor(self._firsts[1:], device=rows.device)).tolist()
-        parts = zip(self._parts, self._queries, self._firsts, order.tensor_split(ends), strict=True)
-        for part, queries, first, here in parts:
-            if len(here):
-                scores[here] = part.scores(queries, rows[here] - first, of[here], dtype)
-        return scores
+    return kernels if found == 64 else None
 
 
 def _fits(n_bytes: int, device: torch.device) -> bool:
@@ -573,23 +449,6 @@ def _full_accumulation() -> Iterator[None]:
         yield
     finally:
         flags.allow_fp16_reduced_precision_reduction, flags.allow_bf16_reduced_precision_reduction = before
-
-
-def rank_pairs(
-    exact: Float[Tensor, " pairs"], rows: Int[Tensor, " pairs"], of: Int[Tensor, " pairs"], n_queries: int, k: int
-) -> TopK:
-    """The k highest of each query, ties in ascending row order; -inf and the largest int64 where a query has fewer."""
-    by_row = rows.argsort()
-    order = by_row[by_query(exact[by_row], of[by_row])]
-    counts = torch.bincount(of, minlength=n_queries)
-    place = torch.arange(len(of), device=of.device) - (counts.cumsum(0) - counts)[of[order]]
-    at, place = order[place < k], place[place < k]
-    found = TopK(
-        torch.full((n_queries, k), -torch.inf, device=of.device),
-        torch.full((n_queries, k), torch.iinfo(torch.int64).max, device=of.device),
-    )
-    found.similarities[of[at], place], found.rows[of[at], place] = exact[at], rows[at]
-    return found
 
 
 def as_tensor(vectors: Tensor | np.ndarray) -> Tensor:

@@ -37,7 +37,8 @@ class Shortlist:
 
         Args:
             scores: Without scales; whole groups, with -inf behind the last row.
-            first, last: Their row numbers.
+            first: Number of the first row.
+            last: Number past the last one.
             size: How many.
         """
         by_query = scores.raw[:, : len(scores.unit)].T

@@ -51,8 +51,11 @@ def explore(
 
         loaded = load(loaded)
     page = make_app(loaded, index, weights, top_k=top_k, loopback=host in LOOPBACK)
-    shown = f"[{host}]" if ":" in host else host
-    console.print(f"http://{shown}:{port}   (Ctrl+C ends it)", markup=False, highlight=False)
-    if host not in LOOPBACK:
-        note("whoever reaches this port can use the page; there is no password", "note")
-    serve(page, host, port)
+
+    def ready() -> None:
+        shown = f"[{host}]" if ":" in host else host
+        console.print(f"http://{shown}:{port}   (Ctrl+C ends it)", markup=False, highlight=False)
+        if host not in LOOPBACK:
+            note("whoever reaches this port can use the page; there is no password", "note")
+
+    serve(page, host, port, ready)

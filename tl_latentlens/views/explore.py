@@ -1,7 +1,7 @@
 """A local page to read a model by hand: give a prompt or an image, click a token at a layer, read its neighbors, go on."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -77,11 +77,12 @@ def make_app(
     return app
 
 
-def serve(app: Dash, host: str, port: int) -> None:
-    """Serve the page until it is interrupted, without a line for each request."""
+def serve(app: Dash, host: str, port: int, ready: Callable[[], None]) -> None:
+    """Serve the page until it is interrupted, without a line for each request; `ready` is called once the port is held."""
     for name in ("werkzeug", "dash.dash"):
         logging.getLogger(name).setLevel(logging.ERROR)
     server = make_server(host, port, app.server, threaded=True)  # says where a port is taken, and exits
+    ready()
     with suppress(KeyboardInterrupt):
         server.serve_forever()
 

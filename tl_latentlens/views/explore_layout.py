@@ -27,9 +27,7 @@ def layout(reader: Reader, transform: str) -> Any:
     info = index.model_info
     about = f"{info.name}, {info.n_layers} layers · {index.n_rows:,} contextual tokens · {kind or f'{len(names)} hook names'}"
     hint = "feature, or vector file" if reader.sae is not None else "a vector file"
-    upload = dcc.Upload(
-        html.Button("Upload…"), id="upload", accept=".npy,.pt,.safetensors,.csv", max_size=_UPLOAD_BYTES, className="upload"
-    )
+    upload = dcc.Upload(html.Button("Upload…"), id="upload", max_size=_UPLOAD_BYTES, className="upload")
     return html.Div(
         [
             *(dcc.Store(id=name) for name in ("reading", "cell", "grid-data", "picture")),
