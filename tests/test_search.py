@@ -820,6 +820,13 @@ def test_unknown_dtype_is_refused() -> None:
         VectorSearch(torch.eye(2), "cpu", "int4")
 
 
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(InvalidInputError, match=r"got device='cuda'; torch .* sees 0 CUDA devices; use device='cpu'"):
+        VectorSearch(torch.eye(2), "cuda")
+    with pytest.raises(InvalidInputError, match=r"got device='gpu'; expected 'cpu', 'cuda' or 'cuda:1', say"):
+        VectorSearch(torch.eye(2), "gpu")
+
+
 # ------------------------------------------------------------------------------------------------------------------ CUDA
 
 

@@ -179,6 +179,17 @@ def test_batches_hold_every_row_once_in_padded_prompts(
             np.testing.assert_allclose(bank.vectors(name), unit, atol=1e-3)
 
 
+def test_batches_end_where_prompts_are_much_shorter(tmp_path: Path) -> None:
+    lengths = [200] * 3 + [100] * 7 + [95] * 5 + [20] * 10
+    plan = make_plan(prompts_from_lists([[i] + [1] * (n - 1) for i, n in enumerate(lengths, 2)]), PlanSettings(None))
+    with BankWriter.create(tmp_path / "a.h5", plan, make_record(plan), batch_tokens=2000) as writer:
+        shapes = [tuple(batch.tokens.shape) for batch in writer.batches()]
+    assert shapes == [(3, 200), (12, 100), (10, 20)]  # 600 tokens are enough to end with, 95 is near enough to 100
+    with BankWriter.create(tmp_path / "b.h5", plan, make_record(plan), batch_tokens=8000) as writer:
+        shapes = [tuple(batch.tokens.shape) for batch in writer.batches()]
+    assert shapes == [(5, 200), (10, 100), (10, 20)]  # an eighth of the most are 1,000
+
+
 def _check_batch(plan: Plan, batch: Batch, batch_tokens: int) -> None:
     starts = plan.prompt_starts
     prompts = [plan.tokens[a:b].tolist() for a, b in pairwise(starts)]
