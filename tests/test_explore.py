@@ -274,8 +274,10 @@ def test_the_command_serves_the_page(
     monkeypatch.setattr(cli.console, "width", 160)
     with pytest.raises(SystemExit):
         cli.main()
-    app, *where = asked
+    app, *where, ready = asked
     assert where == ["127.0.0.1", 8123]
+    assert "http" not in capsys.readouterr().out  # before the port is held
+    ready()
     assert "http://127.0.0.1:8123 " in capsys.readouterr().out
     shown = app.server.test_client().get("/_dash-layout", headers={"Host": "127.0.0.1:8123"}).get_data(as_text=True)
     assert HOOK in shown

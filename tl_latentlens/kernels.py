@@ -1,8 +1,8 @@
 """Kernels of a GPU search, in Triton, which comes with torch there; torch alone does the same with more memory traffic."""
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -33,7 +33,8 @@ def dots(
         wide = tl.float64 if dtype == torch.float64 else tl.float32
         strides = (*vectors.stride(), *queries.stride())
         with torch.cuda.device_of(vectors):
-            _dots[(len(rows),)](vectors, queries, rows, of, found, *strides, vectors.shape[1], block, wide)
+            launch = _dots[(len(rows),)]  # pyright: ignore[reportIndexIssue]
+            launch(vectors, queries, rows, of, found, *strides, vectors.shape[1], block, wide)
     return found
 
 
@@ -42,8 +43,8 @@ def product(vectors: Float[Tensor, "n d"], query: Float[Tensor, "1 d"]) -> Float
     found = torch.empty((len(vectors), 1), device=vectors.device)
     rows, block = _TILE
     with torch.cuda.device_of(vectors):
-        grid = (triton.cdiv(len(vectors), rows),)
-        _product[grid](vectors, query.contiguous(), found, len(vectors), *vectors.stride(), vectors.shape[1], rows, block)
+        launch = _product[(triton.cdiv(len(vectors), rows),)]  # pyright: ignore[reportIndexIssue]
+        launch(vectors, query.contiguous(), found, len(vectors), *vectors.stride(), vectors.shape[1], rows, block)
     return found
 
 
