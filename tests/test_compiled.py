@@ -21,8 +21,12 @@ def halves(dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.mark.parametrize("cast", [torch.Tensor.float, torch.Tensor.bfloat16, lambda raw: (raw * 1000).int()])
 @pytest.mark.parametrize("groups", [1, 6])
-@pytest.mark.parametrize("n_queries", [1, 31, 32, 70])
-def test_reach_finds_what_reaches(cast: Callable[[torch.Tensor], torch.Tensor], groups: int, n_queries: int) -> None:
+@pytest.mark.parametrize("n_queries", [1, 31, 32, 70, 200])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_reach_finds_what_reaches(
+    monkeypatch: pytest.MonkeyPatch, cast: Callable[[torch.Tensor], torch.Tensor], groups: int, n_queries: int, threads: int
+) -> None:
+    monkeypatch.setattr(compiled, "_n_threads", lambda n_numbers: threads)
     generator = torch.Generator().manual_seed(n_queries)
     raw = cast(torch.randn(96, n_queries + 3, generator=generator))
     least = cast(torch.randn(groups, n_queries, generator=generator)).float()

@@ -38,12 +38,13 @@ def reach(
     kind = torch.int32 if raw.dtype == torch.int32 else torch.float32
     loop = _reach_bfloat16 if raw.dtype == torch.bfloat16 else _reach
     scores, floors, found = _as_array(raw), least.numpy(), []
-    most, each = min(room, n_rows * floors.shape[1]), -(-n_rows // _n_threads(n_rows * floors.shape[1]))
-    each = -(-each // group) * group
+    each = -(-n_rows // _n_threads(n_rows * floors.shape[1]))
+    each = each if len(floors) == 1 else -(-each // group) * group
+    most = min(room, each * floors.shape[1])
 
     def part(first: int) -> int:
         outs = tuple(torch.empty(most, dtype=dtype) for dtype in (torch.int32, torch.int32, kind))
-        some = floors[first // group :]
+        some = floors if len(floors) == 1 else floors[first // group :]
         count = loop(scores[first:], some, group, min(each, n_rows - first), *(out.numpy() for out in outs))
         found.append((first, count, outs))
         return count

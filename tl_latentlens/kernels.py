@@ -17,15 +17,7 @@ def dots(
     of: Int[Tensor, " pairs"],
     dtype: torch.dtype,
 ) -> Float[Tensor, " pairs"]:
-    """Dot products of pairs of a row and a query, summed in a given precision; equal rows give equal bits.
-
-    Args:
-        vectors: float16, bfloat16 or float32.
-        queries: float32.
-        rows: Of each pair the row, and
-        of: the query.
-        dtype: torch.float32 or torch.float64.
-    """
+    """As `compiled.dots`, for vectors on a GPU."""
     found = torch.empty(len(rows), dtype=dtype, device=vectors.device)
     rows, of = rows.contiguous(), of.contiguous()
     if len(rows):
