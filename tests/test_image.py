@@ -126,6 +126,8 @@ def test_png_shows_the_picture_its_grid_and_color_by_similarity(results: list[tl
 
     calibrated, result = results
     assert tll.image_to_png(calibrated, GRID, np.zeros((20, 30)), tmp_path / "calibrated.png").stat().st_size > 500
+    with pytest.raises(tll.InvalidInputError, match=r"got a\.jpg; expected a name that ends in \.png"):
+        tll.image_to_png(calibrated, GRID, np.zeros((20, 30)), tmp_path / "a.jpg")
     white = np.full((40, 60, 3), 255, np.uint8)
     drawn = np.asarray(Image.open(tll.image_to_png(result, GRID, white, tmp_path / "image.png", hook_name=NAMES[0])))
     zoom = 76 / 20

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -280,6 +281,15 @@ def test_an_endpoint_that_refuses_all_is_asked_no_further(stub: Stub, tmp_path: 
     assert len(stub.asked) <= 12 + 4
     assert (judge.judged(questions).table["category"] != "unanswered").sum() == 12
     assert set(judge.judged(questions).table["problem"].dropna()) == {"not asked"}
+
+
+def test_an_address_at_which_nobody_answers_ends_the_run(tmp_path: Path) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # and no one listens
+        base_url = f"http://127.0.0.1:{held.getsockname()[1]}/v1"
+        judge = tll.Judge("m", tmp_path / "a.jsonl", base_url=base_url, api_key="k", attempts=1)
+        with pytest.raises(tll.InvalidInputError, match=rf"nobody answers at {base_url}/; see to base_url: APIConnectionError"):
+            judge.ask(questions_on_grays(3), progress=False)
 
 
 def test_no_key_is_said_before_anything_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Visual tokens: positions and boxes against what tiny models make of changed pixels, and readings of them."""
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,6 +171,17 @@ def test_positions_image_decodes_the_visual_tokens_against_text(llava: Vlm, text
     assert hooks.result.cell(NAMES[0], 5).neighbors == text_index.search(stream).neighbors()
 
 
+def test_a_forgotten_image_is_warned_of(llava: Vlm, text_index: tll.ContextualIndex) -> None:
+    hooks = tll.latentlens_hooks(text_index, positions="image")
+    run(llava, {"input_ids": llava.prompt(torch.rand(3, 24, 24))["input_ids"]}, hooks)
+    with pytest.warns(UserWarning, match=r"all 9 visual tokens are the same at blocks.0.hook_resid_pre: was the image given"):
+        hooks.result  # noqa: B018
+    run(llava, llava.prompt(torch.rand(3, 24, 24)), hooks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hooks.result  # noqa: B018
+
+
 def test_merged_embeddings_in_a_hooked_transformer_read_the_same(
     llava: Vlm, text_index: tll.ContextualIndex, tmp_path: Path
 ) -> None:
@@ -238,6 +250,10 @@ def test_what_is_missing_is_said(llava: Vlm, text_index: tll.ContextualIndex, an
         tll.image_positions(any_model, torch.zeros(1, 3, dtype=torch.long))
     with pytest.raises(tll.InvalidInputError, match="positions='images'; expected 'image'"):
         tll.latentlens_hooks(text_index, positions="images")
+    hooks = tll.latentlens_hooks(text_index, positions=torch.zeros(1, 5, dtype=torch.bool))
+    run(llava, {"input_ids": llava.ids([0, 1, 2, 3, 4])}, hooks)
+    with pytest.raises(tll.InvalidInputError, match="got positions that are False everywhere"):
+        hooks.result  # noqa: B018
     with pytest.raises(tll.InvalidInputError, match="got 2 images and visual tokens for 1"):
         tll.patch_grids(llava.bridge, llava.ids([0], 9), shapes=[(3, 3), (3, 3)])
     assert len(tll.patch_grids(any_model, torch.zeros(1, 3), shapes=[(1, 2)], mask=torch.tensor([[True, False, True]]))[0]) == 2

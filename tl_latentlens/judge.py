@@ -615,6 +615,7 @@ class _Run:
     def __init__(self, judge: Judge, client: Any, questions: JudgeQuestions, file: BinaryIO) -> None:
         self._judge, self._client, self._questions, self._file = judge, client, questions, file
         self._writing, self._stop, self._free_at = threading.Lock(), threading.Event(), 0.0
+        self._answers = False  # whether anything was heard from the endpoint
 
     def settle(self, missing: Mapping[str, int], progress: bool) -> dict[str, str]:
         """Ask; returns what kept the others back, by key."""
@@ -642,9 +643,11 @@ class _Run:
                 break
             try:
                 reply = self._client.chat.completions.with_raw_response.create(**request)
+                self._answers = True
                 self._store({"key": key, **_read_reply(reply.http_response.text)})
                 return ""
             except openai.APIStatusError as error:
+                self._answers = True
                 problem = f"{type(error).__name__}: {error}"
                 if error.status_code in _HOPELESS or error.code == "insufficient_quota":
                     raise InvalidInputError(f"the endpoint refuses all; see to base_url, api_key, model: {problem}") from error
@@ -654,7 +657,10 @@ class _Run:
                 if error.status_code == 429 and wait is not None:
                     self._free_at = max(self._free_at, time.monotonic() + wait)
             except (openai.APIConnectionError, _MalformedError) as error:
-                problem, wait = f"{type(error).__name__}: {error}", None
+                problem, wait = f"{type(error).__name__.lstrip('_')}: {error}", None
+                nobody = isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
+                if nobody and not self._answers and attempt + 1 == self._judge.attempts:
+                    raise InvalidInputError(f"nobody answers at {self._client.base_url}; see to base_url: {problem}") from error
             if attempt + 1 < self._judge.attempts:
                 backoff = min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1)
                 self._stop.wait(backoff if wait is None else wait)

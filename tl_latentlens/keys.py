@@ -43,9 +43,11 @@ def block_attention(
 ) -> list[tuple[str, Callable[..., Tensor]]]:
     """Hooks for a run in which no later token attends to some keys; what they were looked at goes to the other tokens.
 
-    >>> spread = tll.key_spread(keys)                                                     # doctest: +SKIP
-    >>> hooks = tll.block_attention({"blocks.3.attn.hook_k": spread < spread.median()})   # doctest: +SKIP
-    >>> model.run_with_hooks(tokens, fwd_hooks=hooks)                                     # doctest: +SKIP
+    >>> spread = tll.key_spread(keys)  # [patch, kv_head]                                       # doctest: +SKIP
+    >>> mask = torch.zeros(n_pos, spread.shape[1], dtype=torch.bool)                            # doctest: +SKIP
+    >>> mask[visual] = spread < spread.median()  # at the positions of the patches              # doctest: +SKIP
+    >>> hooks = tll.block_attention({"blocks.3.attn.hook_k": mask}, first_query=after_image)    # doctest: +SKIP
+    >>> model.run_with_hooks(tokens, fwd_hooks=hooks)                                           # doctest: +SKIP
 
     The scores (`blocks.L.attn.hook_attn_scores`) of blocked keys become -inf before the softmax. A token can always attend to
     itself.
@@ -68,7 +70,7 @@ def block_attention(
     for name, mask in blocked.items():
         prefix, _, last = name.rpartition(".")
         mask = torch.as_tensor(mask)
-        if last not in _KEYS or mask.dtype != torch.bool or mask.ndim not in (1, 2, 3):
+        if last not in _KEYS or not prefix.endswith(".attn") or mask.dtype != torch.bool or mask.ndim not in (1, 2, 3):
             raise InvalidInputError(
                 f"got {name!r} with a mask {mask.dtype} of shape {tuple(mask.shape)}; expected 'blocks.L.attn.hook_k' and a "
                 "bool mask [pos, kv_head], [pos] for all heads, or [batch, pos, kv_head]"

@@ -54,6 +54,8 @@ def load_model(name: str, *, kind: str | None = None, device: str | None = None)
     Raises:
         InvalidInputError: A kind that the installed TransformerLens lacks, no such device, or a model that cannot be loaded.
     """
+    if name == "demo-vlm":
+        raise InvalidInputError("'demo-vlm' reads images, in `tl-latentlens explore`; in Python it is tll.load_demo_vlm()")
     available = [k for k, there in zip(KINDS, (_has_hooked(), _has_bridge()), strict=True) if there]
     if device is not None:
         as_device(device)

@@ -135,6 +135,8 @@ class LatentLensHook:
         captures = next(iter(self._captured.values()))
         shape = len(captures[0].activation), sum(capture.activation.shape[1] for capture in captures)
         decoded = self._visual(model, tokens) if isinstance(self.positions, str) else self._chosen(shape, skipped)
+        if isinstance(self.positions, str):
+            _warn_where_no_image_was(next(iter(self._captured)), self._vectors(next(iter(self._captured)), decoded))
         found, logits, embeddings = {}, {}, {}
         for names, vectors in self._groups(decoded):
             searched = self.index.search(
@@ -253,10 +255,21 @@ class LatentLensHook:
         return chosen
 
 
+def _warn_where_no_image_was(name: str, vectors: Float[Tensor, "cells d"]) -> None:
+    """A model that was given the ids of an image alone runs on its placeholders, all alike, and says nothing."""
+    if len(vectors) > 1 and bool((vectors == vectors[:1]).all()):
+        warnings.warn(
+            f"all {len(vectors)} visual tokens are the same at {name}: was the image given to the model (pixel_values=)?",
+            stacklevel=5,
+        )
+
+
 def _as_mask(positions: Any, shape: tuple[int, int]) -> Bool[np.ndarray, "batch pos"]:
     mask = torch.as_tensor(positions).cpu().numpy()
     if mask.shape != shape or mask.dtype != bool:
         raise InvalidInputError(f"got positions of shape {mask.shape}, {mask.dtype}; expected bool of [batch, pos], {shape}")
+    if not mask.any():
+        raise InvalidInputError("got positions that are False everywhere; expected True at the tokens to decode")
     return mask
 
 
@@ -367,7 +380,7 @@ def latentlens_hooks(
         embedding_lens: Read the nearest input embeddings too, for the same activations.
         positions: Decode only these positions (of the batch's padded tokens; negative ones count from the end), or where a
             mask [batch, pos] is True. "image": the visual tokens of a vision-language model's input ids (for a run on merged
-            embeddings, which has no ids, give the mask). None: all but BOS and padding.
+            embeddings, which has no ids, give the mask). None: all but BOS and padding, where the run shows its ids.
         calibrate: Also say of each neighbor how likely a random activation comes as near (`Neighbor.chance`), so that
             readings can be compared across layers, and left aside where chance explains them.
         model: The model, where it should not be looked up: for checking hook names, or for calling the hook by hand.

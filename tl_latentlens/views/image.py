@@ -110,9 +110,11 @@ def image_to_png(
     Raises:
         MissingExtraError: Pillow is not installed.
         UnknownHookError: The hook name was not decoded.
-        InvalidInputError: As `image_to_html`; a lens that was not read, or a level that the grid lacks.
+        InvalidInputError: As `image_to_html`; a lens that was not read, a level that the grid lacks, another ending than .png.
     """
     path = target(path)
+    if path.suffix.lower() != ".png":
+        raise InvalidInputError(f"got {path.name}; expected a name that ends in .png")
     shown = pixels(picture)
     grid, sheet, tokens = read_patches(result, grid, shown)
     require_lens(sheet, lens)
