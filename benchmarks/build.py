@@ -69,7 +69,7 @@ def run(settings: Settings) -> str:
     notes = [f"Padding: {padded:.1%} of the tokens, in the bare forward pass too."]
     if "latentlens" in timings:
         notes.append(f"latentlens keeps {timings['latentlens'].result:,} rows a layer.")
-    elif settings.model == "demo" or settings.model in SHAPES:
+    elif has_peer(settings):
         notes.append("latentlens is not installed: no comparison (--peer-python).")
     tables = [table(rows_of(timings, settings, model, names, n_tokens)), *([table(first)] if first else [])]
     return "\n\n".join([head, *tables, " ".join(notes)])
@@ -163,14 +163,18 @@ def known_peak(device: str) -> float | None:
     return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
 
 
+def has_peer(settings: Settings) -> bool:
+    """True where latentlens can be given the same weights."""
+    return settings.model == "demo" or settings.model in SHAPES
+
+
 @contextmanager
 def peer(settings: Settings, texts: list[str], names: list[str], folder: str) -> Iterator[Callable[[], Measured] | None]:
     """Builds by latentlens, of the same weights, texts and layers, in a process of its own; None where it is missing.
 
     Its layer i is our `blocks.{i - 1}.hook_resid_post`, but for the last, which it takes behind the final norm.
     """
-    known = settings.model == "demo" or settings.model in SHAPES
-    if not known or (settings.peer_python is None and find_spec("latentlens") is None):
+    if not has_peer(settings) or (settings.peer_python is None and find_spec("latentlens") is None):
         yield None
         return
     corpus = Path(folder) / "texts.json"

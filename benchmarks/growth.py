@@ -10,10 +10,11 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.measure import Measured, Settings, Timing, WrongResultError, alternate, measured, megabytes, table
-from tl_latentlens.search import VectorSearch
+from benchmarks.measure import Measured, Settings, Timing, alternate, measured, megabytes, table
+from benchmarks.search import TOP_K, brute_force, require_same_rows
+from tl_latentlens.search import VectorSearch, as_tensor
 
-D, TOP_K = 256, 10
+D = 256
 QUERIES, ROWS = 64, 10**5  # while the other of the two grows
 CHECKED = 4  # queries
 BLOCK = 10**5
@@ -87,7 +88,8 @@ def point(path: Path, n_rows: int, n_queries: int, settings: Settings) -> Point:
     search = VectorSearch(stored, settings.device, unit_length=True)
     first = measured(lambda: search.top_k(queries, TOP_K))
     timing = alternate({"": lambda: search.top_k(queries, TOP_K).rows.cpu().numpy()}, settings.repeats)[""]
-    check(stored, queries[:CHECKED].cpu(), timing.result[:CHECKED])
+    rows, some, found = as_tensor(stored), queries[:CHECKED].cpu(), timing.result[:CHECKED]
+    require_same_rows(rows, some, found, brute_force(rows, some), "a brute force in float32", 1e-6)
     return Point(n_rows, n_queries, timing, first)
 
 
@@ -128,25 +130,3 @@ def draw(by_rows: Sequence[Point], by_queries: Sequence[Point], path: Path) -> N
 def memory(run: Measured | Timing) -> int:
     """Peak bytes above the start, on the GPU where there are more."""
     return max(run.peak_bytes, run.peak_device_bytes)
-
-
-def check(stored: np.ndarray, queries: torch.Tensor, found: np.ndarray) -> None:
-    """Compare with a brute force in float32, block by block; rows that float32 cannot tell apart may change places.
-
-    Raises:
-        WrongResultError: Other rows.
-    """
-    units = torch.nn.functional.normalize(queries, dim=-1)
-    best = torch.full((len(units), TOP_K), -torch.inf)
-    rows = torch.zeros(best.shape, dtype=torch.long)
-    for first in range(0, len(stored), BLOCK):
-        scores = units @ torch.from_numpy(stored[first : first + BLOCK].astype(np.float32)).T
-        ids = torch.arange(first, first + scores.shape[1]).expand(scores.shape)
-        best, place = torch.cat([best, scores], 1).topk(TOP_K)
-        rows = torch.cat([rows, ids], 1).gather(1, place)
-    expected = rows.numpy()
-    differing = np.nonzero(found != expected)
-    ours, theirs = (stored[ids[differing]].astype(np.float64) for ids in (found, expected))
-    apart = ((ours - theirs) * units.double().numpy()[differing[0]]).sum(-1)
-    if (np.abs(apart) > 1e-6).any() or any(len(set(ids)) < TOP_K for ids in found.tolist()):
-        raise WrongResultError(f"{len(stored):,} rows: other neighbors than a brute force finds")

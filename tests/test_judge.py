@@ -28,7 +28,8 @@ from scipy import stats
 import tl_latentlens as tll
 from tl_latentlens import judge as judge_module
 from tl_latentlens.intervals import share_of
-from tl_latentlens.judge import Question, _load, _relations, cohens_kappa
+from tl_latentlens.judge import Question, _load, _relations
+from tl_latentlens.judgments import cohens_kappa
 
 pytest.importorskip("PIL")
 openai = pytest.importorskip("openai")

@@ -21,7 +21,8 @@ from tl_latentlens.followed import FollowedTokens
 from tl_latentlens.hooks.decode import LatentLensHook, latentlens_hooks
 from tl_latentlens.hooks.record import bank_hooks
 from tl_latentlens.index import ContextualIndex, SearchResult
-from tl_latentlens.judge import Judge, JudgeEstimate, JudgeQuestions, Judgments, judge_questions
+from tl_latentlens.judge import Judge, JudgeEstimate, JudgeQuestions, judge_questions
+from tl_latentlens.judgments import Judgments
 from tl_latentlens.keys import block_attention, key_spread
 from tl_latentlens.lenses import embedding_lens, logit_lens
 from tl_latentlens.loading import load_demo_model, load_demo_vlm, load_model

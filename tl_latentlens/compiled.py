@@ -37,21 +37,21 @@ def reach(
     """
     kind = torch.int32 if raw.dtype == torch.int32 else torch.float32
     loop = _reach_bfloat16 if raw.dtype == torch.bfloat16 else _reach
-    scores, floors, found = _as_array(raw), least.numpy(), []
+    scores, floors = _as_array(raw), least.numpy()
     each = -(-n_rows // _n_threads(n_rows * floors.shape[1]))
     each = each if len(floors) == 1 else -(-each // group) * group
     most = min(room, each * floors.shape[1])
 
-    def part(first: int) -> int:
+    def part(first: int) -> tuple[int, int, tuple[Tensor, ...]]:
         outs = tuple(torch.empty(most, dtype=dtype) for dtype in (torch.int32, torch.int32, kind))
         some = floors if len(floors) == 1 else floors[first // group :]
         count = loop(scores[first:], some, group, min(each, n_rows - first), *(out.numpy() for out in outs))
-        found.append((first, count, outs))
-        return count
+        return first, count, outs
 
-    if sum(_map(part, range(0, n_rows, each))) > room:
+    found = _map(part, range(0, n_rows, each))
+    if sum(count for _, count, _ in found) > room:
         return None
-    parts = [(first + rows[:count], queries[:count], values[:count]) for first, count, (rows, queries, values) in sorted(found)]
+    parts = [(first + rows[:count], queries[:count], values[:count]) for first, count, (rows, queries, values) in found]
     rows, queries, values = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return rows.long(), queries.long(), values
 

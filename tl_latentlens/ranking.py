@@ -65,7 +65,7 @@ def rank_together(
         none = torch.zeros((*shape, k), device=parts[0].device)
         return TopK(none, none.long())
     a_query = 64 * k + 16 * d + 24 * WIDE * _listed(k) * parts[0].works_ahead
-    at_once = min(_QUERIES[parts[0].device.type != "cpu"], parts[0].memory_budget // a_query)
+    at_once = min(_QUERIES[parts[0].works_ahead], parts[0].memory_budget // a_query)
     split = zip(*(one.split(max(1, at_once)) for one in flat), strict=True)
     found = [_ranked(parts, list(some), k, nearest) for some in split]
     similarities, rows = torch.cat([one.similarities for one in found]), torch.cat([one.rows for one in found])

@@ -39,6 +39,7 @@ _TOO_MANY = 0.125  # of a chunk's groups left over by the codes: a float32 pass 
 _CPU_CHUNK = 2**25  # working memory of a chunk whose scores, a quarter of it, stay in a CPU's caches
 _CPU_PAIRS = 2**17  # numbers of rows to multiply with queries at once: so they stay there too
 _SAMPLE = 2**14  # rows whose mean is taken away before rounding to codes
+_SCORE, _CANDIDATE = 16, 64  # most bytes that a score takes, and one that makes its row a candidate
 _SMALL = 2**16  # numbers that are divided by their length before a GPU has begun
 _AT_ONCE = frozenset({"cpu"})  # devices whose operators are done when they return
 _ENOUGH_TO_TELL = 32  # queries for which a shortlist did not do
@@ -192,7 +193,7 @@ class VectorSearch:
                 if found.add(scores, first + start, first + end, most=_TOO_MANY, piece=piece):
                     yield
                     continue
-            for at, until, part in self._parts(start, end, len(queries)):
+            for at, until, part in self._parts(start, end, _CANDIDATE * len(queries)):
                 found.add(self._float_scores(queries, part, at, until, scratch), first + at, first + until, piece=piece)
                 yield
 
@@ -239,7 +240,7 @@ class VectorSearch:
     def shortlist(self, queries: Float[Tensor, "q d"], size: int) -> Shortlist:
         """The rows that are likely to be nearest, at most `size` of each query, without waiting for the device."""
         scratch, found = Scratch(self.device), None
-        for first, last, part in self._parts(0, len(self), len(queries)):
+        for first, last, part in self._parts(0, len(self), _SCORE * len(queries)):
             here = Shortlist.of(self._float_scores(queries, part, first, last, scratch), first, last, size)
             found = here if found is None else found.merged(here, size)
         assert found is not None
@@ -309,10 +310,16 @@ class VectorSearch:
                 bar.update(last - first)
         return codes
 
-    def _parts(self, first: int, last: int, n_queries: int) -> Iterator[tuple[int, int, Float[Tensor, "rows d"]]]:
-        """The stored rows on the device, chunk by chunk; rows that are kept elsewhere are copied a chunk ahead."""
+    def _parts(self, first: int, last: int, a_row: int) -> Iterator[tuple[int, int, Float[Tensor, "rows d"]]]:
+        """The stored rows on the device, chunk by chunk; rows that are kept elsewhere are copied a chunk ahead.
+
+        Args:
+            first: Number of the first row.
+            last: Number past the last one.
+            a_row: Bytes of working memory that are needed for each.
+        """
         copied = 8 * self.d * (self._vectors.dtype != self._float_pass or self._vectors.device != self.device)
-        spans = self._spans(first, last, copied + (64 if self.device.type == "cpu" else 16) * n_queries)
+        spans = self._spans(first, last, copied + a_row)
         if self._vectors.device == self.device:
             for start, end in spans:
                 yield start, end, self._vectors[start:end]
@@ -338,21 +345,10 @@ class VectorSearch:
         self, queries: Float[Tensor, "q d"], part: Float[Tensor, "rows d"], first: int, last: int, scratch: Scratch
     ) -> Scores:
         plain = self._affine.transposed(queries)
-        kernels = _kernels() if len(plain) == 1 and part.is_cuda else None
-        if kernels is not None:
-            raw, rest = kernels.product(part, plain), plain.new_zeros(1)
-        else:
-            if part.dtype != self._float_pass:
-                part = scratch(len(part), self.d, self._float_pass).copy_(part)
-            asked = plain.to(self._float_pass)
-            rest = (plain - asked.float()).norm(dim=-1)
-            if part.is_cuda and part.itemsize == 2:
-                asked = torch.nn.functional.pad(asked, (0, 0, 0, -len(asked) % 8))  # other widths are multiplied more slowly
-            with _full_accumulation():
-                raw = part @ asked.T
+        raw, rest = self._multiply(part, plain, scratch)
         rounding = 0.0
-        if self._as_stored and self._scale is None and self._offset is None and (kernels or raw.itemsize == 2):
-            rounding = 0.0 if kernels else 1.01 * _UNIT_ROUNDOFF[raw.dtype]  # of the products, as a share of themselves
+        if rest is not None and self._as_stored and self._scale is None and self._offset is None:
+            rounding = 1.01 * _UNIT_ROUNDOFF[raw.dtype] * (raw.itemsize == 2)  # of the products, as a share of themselves
             error = self._product_error(rest)
             raw = raw.float() if self.device.type == "cpu" else raw
         else:
@@ -370,6 +366,22 @@ class VectorSearch:
             raw = torch.nn.functional.pad(raw, (0, 0, 0, -len(raw) % WIDE), value=-torch.inf)
         none = torch.zeros_like(error)
         return Scores(raw, None, none, error, torch.ones_like(error), none, rounding)
+
+    def _multiply(
+        self, part: Float[Tensor, "rows d"], queries: Float[Tensor, "q d"], scratch: Scratch
+    ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, " q"] | None]:
+        """Products, some columns made up; and the length of what rounding took from each query, or None: see `_error_bound`."""
+        kernels = _kernels() if len(queries) == 1 and part.is_cuda else None
+        if kernels is not None:
+            return kernels.product(part, queries), queries.new_zeros(1)
+        if part.dtype != self._float_pass:
+            part = scratch(len(part), self.d, self._float_pass).copy_(part)
+        asked = queries.to(self._float_pass)
+        rest = None if self._float_pass == torch.float32 else (queries - asked.float()).norm(dim=-1)
+        if part.is_cuda and part.itemsize == 2:
+            asked = torch.nn.functional.pad(asked, (0, 0, 0, -len(asked) % 8))  # other widths are multiplied more slowly
+        with _full_accumulation():
+            return part @ asked.T, rest
 
     def _product_error(self, rest: Float[Tensor, " q"]) -> Float[Tensor, " q"]:
         """As `_error_bound`, for rows as they are stored, but for the rounding of the product.
