@@ -98,27 +98,29 @@ def alternate(
 ) -> dict[str, Timing]:
     """Run each contestant once to warm up, then all in turns, so that a busy or throttled machine hits them alike.
 
+    The first turn is for their memory and does not count for their times: freed memory goes back to the system before it.
+
     Args:
         contestants: Name → what is timed.
         repeats: How often each is timed.
-        before: Called before each timed run, untimed.
+        before: Called before each run but that to warm up, untimed.
     """
     results = {name: call() for name, call in contestants.items()}
     runs: dict[str, list[Measured]] = {name: [] for name in contestants}
-    for _ in range(repeats):
+    for turn in range(1 + repeats):
         for name, call in contestants.items():
             before()
-            runs[name].append(replace(measured(call), result=None))
+            runs[name].append(replace(measured(call, memory=turn == 0), result=None))
     timings = {}
     for name, result in results.items():
-        seconds = tuple(run.seconds for run in runs[name])
+        seconds = tuple(run.seconds for run in runs[name][1:])
         peak, device_peak = (max(getattr(run, field) for run in runs[name]) for field in ("peak_bytes", "peak_device_bytes"))
         timings[name] = Timing(seconds, peak, device_peak, result.result if isinstance(result, Measured) else result)
     return timings
 
 
-def measured(call: Callable[[], Any]) -> Measured:
-    """Run once, with peak memory above what there was at the start."""
+def measured(call: Callable[[], Any], *, memory: bool = True) -> Measured:
+    """Run once; with `memory`, also peak memory above what there was at the start, which makes short calls slower."""
     gc.collect()
     cuda = torch.cuda.is_available()
     on_device = 0
@@ -126,7 +128,7 @@ def measured(call: Callable[[], Any]) -> Measured:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         on_device = torch.cuda.memory_allocated()
-    before = reset_peak()
+    before = reset_peak() if memory else 0
     start = time.perf_counter()
     result = call()
     if cuda:
@@ -134,7 +136,8 @@ def measured(call: Callable[[], Any]) -> Measured:
     seconds = time.perf_counter() - start
     if isinstance(result, Measured):
         return result
-    return Measured(seconds, peak_memory() - before, torch.cuda.max_memory_allocated() - on_device if cuda else 0, result)
+    peak, device_peak = peak_memory() - before, torch.cuda.max_memory_allocated() - on_device if cuda else 0
+    return Measured(seconds, peak, device_peak, result) if memory else Measured(seconds, 0, result=result)
 
 
 def reset_peak() -> int:

@@ -1,15 +1,21 @@
 """Compiled loops against torch's operators."""
 
+import os
+import platform
+import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from tl_latentlens import preselect
+from tl_latentlens import preselect, threads
 from tl_latentlens.search import VectorSearch
 
 compiled = pytest.importorskip("tl_latentlens.compiled")
+llvm = pytest.importorskip("llvmlite.binding")
 CPU = torch.device("cpu")
 
 
@@ -22,11 +28,11 @@ def halves(dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("cast", [torch.Tensor.float, torch.Tensor.bfloat16, lambda raw: (raw * 1000).int()])
 @pytest.mark.parametrize("groups", [1, 6])
 @pytest.mark.parametrize("n_queries", [1, 31, 32, 70, 200])
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("n_threads", [1, 3])
 def test_reach_finds_what_reaches(
-    monkeypatch: pytest.MonkeyPatch, cast: Callable[[torch.Tensor], torch.Tensor], groups: int, n_queries: int, threads: int
+    monkeypatch: pytest.MonkeyPatch, cast: Callable[[torch.Tensor], torch.Tensor], groups: int, n_queries: int, n_threads: int
 ) -> None:
-    monkeypatch.setattr(compiled, "_n_threads", lambda n_numbers: threads)
+    monkeypatch.setattr(compiled, "_n_threads", lambda n_numbers: n_threads)
     generator = torch.Generator().manual_seed(n_queries)
     raw = cast(torch.randn(96, n_queries + 3, generator=generator))
     least = cast(torch.randn(groups, n_queries, generator=generator)).float()
@@ -64,12 +70,59 @@ def test_dots(monkeypatch: pytest.MonkeyPatch, storage: torch.dtype, dtype: torc
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=error)
 
 
-def test_products_of_bytes() -> None:
-    generator = torch.Generator().manual_seed(3)
-    codes = torch.randint(256, (100, 40), generator=generator, dtype=torch.uint8)
-    queries = torch.randn(2, 40, generator=generator)
-    expected = codes.double() @ queries.double().T
-    torch.testing.assert_close(compiled.products(codes, queries).double(), expected, rtol=0, atol=1e-2)
+@pytest.fixture
+def tiles() -> None:
+    if not compiled.LEVELS:
+        pytest.skip("numba has no products of bytes for this processor")
+
+
+def extremes(n: int, d: int, levels: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and queries of bytes, among them the largest of one sign, whose sums an instruction could cut off."""
+    rows = torch.randint(256, (n, d), generator=generator, dtype=torch.uint8)
+    rows[0], rows[1] = 255, 0
+    queries = torch.randint(-levels, levels + 1, (300, d), generator=generator).float()
+    queries[0], queries[1] = levels, -levels
+    return rows, queries
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("n_queries", [1, 2, 16, 17, 33, 64, 65, 300])
+@pytest.mark.parametrize("d", [4, 40, 1024])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_products_of_bytes(monkeypatch: pytest.MonkeyPatch, n_queries: int, d: int, n_threads: int) -> None:
+    monkeypatch.setattr(compiled, "_n_threads", lambda n_numbers: n_threads)
+    rows, queries = extremes(112, d, compiled.LEVELS, torch.Generator().manual_seed(3))
+    queries = queries[:n_queries]
+    panels = compiled.pack(queries)
+    assert panels[:, 0].numel() >= n_queries
+    found = torch.zeros((112, panels[:, 0].numel()), dtype=torch.int32)
+    compiled.products(rows, panels, found)
+    expected = (rows.double() - 128) @ queries.double().T
+    assert torch.equal(found[:, :n_queries].double(), expected)
+    least = expected[5::16].contiguous().float()  # as large as a score, so reached
+    reached = expected[:100] >= least.double().repeat_interleave(16, 0)[:100]
+    among = compiled.reach_products(rows, panels, least, 100, int(reached.sum()))
+    assert among is not None
+    assert torch.equal(torch.stack(among[:2]), torch.stack(reached.nonzero(as_tuple=True)))
+    assert torch.equal(among[2].double(), expected[:100][reached])
+    assert compiled.reach_products(rows, panels, least, 100, int(reached.sum()) - 1) is None
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="instructions of other processors")
+@pytest.mark.parametrize(("features", "lanes", "levels"), [("+avx2", 8, 64), ("+avx2,+avxvnni", 8, 127), ("+sse4.2", 0, 0)])
+def test_instructions_of_other_processors(features: str, lanes: int, levels: int) -> None:
+    """The tests of products and of reaching in a process for which numba compiles as for a processor with less."""
+    host = llvm.get_host_cpu_features()
+    if missing := [name for name in features.replace("+", "").split(",") if not host.get(name)]:
+        pytest.skip(f"this processor has no {missing[0]}")
+    environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features}
+    show = "from tl_latentlens import compiled as c; print(c._LANES, c.LEVELS)"
+    shown = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == [str(lanes), str(levels)]
+    chosen = ["tests/test_compiled.py", "-k", "products or search", "-p", "no:xdist"]
+    again = subprocess.run([sys.executable, "-m", "pytest", *chosen], env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout
+    assert ("skipped" in again.stdout) == (not lanes)
 
 
 def test_a_search_does_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,3 +141,54 @@ def test_a_search_does_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
         preselect._compiled.cache_clear()
     assert torch.equal(fast.rows, plain.rows)
     assert torch.equal(fast.similarities, plain.similarities)
+
+
+@pytest.fixture(params=["OpenMP", "threads of Python"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    if request.param != "OpenMP":
+        monkeypatch.setattr(threads, "_openmp", lambda: None)
+    elif threads._openmp() is None:
+        pytest.skip("torch is built with another OpenMP, or none")
+    return request.param
+
+
+@pytest.mark.usefixtures("kind")
+@pytest.mark.parametrize("n", [0, 1, 2, 50])
+def test_parts_are_done_in_threads(n: int) -> None:
+    meet = threading.Barrier(min(3, max(n, 1)))
+    seen = set()
+
+    def call(part: int) -> int:
+        if part < meet.parties:
+            meet.wait(timeout=20)  # so many at once
+        seen.add(threading.get_ident())
+        return part * part
+
+    assert threads.in_threads(call, range(n)) == [part * part for part in range(n)]
+    assert len(seen) >= min(n, 3)
+
+
+@pytest.mark.usefixtures("kind")
+def test_errors_come_out_of_threads() -> None:
+    done = []
+
+    def call(part: int) -> None:
+        if part == 3:
+            raise ValueError("three")
+        done.append(part)
+
+    with pytest.raises(ValueError, match="three"):
+        threads.in_threads(call, range(9))
+    assert sorted(done) == [0, 1, 2, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.usefixtures("kind")
+def test_searches_at_once() -> None:
+    generator = torch.Generator().manual_seed(4)
+    search = VectorSearch(torch.nn.functional.normalize(torch.randn(9000, 24, generator=generator), dim=-1).half(), "cpu")
+    queries = torch.randn(40, 24, generator=generator)
+    alone = [search.top_k(some, 5).rows for some in queries.split(4)]
+    with ThreadPoolExecutor(5) as pool:
+        together = list(pool.map(lambda some: search.top_k(some, 5).rows, queries.split(4)))
+    assert all(map(torch.equal, alone, together))

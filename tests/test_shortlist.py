@@ -11,7 +11,7 @@ def scores_of(raw: torch.Tensor, rounding: float = 0.0) -> Scores:
     n_queries = raw.shape[1]
     padded = torch.nn.functional.pad(raw, (0, 3, 0, -len(raw) % WIDE), value=-torch.inf)  # columns may be made up too
     none, one = torch.zeros(n_queries), torch.ones(n_queries)
-    return Scores(padded, None, none, 0.01 * one, one, none, rounding)
+    return Scores(None, none, 0.01 * one, one, none, rounding, raw=padded)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

@@ -5,34 +5,39 @@ Which codes a processor multiplies fastest, and how, is known here alone.
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from tl_latentlens.preselect import GROUP, Scores, Scratch, compiled_loops
+from tl_latentlens.preselect import GROUP, Bounds, Scores, Scratch, compiled_loops
 
 _SLACK = 4e-6  # float32 rounding of the codes' scales, lengths and products, all at most about 1
 _ROUNDING = 1.01 * 2.0**-8  # of a number to bfloat16, as a share of it
 _UNSIGNED_LEVELS = 64  # of signed bytes: AVX2 adds two products with unsigned ones in 16 bits, 2 * 255 * 64 < 2^15
-_FEW_QUERIES = 2  # are multiplied as they are, at the speed of reading the rows' codes
 
 
-def fast_codes(device: torch.device) -> list[torch.dtype]:
-    """What multiplies faster than float32, the most precise first.
-
-    bfloat16 on CPUs with AMX; bytes with VNNI (as int8), with AVX2 (as uint8) and on NVIDIA (as int8).
-    """
+def fast_codes(device: torch.device, n_rows: int) -> list[torch.dtype]:
+    """What multiplies faster than float32, the most precise first: bfloat16 on CPUs with AMX, bytes on CPUs and on NVIDIA."""
     if device.type == "cuda":
         return [torch.int8]
     amx = torch.backends.mkldnn.is_available() and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-    return [torch.bfloat16] * amx + [torch.int8] * _has_vnni() + [torch.uint8] * (not _has_vnni() and _multiplies_unsigned())
+    bytes_too = _tiles(device, n_rows) is not None or _has_vnni() or _multiplies_unsigned()
+    return [torch.bfloat16] * amx + [byte_codes(device, n_rows)] * bytes_too
 
 
-def byte_codes(device: torch.device) -> torch.dtype:
-    """The codes of one byte a number that this device multiplies fastest."""
-    unsigned = device.type == "cpu" and not _has_vnni() and _multiplies_unsigned()
-    return torch.uint8 if unsigned else torch.int8
+def byte_codes(device: torch.device, n_rows: int) -> torch.dtype:
+    """The codes of one byte a number that this device multiplies fastest: unsigned by compiled loops and with AVX2 alone."""
+    if _tiles(device, n_rows) is not None:
+        return torch.uint8
+    return torch.uint8 if device.type == "cpu" and not _has_vnni() and _multiplies_unsigned() else torch.int8
+
+
+def _tiles(device: torch.device, n_rows: int) -> Any:
+    """The compiled loops, where they multiply bytes."""
+    loops = compiled_loops(device, n_rows)
+    return loops if loops is not None and loops.LEVELS else None
 
 
 def _has_vnni() -> bool:
@@ -70,8 +75,8 @@ class QueryCodes:
     """Queries in few bits: `query = size * (codes + rest)`.
 
     Attributes:
-        codes: As they are multiplied; their number may be rounded up to one that CUDA multiplies.
-        width: That number.
+        codes: As they are multiplied.
+        width: How many products they give for a row; past the queries these count for nothing.
         bias: Added to the products.
         size: What one of a query's numbers is worth.
         length: Length of the codes.
@@ -95,7 +100,10 @@ class Codes:
     the two codes, times both scales, misses query · r by at most size |query's rest| |r| + size scale
     |query's codes| |row's rest| (Cauchy-Schwarz). The lengths are measured, not estimated: the largest of a chunk's rows.
     Integer products are exact; bfloat16 ones are summed in float32 and rounded once. uint8 is int8 plus 128, which is taken off
-    the products again, with queries of fewer levels: what processors without VNNI multiply.
+    the products again; queries have fewer levels where the processor has no VNNI.
+
+    Attributes:
+        seen_as_made: True where scores need not all be in memory to be looked at.
     """
 
     def __init__(self, n: int, mean: Float[Tensor, " d"], dtype: torch.dtype) -> None:
@@ -110,6 +118,8 @@ class Codes:
         self.mean = mean.float()
         self._codes = torch.zeros((padded + GROUP, wide), dtype=dtype, device=device)
         self._unsigned = dtype == torch.uint8
+        self._tiles = _tiles(device, n) if self._unsigned else None
+        self.seen_as_made = self._tiles is not None
         self._scale = None if dtype == torch.bfloat16 else torch.empty(padded // GROUP, device=device)
         self._length, self._rest = (torch.empty(padded // GROUP, device=device) for _ in range(2))
 
@@ -140,20 +150,20 @@ class Codes:
     def encode(self, queries: Float[Tensor, "q d"]) -> QueryCodes:
         """Round unit queries."""
         offset = (queries.double() @ self.mean.double()).float()
-        loops = compiled_loops(queries.device, len(self._codes))
-        if self._scale is not None and len(queries) <= _FEW_QUERIES and loops is not None:
-            one, bias = queries.new_ones(len(queries)), -128 * self._unsigned * queries.sum(-1)
-            wide = torch.nn.functional.pad(queries, (0, self._codes.shape[1] - queries.shape[1]))
-            return QueryCodes(wide, len(queries), bias, one, queries.norm(dim=-1), 0 * one, offset)
         levels = _UNSIGNED_LEVELS if self._unsigned else 127
+        levels = levels if self._tiles is None else self._tiles.LEVELS
         size = queries.new_ones(len(queries)) if self._scale is None else queries.abs().amax(-1) / levels
         units = queries / size[:, None]
         codes = self._round(units)
         more = 0 if self._unsigned else -len(codes) % 8
         wide = torch.nn.functional.pad(codes, (0, self._codes.shape[1] - codes.shape[1], 0, more))
         bias = -128 * wide.sum(-1) * self._unsigned
-        wide, width = wide.to(torch.int8 if self._unsigned else self._codes.dtype), len(wide)
-        packed = _packed(wide) if self._unsigned else wide.T
+        if self._tiles is not None:
+            packed = self._tiles.pack(wide)
+            width = packed[:, 0].numel()
+        else:
+            wide, width = wide.to(torch.int8 if self._unsigned else self._codes.dtype), len(wide)
+            packed = _packed(wide) if self._unsigned else wide.T
         return QueryCodes(packed, width, bias, size, codes.norm(dim=-1), (units - codes).norm(dim=-1), offset)
 
     def _round(self, units: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
@@ -161,27 +171,43 @@ class Codes:
 
     def scores(self, queries: QueryCodes, first: int, last: int, scratch: Scratch) -> Scores:
         """Scores of rows `first` (a multiple of 16) to `last`, in scratch memory."""
-        groups = slice(first // GROUP, _up(last, GROUP) // GROUP)
-        codes = self._codes[first : max(_up(last, GROUP), first + 2 * GROUP)]  # CUDA multiplies more than 16 rows
-        length = self._length[groups].max()
-        coded = self._rest[groups].max() * queries.length
-        uncoded = length * queries.rest + _SLACK / queries.size
-        n_rows = _up(last - first, GROUP)
+        bounds, n_rows = self.bounds(queries, first, last), _up(last - first, GROUP)
+        codes = self._codes[first : first + max(n_rows, 2 * GROUP)]  # CUDA multiplies more than 16 rows
         if self._scale is None:
             raw = torch.mm(codes, queries.codes, out=scratch(len(codes), queries.width, codes.dtype))
-            coded = coded + length * queries.length * codes.shape[1] * 2.0**-23
-            return Scores(raw[:n_rows], None, coded, uncoded, queries.size, queries.offset, _ROUNDING)
-        if queries.codes.dtype == torch.float32:
-            raw = compiled_loops(codes.device, len(self._codes)).products(codes, queries.codes)
-            raw = raw.add_(queries.bias) if self._unsigned else raw
-            coded = coded + 255 * queries.codes.norm(p=1, dim=-1) * (codes.shape[1] + 2) * 2.0**-23
+        elif self._tiles is not None:
+            raw = scratch(len(codes), queries.width, torch.int32)
+            self._tiles.products(codes, queries.codes, raw)
         elif self._unsigned:
             raw = _unsigned_product(codes, queries.codes, queries.bias)
-            coded = coded + codes.shape[1] * 255 * _UNSIGNED_LEVELS * 2.0**-22  # sums past 2^24 are rounded to float32
         else:
             raw = scratch(len(codes), queries.width, torch.int32)
             torch._int_mm(codes, queries.codes, out=raw)  # pyright: ignore[reportPrivateImportUsage]
-        return Scores(raw[:n_rows], self._scale[groups], coded, uncoded, queries.size, queries.offset)
+        return Scores(**vars(bounds), raw=raw[:n_rows])
+
+    def reaching(
+        self, queries: QueryCodes, first: int, last: int, least: Float[Tensor, "groups q"], room: int
+    ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Int[Tensor, " pairs"]] | None:
+        """Rows, from `first` on, and queries whose raw score reaches a least one, and these scores; where `seen_as_made`.
+
+        None where there are more than `room`.
+        """
+        assert self._tiles is not None
+        codes = self._codes[first : first + _up(last - first, GROUP)]
+        return self._tiles.reach_products(codes, queries.codes, least, last - first, room)
+
+    def bounds(self, queries: QueryCodes, first: int, last: int) -> Bounds:
+        """What the scores of rows `first` (a multiple of 16) to `last` are worth, and how far they can be off."""
+        groups = slice(first // GROUP, _up(last, GROUP) // GROUP)
+        length, d = self._length[groups].max(), self._codes.shape[1]
+        coded = self._rest[groups].max() * queries.length
+        uncoded = length * queries.rest + _SLACK / queries.size
+        if self._scale is None:
+            coded = coded + length * queries.length * d * 2.0**-23
+            return Bounds(None, coded, uncoded, queries.size, queries.offset, _ROUNDING)
+        if self._unsigned and self._tiles is None:
+            coded = coded + d * 255 * _UNSIGNED_LEVELS * 2.0**-22  # sums past 2^24 are rounded to float32
+        return Bounds(self._scale[groups], coded, uncoded, queries.size, queries.offset)
 
 
 def _up(number: int, multiple: int) -> int:

@@ -1,26 +1,30 @@
 """Loops of a CPU search, compiled by numba (extra "fast"): what torch's operators do too, in one pass over the scores.
 
 torch parts each operator among threads that wait for one another, and where other processes take a core, a search of many
-small ones is mostly that wait. Products of matrices stay with torch.
+small ones is mostly that wait. Products of bytes are looked at where they are made, 16 rows at a time, and are never all
+in memory; other products stay with torch.
 """
 
 import inspect
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int8, UInt8
+from jaxtyping import Float, Int, Int32, UInt8
 from torch import Tensor
 
-_A_THREAD = 2**20  # numbers that are worth a thread
+from tl_latentlens.preselect import GROUP
+from tl_latentlens.threads import in_threads
+from tl_latentlens.tiles import INSTRUCTIONS, tile
+
+_A_THREAD = 2**17  # numbers that are worth a thread
 _BLOCK = 128  # scores that are looked at at once
 _LINE = 32  # numbers of two bytes that memory brings at once
 _AHEAD = 2  # rows that are on their way while one is multiplied
+_LANES, _WIDE, _SUMS, LEVELS = (0, 1, 1, 0) if INSTRUCTIONS is None else list(vars(INSTRUCTIONS).values())[:4]
+_FASTER = 0.75  # a narrow tile's speed, as a share of a wide one's
 
 
 def reach(
@@ -35,25 +39,86 @@ def reach(
         n_rows: How many rows of `raw` count.
         room: Most pairs.
     """
-    kind = torch.int32 if raw.dtype == torch.int32 else torch.float32
     loop = _reach_bfloat16 if raw.dtype == torch.bfloat16 else _reach
     scores, floors = _as_array(raw), least.numpy()
-    each = -(-n_rows // _n_threads(n_rows * floors.shape[1]))
-    each = each if len(floors) == 1 else -(-each // group) * group
-    most = min(room, each * floors.shape[1])
+
+    def part(first: int, last: int, *outs: np.ndarray) -> int:
+        some = floors if len(floors) == 1 else floors[first // group :]
+        return loop(scores[first:], some, group, last - first, *outs)
+
+    return _reaching(part, n_rows, 1 if len(floors) == 1 else group, floors.shape[1], n_rows * floors.shape[1], room, raw.dtype)
+
+
+def reach_products(
+    codes: UInt8[Tensor, "rows d"],
+    panels: Int32[Tensor, "panels steps width"],
+    least: Float[Tensor, "groups q"],
+    n_rows: int,
+    room: int,
+) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Tensor] | None:
+    """As `reach`, for products that are made and looked at 16 rows at a time.
+
+    Args:
+        codes: Whole groups of 16 rows.
+        panels: Queries, as `pack` has them.
+        least: For each group of rows.
+        n_rows: How many rows of `codes` count.
+        room: Most pairs.
+    """
+    rows, asked, floors = codes.numpy(), panels.numpy(), least.numpy()
+
+    def part(first: int, last: int, *outs: np.ndarray) -> int:
+        return _reach_products(rows[first:], asked, floors[first // GROUP :], last - first, *outs)
+
+    return _reaching(part, n_rows, GROUP, floors.shape[1], n_rows * codes.shape[1] * len(panels), room, torch.int32)
+
+
+def _reaching(
+    loop: Callable[..., int], n_rows: int, group: int, n_queries: int, n_numbers: int, room: int, kind: torch.dtype
+) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Tensor] | None:
+    """Parts of the rows in threads: `loop(first, last, rows, queries, values)` fills the last three, and counts."""
+    kind = torch.int32 if kind == torch.int32 else torch.float32
+    each = -(-n_rows // _n_threads(n_numbers) // group) * group
+    most = min(room, each * n_queries)
 
     def part(first: int) -> tuple[int, int, tuple[Tensor, ...]]:
         outs = tuple(torch.empty(most, dtype=dtype) for dtype in (torch.int32, torch.int32, kind))
-        some = floors if len(floors) == 1 else floors[first // group :]
-        count = loop(scores[first:], some, group, min(each, n_rows - first), *(out.numpy() for out in outs))
-        return first, count, outs
+        return first, loop(first, min(first + each, n_rows), *(out.numpy() for out in outs)), outs
 
-    found = _map(part, range(0, n_rows, each))
+    found = in_threads(part, range(0, n_rows, each))
     if sum(count for _, count, _ in found) > room:
         return None
     parts = [(first + rows[:count], queries[:count], values[:count]) for first, count, (rows, queries, values) in found]
     rows, queries, values = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return rows.long(), queries.long(), values
+
+
+def pack(queries: Float[Tensor, "q d"]) -> Int32[Tensor, "panels steps width"]:
+    """Queries as tiles read them: what sums start with, then four bytes of each query at every step.
+
+    Args:
+        queries: Whole numbers from -LEVELS to LEVELS; d is a multiple of 4.
+    """
+    narrow, wide = (-(-len(queries) // width) * width for width in (_LANES, _LANES * _WIDE))
+    width = _LANES * (_WIDE if wide * _FASTER <= narrow else 1)
+    signed = torch.nn.functional.pad(queries, (0, 0, 0, -len(queries) % width)).to(torch.int8)
+    start = signed.sum(-1, dtype=torch.int32).mul_(-128)  # rows are unsigned, 128 more than they count
+    fours = signed.view(torch.int32).view(-1, width, queries.shape[1] // 4).transpose(1, 2)
+    return torch.cat([start.view(-1, 1, width), fours], 1)
+
+
+def products(
+    codes: UInt8[Tensor, "rows d"], panels: Int32[Tensor, "panels steps width"], out: Int32[Tensor, "rows columns"]
+) -> None:
+    """Products of unsigned bytes, less 128, with packed queries.
+
+    Args:
+        codes: Whole groups of 16 rows.
+        panels: Queries, as `pack` has them.
+        out: Filled; as many columns as all panels are wide.
+    """
+    asked, groups = panels.numpy(), (codes.unflatten(0, (-1, GROUP)), out.unflatten(0, (-1, GROUP)))
+    _in_parts(lambda *some: _multiply(*(part.reshape(-1, part.shape[-1]) for part in some), asked), codes.numel(), *groups)
 
 
 def encode(
@@ -75,14 +140,7 @@ def encode(
         rest: Filled with the largest length of a group's rests.
     """
     shift = 128 if codes.dtype == torch.uint8 else 0
-    _in_threads(lambda *part: _encode(*part, mean.numpy(), shift), rows.numel(), rows, codes, scale, length, rest)
-
-
-def products(codes: UInt8[Tensor, "rows d"] | Int8[Tensor, "rows d"], queries: Float[Tensor, "q d"]) -> Float[Tensor, "rows q"]:
-    """Products of bytes with a few queries, as fast as the bytes can be read; summed in float32."""
-    found = torch.empty(len(codes), len(queries))
-    _in_threads(lambda rows, out: _products(rows, queries.numpy(), out), codes.numel(), codes, found)
-    return found
+    _in_parts(lambda *part: _encode(*part, mean.numpy(), shift), rows.numel(), rows, codes, scale, length, rest)
 
 
 def dots(
@@ -104,36 +162,19 @@ def dots(
     loop = {torch.float16: _dots_float16, torch.bfloat16: _dots_bfloat16, torch.float32: _dots_float32}[vectors.dtype]
     stored, asked = _as_array(vectors), queries.to(dtype).numpy()
     found = torch.empty(len(rows), dtype=dtype)
-    _in_threads(lambda *pairs: loop(stored, asked, *pairs), len(rows) * vectors.shape[1], rows, of, found)
+    _in_parts(lambda *pairs: loop(stored, asked, *pairs), len(rows) * vectors.shape[1], rows, of, found)
     return found
 
 
-def _in_threads(loop: Callable[..., Any], n_numbers: int, *split: Tensor) -> None:
+def _in_parts(loop: Callable[..., Any], n_numbers: int, *split: Tensor) -> None:
     """Call a loop with parts of the tensors, as many as there are threads where the work is worth that."""
     n_threads = _n_threads(n_numbers)
     parts = zip(*([part.numpy() for part in tensor.tensor_split(n_threads)] for tensor in split), strict=True)
-    _map(lambda some: loop(*some), parts)
+    in_threads(lambda some: loop(*some), parts)
 
 
 def _n_threads(n_numbers: int) -> int:
     return max(1, min(torch.get_num_threads(), n_numbers // _A_THREAD))
-
-
-def _map(call: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
-    """Call with each part: the first of them here, the others in threads."""
-    first, *others = parts
-    waiting = [_threads(len(others)).submit(call, part) for part in others]
-    return [call(first), *(one.result() for one in waiting)]
-
-
-@cache
-def _threads(n_threads: int) -> ThreadPoolExecutor:
-    """Kept, since new threads have no memory of their own yet and are slow at first."""
-    return ThreadPoolExecutor(n_threads, thread_name_prefix="search")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not come along
 
 
 def _as_array(tensor: Tensor) -> np.ndarray:
@@ -194,6 +235,37 @@ def _reach_bfloat16(raw, least, group, n_rows, rows, queries, values):
 
 
 @_loop
+def _reach_products(codes, panels, least, n_rows, rows, queries, values):
+    sums = np.empty((GROUP, len(panels) * panels.shape[2]), np.int32)
+    count, room = 0, len(rows)
+    for first in range(0, n_rows, GROUP):
+        _multiply(codes[first : first + GROUP], sums, panels)
+        floor, here = least[first // GROUP : first // GROUP + 1], min(GROUP, n_rows - first)
+        more = _reach(sums, floor, GROUP, here, rows[count:], queries[count:], values[count:])
+        rows[count : count + more] += first
+        count += more
+        if count > room:
+            break
+    return count
+
+
+@_loop
+def _multiply(codes, sums, panels):
+    steps, width = panels.shape[1] - 1, panels.shape[2]
+    row_bytes, out_bytes, panel_bytes = codes.strides[0], sums.strides[0], panels.strides[0]
+    for panel in range(len(panels)):
+        start = panels.ctypes.data + panel * panel_bytes
+        if width > _LANES:
+            for row in range(0, len(codes), _SUMS // _WIDE):
+                at, out = codes.ctypes.data + row * row_bytes, sums.ctypes.data + row * out_bytes + 4 * panel * width
+                tile(_WIDE, at, row_bytes, start, steps, out, out_bytes)
+        else:
+            for row in range(0, len(codes), _SUMS):
+                at, out = codes.ctypes.data + row * row_bytes, sums.ctypes.data + row * out_bytes + 4 * panel * width
+                tile(1, at, row_bytes, start, steps, out, out_bytes)
+
+
+@_loop
 def _encode(rows, codes, scale, length, rest, mean, shift):
     centered = np.empty(rows.shape[1:], np.float32)
     for group in range(len(rows)):
@@ -241,16 +313,6 @@ def _rest(numbers, inverse, shift, codes):
         rest = numbers[i] * inverse - np.float32(np.int32(codes[i]) - shift)
         squares += rest * rest
     return squares
-
-
-@_loop
-def _products(codes, queries, found):
-    for row in range(len(codes)):
-        for query in range(len(queries)):
-            total = np.float32(0)
-            for i in range(queries.shape[1]):
-                total += np.float32(codes[row, i]) * queries[query, i]
-            found[row, query] = total
 
 
 @_loop

@@ -6,7 +6,7 @@ anew by `search`. `codes` gives such scores from one or two bytes a number.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -15,10 +15,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 AtLeast = Callable[[Int[Tensor, " pairs"], Int[Tensor, " pairs"]], Float[Tensor, " pairs"]]
+Reaching = Callable[[Float[Tensor, "groups q"], int], tuple[Tensor, Tensor, Tensor] | None]
 GROUP = 16
 _CROWD = 4  # times k groups of a chunk that may hold near rows of a query: it pays to raise the threshold first
 _WORTH_COMPILING = 1024  # rows of a chunk
-_LATER = 3  # the threshold is raised again when so many times the rows have been seen
+LATER = 3  # the threshold is raised again when so many times the rows have been seen
 
 
 def compiled_loops(device: torch.device, n_rows: int) -> Any:
@@ -51,11 +52,10 @@ class Scratch:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Approximate similarities of a chunk of rows to queries: `offset + unit * (scale * (raw ± coded) ± uncoded)`.
+class Bounds:
+    """What raw scores of a chunk of rows say of similarities to queries: `offset + unit * (scale * (raw ± coded) ± uncoded)`.
 
     Attributes:
-        raw: Any number type; the number of rows is a multiple of 16. The last rows and columns may be made up.
         scale: Of each group of 16 rows, above 0; None: 1.
         coded: Most that the raw scores of a query can be off.
         uncoded: Most that they are off by what does not shrink with the scale.
@@ -64,7 +64,6 @@ class Scores:
         rounding: What `raw` may be off besides, as a share of itself and of what it should be; only where the scale is None.
     """
 
-    raw: Int[Tensor, "rows columns"] | Float[Tensor, "rows columns"]
     scale: Float[Tensor, " groups"] | None
     coded: Float[Tensor, " q"]
     uncoded: Float[Tensor, " q"]
@@ -94,6 +93,17 @@ class Scores:
         raw = raw.float()
         most = torch.add(raw, raw.abs(), alpha=self.rounding) + (self.coded + self.uncoded)[:, None]
         return torch.addcmul(self.offset[:, None], self.unit[:, None], most)
+
+
+@dataclass(frozen=True)
+class Scores(Bounds):
+    """Approximate similarities of a chunk of rows to queries.
+
+    Attributes:
+        raw: Any number type; the number of rows is a multiple of 16. The last rows and columns may be made up.
+    """
+
+    raw: Int[Tensor, "rows columns"] | Float[Tensor, "rows columns"] = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,7 @@ class Candidates:
         k: How many are wanted.
         threshold: A similarity that k rows are known to reach, for each query; -inf while there are fewer.
         count: Number of pairs of a row and a query that are held.
+        n_seen: Number of rows that were looked at.
     """
 
     def __init__(self, k: int, n_queries: int, at_least: AtLeast, device: torch.device) -> None:
@@ -138,7 +149,7 @@ class Candidates:
         self._best = torch.full((n_queries, k), -torch.inf, device=device)
         self._held: list[Pairs] = []
         self._new: list[Pairs] = []  # held too; none of them has been scored by `at_least`
-        self._seen = self._raised = 0
+        self.n_seen = self._raised = 0
         self.count = 0
 
     def add(self, scores: Scores, first: int, last: int, *, most: float = 1.0, piece: int = 2**16) -> bool:
@@ -157,20 +168,49 @@ class Candidates:
         n_groups = len(scores.raw) // GROUP * len(self.threshold)
         most_groups = int(most * n_groups)
         few = min(_CROWD * self.k * len(self.threshold), most_groups)
-        all_reach = not self._seen and n_groups > few  # nothing is known yet
+        all_reach = not self.n_seen and n_groups > few  # nothing is known yet
         pairs = None if all_reach else self._reaching(scores, first, last, few, piece)
         if pairs is None:
             self._raise_by_groups(scores, first, last)
             pairs = self._reaching(scores, first, last, most_groups, piece)
         if pairs is None:
             return False
+        self._keep(pairs, last - first)
+        return True
+
+    def add_as_made(self, bounds: Bounds, reaching: Reaching, first: int, last: int, *, most: float) -> bool:
+        """As `add`, for scores that are looked at as they are made.
+
+        Args:
+            bounds: Of the scores of the rows `first` to `last`.
+            reaching: Rows, counted from `first` on, and queries whose raw score reaches a least one of each group, and these
+                scores; None where there are more than a number of pairs.
+            first: Row number of the chunk's first row.
+            last: Row number past the chunk's last row.
+            most: Give up, and add nothing, where more rows than this may reach the threshold for each group and query.
+        """
+        least = bounds.least(self.threshold)
+        pairs = self._pairs(bounds, reaching(least, int(most * least.numel())), first)
+        if pairs is None:
+            return False
+        self._keep([pairs], last - first)
+        return True
+
+    def _keep(self, pairs: list[Pairs], n_rows: int) -> None:
         self._new += pairs
         self.count += sum(len(part.rows) for part in pairs)
-        self._seen += last - first
-        if self._seen > _LATER * self._raised:
+        self.n_seen += n_rows
+        if self.n_seen > LATER * self._raised:
             self._raise_by_pairs()
-            self._raised = self._seen
-        return True
+            self._raised = self.n_seen
+
+    @staticmethod
+    def _pairs(bounds: Bounds, found: tuple[Tensor, Tensor, Tensor] | None, first: int) -> Pairs | None:
+        if found is None:
+            return None
+        rows, queries, raw = found
+        middle, error = bounds.similarity(raw, rows // GROUP, queries)
+        return Pairs(first + rows, queries, middle, middle + error)
 
     def _reaching(self, scores: Scores, first: int, last: int, most_groups: int, piece: int) -> list[Pairs] | None:
         """The pairs of a chunk that may reach the threshold; None where they are in more than so many groups."""
@@ -180,11 +220,8 @@ class Candidates:
             n_groups, every = len(scores.raw) // GROUP, (last - first) * n_queries
             room = every if most_groups >= n_groups * n_queries else min(2 * most_groups, every)
             found = loops.reach(scores.raw, least, GROUP if len(least) > 1 else len(scores.raw), last - first, room)
-            if found is None:
-                return None
-            rows, queries, raw = found
-            middle, error = scores.similarity(raw, rows // GROUP, queries)
-            return [Pairs(first + rows, queries, middle, middle + error)]
+            pairs = self._pairs(scores, found, first)
+            return None if pairs is None else [pairs]
         cells = _true_cells(_highest(scores)[:, :n_queries] >= least)
         if len(cells) > most_groups:
             return None

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from tl_latentlens.codes import Codes, byte_codes, fast_codes
 from tl_latentlens.device import as_device
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.geometry import Affine, hubness
-from tl_latentlens.preselect import GROUP, Candidates, Scores, Scratch, compiled_loops
+from tl_latentlens.preselect import GROUP, LATER, Candidates, Scores, Scratch, compiled_loops
 from tl_latentlens.ranking import TopK, rank_together
 from tl_latentlens.shortlist import WIDE, Shortlist
 
@@ -36,10 +36,12 @@ _LARGEST_TOLERANCE = max(_UNIT_TOLERANCE.values())
 _NOTHING_LEFT = 1e-6  # of a row's length: what is less than that after centring is rounding
 _FEW_ROWS = 4096  # not worth codes of their own
 _TOO_MANY = 0.125  # of a chunk's groups left over by the codes: a float32 pass over the chunk costs less than scoring them
+_TOO_MANY_SEEN = 0.5  # rows left over for each group and query, where scores are looked at as they are made
 _CPU_CHUNK = 2**25  # working memory of a chunk whose scores, a quarter of it, stay in a CPU's caches
 _CPU_PAIRS = 2**17  # numbers of rows to multiply with queries at once: so they stay there too
+_FIRST = 2**14  # rows that are looked at before any similarity is known
 _SAMPLE = 2**14  # rows whose mean is taken away before rounding to codes
-_SCORE, _CANDIDATE = 16, 64  # most bytes that a score takes, and one that makes its row a candidate
+_SEEN, _SCORE, _CANDIDATE = 4, 16, 64  # most bytes for a score that is seen as it is made, that is kept, that makes a candidate
 _SMALL = 2**16  # numbers that are divided by their length before a GPU has begun
 _AT_ONCE = frozenset({"cpu"})  # devices whose operators are done when they return
 _ENOUGH_TO_TELL = 32  # queries for which a shortlist did not do
@@ -140,11 +142,11 @@ class VectorSearch:
 
     def _choose_pass(self, dtype: str) -> torch.dtype:
         if dtype != "auto":
-            return byte_codes(self.device) if dtype == "int8" else DTYPES[dtype]
+            return byte_codes(self.device, len(self)) if dtype == "int8" else DTYPES[dtype]
         held = self._vectors.device == self.device
         if self.device.type != "cpu" and held:
             return self._vectors.dtype if self._vectors.dtype in DTYPES.values() else torch.float32
-        fast = fast_codes(self.device) if len(self) >= _FEW_ROWS else []
+        fast = fast_codes(self.device, len(self)) if len(self) >= _FEW_ROWS else []
         return next((kind for kind in fast if _fits(Codes.bytes(len(self), self.d, kind), self.device)), torch.float32)
 
     @property
@@ -184,18 +186,39 @@ class VectorSearch:
 
     def gather(self, found: Candidates, queries: Float[Tensor, "q d"], first: int, scratch: Scratch) -> Iterator[None]:
         """Look through the rows, which are `found` by numbers from `first` on; a chunk at each step."""
-        codes, piece = self._codes, max(1, self.memory_budget // 2**14)
-        encoded = None if codes is None else codes.encode(queries)
-        spans = [(0, len(self))] if codes is None else self._spans(0, len(self), 16 * max(len(queries), 8))
-        for start, end in spans:
-            if codes is not None and encoded is not None:
-                scores = codes.scores(encoded, start, end, scratch)
-                if found.add(scores, first + start, first + end, most=_TOO_MANY, piece=piece):
-                    yield
-                    continue
-            for at, until, part in self._parts(start, end, _CANDIDATE * len(queries)):
+        piece, n = max(1, self.memory_budget // 2**14), len(queries)
+
+        def by_floats(start: int, end: int) -> Iterator[None]:
+            for at, until, part in self._parts(start, end, _CANDIDATE * n):
                 found.add(self._float_scores(queries, part, at, until, scratch), first + at, first + until, piece=piece)
                 yield
+
+        if (codes := self._codes) is None:
+            yield from by_floats(0, len(self))
+            return
+        encoded = codes.encode(queries)
+
+        def by_codes(start: int, end: int) -> Iterator[None]:
+            for at, until in self._spans(start, end, _SCORE * max(n, 8)):
+                scores = codes.scores(encoded, at, until, scratch)
+                if found.add(scores, first + at, first + until, most=_TOO_MANY, piece=piece):
+                    yield
+                else:
+                    yield from by_floats(at, until)
+
+        def as_made(start: int, end: int) -> bool:
+            reaching, bounds = partial(codes.reaching, encoded, start, end), codes.bounds(encoded, start, end)
+            return found.add_as_made(bounds, reaching, first + start, first + end, most=_TOO_MANY_SEEN)
+
+        start, most = 0, self._step(_SEEN * max(n, 8))
+        while start < len(self):
+            step = max(LATER * found.n_seen // GROUP * GROUP, _FIRST)
+            end = min(start + min(step, most), len(self)) if codes.seen_as_made else len(self)
+            if codes.seen_as_made and found.n_seen and as_made(start, end):
+                yield
+            else:
+                yield from by_codes(start, end)
+            start = end
 
     def scores(
         self, queries: Float[Tensor, "q d"], rows: Int[Tensor, " pairs"], of: Int[Tensor, " pairs"], dtype: torch.dtype
@@ -365,7 +388,7 @@ class VectorSearch:
         if len(raw) % WIDE:
             raw = torch.nn.functional.pad(raw, (0, 0, 0, -len(raw) % WIDE), value=-torch.inf)
         none = torch.zeros_like(error)
-        return Scores(raw, None, none, error, torch.ones_like(error), none, rounding)
+        return Scores(None, none, error, torch.ones_like(error), none, rounding, raw=raw)
 
     def _multiply(
         self, part: Float[Tensor, "rows d"], queries: Float[Tensor, "q d"], scratch: Scratch
@@ -418,10 +441,13 @@ class VectorSearch:
 
     def _spans(self, first: int, last: int, a_row: int) -> list[tuple[int, int]]:
         """Chunks of rows that take half the memory budget, at `a_row` bytes each; whole groups of rows, at least one."""
+        step = self._step(a_row)
+        return [(start, min(start + step, last)) for start in range(first, last, step)]
+
+    def _step(self, a_row: int) -> int:
         most = self.memory_budget // 2
         step = (min(most, _CPU_CHUNK) if self.device.type == "cpu" else most) // a_row
-        step = max(GROUP, step // WIDE * WIDE)
-        return [(start, min(start + step, last)) for start in range(first, last, step)]
+        return max(GROUP, step // WIDE * WIDE)
 
 
 @cache
