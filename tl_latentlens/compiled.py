@@ -23,7 +23,7 @@ _A_THREAD = 2**17  # numbers that are worth a thread
 _BLOCK = 128  # scores that are looked at at once
 _LINE = 32  # numbers of two bytes that memory brings at once
 _AHEAD = 2  # rows that are on their way while one is multiplied
-_LANES, _WIDE, _SUMS, LEVELS = (0, 1, 1, 0) if INSTRUCTIONS is None else list(vars(INSTRUCTIONS).values())[:4]
+_LANES, _WIDE, _SUMS, LEVELS = INSTRUCTIONS.lanes, INSTRUCTIONS.wide, INSTRUCTIONS.sums, INSTRUCTIONS.levels
 _FASTER = 0.75  # a narrow tile's speed, as a share of a wide one's
 
 

@@ -24,7 +24,7 @@ class Instructions:
         lanes: Sums in a register.
         wide: Registers of queries in a tile that is wide; it reads less for each product.
         sums: Registers of sums in a tile.
-        levels: Most that a signed byte may be, so that no sum of products is cut off on the way.
+        levels: Most that a signed byte may be, so that no sum of products is cut off on the way; 0: there are no instructions.
         add: Adds the products of four unsigned bytes with four signed ones to each lane of the sums.
     """
 
@@ -56,15 +56,15 @@ def _by_avx2(builder: Any, sums: Any, unsigned: Any, signed: Any) -> Any:
     return builder.add(sums, _call(builder, "llvm.x86.avx2.pmadd.wd", sums.type, pairs, ones))
 
 
-def _of_processor() -> Instructions | None:
-    """The best that numba compiles for here; None where there are none of them."""
+def _of_processor() -> Instructions:
+    """The best that numba compiles for here."""
     target: Any = cpu_target.target_context
     features = set(target.codegen().magic_tuple()[2].split(","))
     if "+avx512vnni" in features:
         return Instructions(16, 4, 16, 127, _by_avx512_vnni)
     if "+avxvnni" in features:
         return Instructions(8, 2, 8, 127, _by_avx_vnni)
-    return Instructions(8, 2, 8, 64, _by_avx2) if "+avx2" in features else None
+    return Instructions(8, 2, 8, 64 if "+avx2" in features else 0, _by_avx2)
 
 
 INSTRUCTIONS = _of_processor()
@@ -82,7 +82,6 @@ def _tile(_: Any, registers: Any, rows: Any, row_bytes: Any, panel: Any, steps: 
         out: Address of the first row's sums, int32.
         out_bytes: From a row's sums to the next row's.
     """
-    assert INSTRUCTIONS is not None
     lanes, width, add = INSTRUCTIONS.lanes, registers.literal_value, INSTRUCTIONS.add
     height = INSTRUCTIONS.sums // width
     vector = ir.VectorType(_INT, lanes)
