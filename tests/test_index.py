@@ -292,7 +292,7 @@ def test_banks_of_different_models_are_refused(bank: tll.Bank, folder: Path) -> 
 def test_queries_that_cannot_be_compared(index: tll.ContextualIndex, value: float, kind: str) -> None:
     vectors = queries(2, 3, 256)
     vectors[1, 2] = value
-    with pytest.raises(tll.InvalidInputError, match=rf"1 queries cannot be compared: the query at index \(1, 2\) is {kind}"):
+    with pytest.raises(tll.InvalidInputError, match=rf"1 of \d+ queries cannot be .*: the query at index \(1, 2\) is {kind}"):
         index.search(vectors)
 
 
@@ -475,7 +475,7 @@ def test_center_writing_names_a_query_that_is_nothing_but_its_mean(written_banks
     index = tll.ContextualIndex(written_banks["raw", "float16"], NAMES, device="cpu", transform="center_writing")
     vectors = queries(2, 3, 256)
     vectors[1, 0] = 0.3
-    with pytest.raises(tll.InvalidInputError, match=r"1 queries cannot be compared: the query at index \(1, 0\) is zero"):
+    with pytest.raises(tll.InvalidInputError, match=r"1 of \d+ queries cannot be .*: the query at index \(1, 0\) is zero"):
         index.search(vectors)
 
 

@@ -474,7 +474,7 @@ def test_query_that_is_nothing_but_its_mean_is_named(constant: float, rounding: 
     queries = queries_of(2, 3, d).double()
     queries[1, 2] = constant
     queries[1, 2, ::2] *= 1 + rounding
-    expected = r"the query at index \(1, 2\) is zero" if d > 1 else r"6 queries cannot be compared: .* is zero"
+    expected = r"the query at index \(1, 2\) is zero" if d > 1 else r"6 of \d+ queries cannot be compared: .* is zero"
     with pytest.raises(InvalidInputError, match=expected):
         search.top_k(queries, 3)
 
@@ -482,7 +482,7 @@ def test_query_that_is_nothing_but_its_mean_is_named(constant: float, rounding: 
 def test_nan_in_a_query_is_named_without_its_mean_too() -> None:
     queries = queries_of(3, 8)
     queries[2, 5] = float("nan")
-    with pytest.raises(InvalidInputError, match=r"1 queries cannot be compared: the query at index \(2,\) is NaN or inf"):
+    with pytest.raises(InvalidInputError, match=r"1 of \d+ queries cannot be .*: the query at index \(2,\) is NaN or inf"):
         VectorSearch(queries_of(9, 8), "cpu", remove_means=True).top_k(queries, 3)
 
 
@@ -764,7 +764,7 @@ def test_chunks_cover_the_rows_once_and_fit_the_budget(n: int, budget: int, a_ro
 def test_query_with_nan_or_inf_is_named(search: VectorSearch, bad: float) -> None:
     queries = queries_of(2, 3, 6)
     queries[1, 2, 4] = bad
-    with pytest.raises(InvalidInputError, match=r"1 queries cannot be compared: the query at index \(1, 2\) is NaN or inf"):
+    with pytest.raises(InvalidInputError, match=r"1 of \d+ queries cannot be .*: the query at index \(1, 2\) is NaN or inf"):
         search.top_k(queries, 3)
     with pytest.raises(InvalidInputError, match=r"the query at index \(2,\) is NaN or inf"):
         search.top_k(queries[1].numpy(), 3)
@@ -776,7 +776,7 @@ def test_query_of_length_zero_is_named(search: VectorSearch) -> None:
     queries = queries_of(4, 6)
     queries[2] = 0
     queries[3] = 0
-    with pytest.raises(InvalidInputError, match=r"2 queries cannot be compared: the query at index \(2,\) is zero"):
+    with pytest.raises(InvalidInputError, match=r"2 of \d+ queries cannot be .*: the query at index \(2,\) is zero"):
         search.top_k(queries, 3)
 
 

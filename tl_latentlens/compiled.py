@@ -23,8 +23,7 @@ _A_THREAD = 2**17  # numbers that are worth a thread
 _BLOCK = 128  # scores that are looked at at once
 _LINE = 32  # numbers of two bytes that memory brings at once
 _AHEAD = 2  # rows that are on their way while one is multiplied
-_LANES, _WIDE, _SUMS, LEVELS = INSTRUCTIONS.lanes, INSTRUCTIONS.wide, INSTRUCTIONS.sums, INSTRUCTIONS.levels
-_FASTER = 0.75  # a narrow tile's speed, as a share of a wide one's
+_LANES, _ROWS, LEVELS = INSTRUCTIONS.lanes, INSTRUCTIONS.rows, INSTRUCTIONS.levels
 
 
 def reach(
@@ -51,7 +50,7 @@ def reach(
 
 def reach_products(
     codes: UInt8[Tensor, "rows d"],
-    panels: Int32[Tensor, "panels steps width"],
+    panels: Int32[Tensor, "panels steps lanes"],
     least: Float[Tensor, "groups q"],
     n_rows: int,
     room: int,
@@ -93,22 +92,20 @@ def _reaching(
     return rows.long(), queries.long(), values
 
 
-def pack(queries: Float[Tensor, "q d"]) -> Int32[Tensor, "panels steps width"]:
+def pack(queries: Float[Tensor, "q d"]) -> Int32[Tensor, "panels steps lanes"]:
     """Queries as tiles read them: what sums start with, then four bytes of each query at every step.
 
     Args:
         queries: Whole numbers from -LEVELS to LEVELS; d is a multiple of 4.
     """
-    narrow, wide = (-(-len(queries) // width) * width for width in (_LANES, _LANES * _WIDE))
-    width = _LANES * (_WIDE if wide * _FASTER <= narrow else 1)
-    signed = torch.nn.functional.pad(queries, (0, 0, 0, -len(queries) % width)).to(torch.int8)
+    signed = torch.nn.functional.pad(queries, (0, 0, 0, -len(queries) % _LANES)).to(torch.int8)
     start = signed.sum(-1, dtype=torch.int32).mul_(-128)  # rows are unsigned, 128 more than they count
-    fours = signed.view(torch.int32).view(-1, width, queries.shape[1] // 4).transpose(1, 2)
-    return torch.cat([start.view(-1, 1, width), fours], 1)
+    fours = signed.view(torch.int32).view(-1, _LANES, queries.shape[1] // 4).transpose(1, 2)
+    return torch.cat([start.view(-1, 1, _LANES), fours], 1)
 
 
 def products(
-    codes: UInt8[Tensor, "rows d"], panels: Int32[Tensor, "panels steps width"], out: Int32[Tensor, "rows columns"]
+    codes: UInt8[Tensor, "rows d"], panels: Int32[Tensor, "panels steps lanes"], out: Int32[Tensor, "rows columns"]
 ) -> None:
     """Products of unsigned bytes, less 128, with packed queries.
 
@@ -118,7 +115,12 @@ def products(
         out: Filled; as many columns as all panels are wide.
     """
     asked, groups = panels.numpy(), (codes.unflatten(0, (-1, GROUP)), out.unflatten(0, (-1, GROUP)))
-    _in_parts(lambda *some: _multiply(*(part.reshape(-1, part.shape[-1]) for part in some), asked), codes.numel(), *groups)
+
+    def part(*some: np.ndarray) -> None:
+        rows, sums = (one.reshape(-1, one.shape[-1]) for one in some)
+        _products(rows, asked, sums)
+
+    _in_parts(part, codes.numel() * len(panels), *groups)
 
 
 def encode(
@@ -236,33 +238,34 @@ def _reach_bfloat16(raw, least, group, n_rows, rows, queries, values):
 
 @_loop
 def _reach_products(codes, panels, least, n_rows, rows, queries, values):
-    sums = np.empty((GROUP, len(panels) * panels.shape[2]), np.int32)
-    count, room = 0, len(rows)
-    for first in range(0, n_rows, GROUP):
-        _multiply(codes[first : first + GROUP], sums, panels)
-        floor, here = least[first // GROUP : first // GROUP + 1], min(GROUP, n_rows - first)
-        more = _reach(sums, floor, GROUP, here, rows[count:], queries[count:], values[count:])
-        rows[count : count + more] += first
-        count += more
+    n_queries, count, room = least.shape[1], 0, len(rows)
+    sums, highest = np.empty((_ROWS, len(panels) * _LANES), np.int32), np.empty(len(panels) * _LANES, np.int32)
+    for first in range(0, n_rows, _ROWS):
+        _multiply(codes[first : first + _ROWS], panels, sums, highest)
+        floor = least[first // GROUP : first // GROUP + 1]
+        if _hits(highest[:n_queries], floor[0]):
+            here = min(_ROWS, n_rows - first)
+            more = _reach(sums, floor, GROUP, here, rows[count:], queries[count:], values[count:])
+            rows[count : count + more] += first
+            count += more
         if count > room:
             break
     return count
 
 
 @_loop
-def _multiply(codes, sums, panels):
-    steps, width = panels.shape[1] - 1, panels.shape[2]
-    row_bytes, out_bytes, panel_bytes = codes.strides[0], sums.strides[0], panels.strides[0]
+def _multiply(codes, panels, sums, highest):
+    steps, panel_bytes, row_bytes, sum_bytes = panels.shape[1] - 1, panels.strides[0], codes.strides[0], sums.strides[0]
     for panel in range(len(panels)):
-        start = panels.ctypes.data + panel * panel_bytes
-        if width > _LANES:
-            for row in range(0, len(codes), _SUMS // _WIDE):
-                at, out = codes.ctypes.data + row * row_bytes, sums.ctypes.data + row * out_bytes + 4 * panel * width
-                tile(_WIDE, at, row_bytes, start, steps, out, out_bytes)
-        else:
-            for row in range(0, len(codes), _SUMS):
-                at, out = codes.ctypes.data + row * row_bytes, sums.ctypes.data + row * out_bytes + 4 * panel * width
-                tile(1, at, row_bytes, start, steps, out, out_bytes)
+        start, column = panels.ctypes.data + panel * panel_bytes, 4 * _LANES * panel
+        tile(codes.ctypes.data, row_bytes, start, steps, sums.ctypes.data + column, sum_bytes, highest.ctypes.data + column)
+
+
+@_loop
+def _products(codes, panels, sums):
+    highest = np.empty(sums.shape[1], np.int32)
+    for first in range(0, len(codes), _ROWS):
+        _multiply(codes[first : first + _ROWS], panels, sums[first : first + _ROWS], highest)
 
 
 @_loop

@@ -36,10 +36,10 @@ _LARGEST_TOLERANCE = max(_UNIT_TOLERANCE.values())
 _NOTHING_LEFT = 1e-6  # of a row's length: what is less than that after centring is rounding
 _FEW_ROWS = 4096  # not worth codes of their own
 _TOO_MANY = 0.125  # of a chunk's groups left over by the codes: a float32 pass over the chunk costs less than scoring them
-_TOO_MANY_SEEN = 0.5  # rows left over for each group and query, where scores are looked at as they are made
+_TOO_MANY_SEEN = 0.05, 0.5  # rows left over for each group and query, where scores are seen as they are made: at first, later
 _CPU_CHUNK = 2**25  # working memory of a chunk whose scores, a quarter of it, stay in a CPU's caches
 _CPU_PAIRS = 2**17  # numbers of rows to multiply with queries at once: so they stay there too
-_FIRST = 2**14  # rows that are looked at before any similarity is known
+_FIRST = 2**14  # rows that are looked at first, to know what similarities are near
 _SAMPLE = 2**14  # rows whose mean is taken away before rounding to codes
 _SEEN, _SCORE, _CANDIDATE = 4, 16, 64  # most bytes for a score that is seen as it is made, that is kept, that makes a candidate
 _SMALL = 2**16  # numbers that are divided by their length before a GPU has begun
@@ -207,12 +207,13 @@ class VectorSearch:
                     yield from by_floats(at, until)
 
         def as_made(start: int, end: int) -> bool:
+            most = _TOO_MANY_SEEN[start > 0]
             reaching, bounds = partial(codes.reaching, encoded, start, end), codes.bounds(encoded, start, end)
-            return found.add_as_made(bounds, reaching, first + start, first + end, most=_TOO_MANY_SEEN)
+            return found.add_as_made(bounds, reaching, first + start, first + end, most=most)
 
         start, most = 0, self._step(_SEEN * max(n, 8))
         while start < len(self):
-            step = max(LATER * found.n_seen // GROUP * GROUP, _FIRST)
+            step = max(LATER * start, _FIRST)
             end = min(start + min(step, most), len(self)) if codes.seen_as_made else len(self)
             if codes.seen_as_made and found.n_seen and as_made(start, end):
                 yield
@@ -534,5 +535,7 @@ def unit_queries(
         bad = ~good[..., 0]
         where = tuple(torch.nonzero(bad)[0].tolist())
         kind = "zero" if bool((lengths[..., 0] == 0)[where]) else "NaN or inf"
-        raise InvalidInputError(f"{int(bad.sum())} queries cannot be compared: the query at index {where} is {kind}")
+        raise InvalidInputError(
+            f"{int(bad.sum())} of {bad.numel()} queries cannot be compared: the query at index {where} is {kind}"
+        )
     return (exact / lengths).float().to(device)

@@ -5,6 +5,7 @@ A tile holds the sums of some rows with some queries in registers; at each step 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from llvmlite import ir
@@ -21,16 +22,14 @@ class Instructions:
     """What a processor multiplies bytes with.
 
     Attributes:
-        lanes: Sums in a register.
-        wide: Registers of queries in a tile that is wide; it reads less for each product.
-        sums: Registers of sums in a tile.
+        lanes: Sums in a register, each of another query.
+        rows: Rows of a tile, each with a register.
         levels: Most that a signed byte may be, so that no sum of products is cut off on the way; 0: there are no instructions.
         add: Adds the products of four unsigned bytes with four signed ones to each lane of the sums.
     """
 
     lanes: int
-    wide: int
-    sums: int
+    rows: int
     levels: int
     add: Callable[[Any, Any, Any, Any], Any]
 
@@ -61,65 +60,58 @@ def _of_processor() -> Instructions:
     target: Any = cpu_target.target_context
     features = set(target.codegen().magic_tuple()[2].split(","))
     if "+avx512vnni" in features:
-        return Instructions(16, 4, 16, 127, _by_avx512_vnni)
+        return Instructions(16, 16, 127, _by_avx512_vnni)
     if "+avxvnni" in features:
-        return Instructions(8, 2, 8, 127, _by_avx_vnni)
-    return Instructions(8, 2, 8, 64 if "+avx2" in features else 0, _by_avx2)
+        return Instructions(8, 8, 127, _by_avx_vnni)
+    return Instructions(8, 8, 64 if "+avx2" in features else 0, _by_avx2)
 
 
 INSTRUCTIONS = _of_processor()
 
 
-def _tile(_: Any, registers: Any, rows: Any, row_bytes: Any, panel: Any, steps: Any, out: Any, out_bytes: Any) -> Any:
+def _tile(_: Any, rows: Any, row_bytes: Any, panel: Any, steps: Any, sums: Any, sum_bytes: Any, highest: Any) -> Any:
     """Sums of products of a tile's rows and queries; asks memory for the bytes of the rows that come 32 rows on.
 
     Args:
-        registers: Of queries; a literal.
         rows: Address of the first row's bytes, unsigned.
         row_bytes: From a row to the next.
         panel: Address of what sums start with, one for each query, then of four signed bytes of each query for every step.
         steps: How many times four bytes there are.
-        out: Address of the first row's sums, int32.
-        out_bytes: From a row's sums to the next row's.
+        sums: Address of the first row's sums, int32.
+        sum_bytes: From a row's sums to the next row's.
+        highest: Address of the largest sum of each query.
     """
-    lanes, width, add = INSTRUCTIONS.lanes, registers.literal_value, INSTRUCTIONS.add
-    height = INSTRUCTIONS.sums // width
-    vector = ir.VectorType(_INT, lanes)
+    vector = ir.VectorType(_INT, INSTRUCTIONS.lanes)
+    undefined, zeros = ir.Constant(vector, ir.Undefined), ir.Constant(vector, None)
 
     def at(builder: Any, address: Any, kind: Any) -> Any:
         return builder.inttoptr(address, kind.as_pointer())
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, rows, row_bytes, panel, steps, out, out_bytes = arguments
-
-        def vectors_at(address: Any) -> list[Any]:
-            places = [builder.add(address, _LONG(4 * lanes * place)) for place in range(width)]
-            return [builder.load(at(builder, place, vector), align=4) for place in places]
-
-        first = vectors_at(panel)
-        sums = [[cgutils.alloca_once_value(builder, start) for start in first] for _ in range(height)]
+        rows, row_bytes, panel, steps, sums, sum_bytes, highest = arguments
+        start = builder.load(at(builder, panel, vector), align=4)
+        totals = [cgutils.alloca_once_value(builder, start) for _ in range(INSTRUCTIONS.rows)]
         ahead = builder.add(rows, builder.mul(row_bytes, _LONG(32)))
         with cgutils.for_range(builder, steps) as loop:
             line = at(builder, builder.add(ahead, builder.mul(loop.index, _LONG(_LINE))), _BYTE)
             _call(builder, "llvm.prefetch.p0", ir.VoidType(), line, _INT(0), _INT(3), _INT(1))
-            step = builder.add(loop.index, _LONG(1))
-            queries = vectors_at(builder.add(panel, builder.mul(step, _LONG(4 * lanes * width))))
+            step = builder.mul(builder.add(loop.index, _LONG(1)), _LONG(4 * INSTRUCTIONS.lanes))
+            queries = builder.load(at(builder, builder.add(panel, step), vector), align=4)
             place = builder.add(rows, builder.mul(loop.index, _LONG(4)))
-            for row in sums:
+            for total in totals:
                 four = builder.load(at(builder, place, _INT), align=1)
-                one = builder.insert_element(ir.Constant(vector, ir.Undefined), four, _INT(0))
-                every = builder.shuffle_vector(one, one, ir.Constant(vector, None))
-                for total, query in zip(row, queries, strict=True):
-                    builder.store(add(builder, builder.load(total), every, query), total)
+                every = builder.shuffle_vector(builder.insert_element(undefined, four, _INT(0)), undefined, zeros)
+                builder.store(INSTRUCTIONS.add(builder, builder.load(total), every, queries), total)
                 place = builder.add(place, row_bytes)
-        for row in sums:
-            for place, total in enumerate(row):
-                address = builder.add(out, _LONG(4 * lanes * place))
-                builder.store(builder.load(total), at(builder, address, vector), align=4)
-            out = builder.add(out, out_bytes)
+        found = [builder.load(total) for total in totals]
+        for total in found:
+            builder.store(total, at(builder, sums, vector), align=4)
+            sums = builder.add(sums, sum_bytes)
+        most = reduce(lambda one, other: builder.select(builder.icmp_signed(">", one, other), one, other), found)
+        builder.store(most, at(builder, highest, vector), align=4)
         return context.get_dummy_value()
 
-    return types.void(registers, *[types.intp] * 6), generate
+    return types.void(*[types.intp] * 7), generate
 
 
-tile: Any = intrinsic(prefer_literal=True)(_tile)
+tile: Any = intrinsic(_tile)
