@@ -16,7 +16,17 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "transformer-lens", "transformers", "numpy", "faiss-cpu", "faiss-gpu", "latentlens", "tl-latentlens")
+PACKAGES = (
+    "torch",
+    "transformer-lens",
+    "transformers",
+    "numpy",
+    "numba",
+    "faiss-cpu",
+    "faiss-gpu",
+    "latentlens",
+    "tl-latentlens",
+)
 
 
 @dataclass(frozen=True)
@@ -178,7 +188,9 @@ def environment() -> str:
     """The machine and the packages that a result was measured with, one a line."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    lines = [f"CPU {_cpu()}, {torch.get_num_threads()} threads; {memory / 1e9:,.0f} GB memory; GPU {gpu}"]
+    lines = [
+        f"CPU {_cpu()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads; {memory / 1e9:,.0f} GB memory; GPU {gpu}"
+    ]
     return "\n".join([*lines, f"Python {platform.python_version()}, {', '.join(_versions(PACKAGES))}"])
 
 
