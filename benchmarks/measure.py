@@ -188,9 +188,8 @@ def environment() -> str:
     """The machine and the packages that a result was measured with, one a line."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    lines = [
-        f"CPU {_cpu()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads; {memory / 1e9:,.0f} GB memory; GPU {gpu}"
-    ]
+    cpu = f"{_cpu()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    lines = [f"CPU {cpu}; {memory / 1e9:,.0f} GB memory; GPU {gpu}"]
     return "\n".join([*lines, f"Python {platform.python_version()}, {', '.join(_versions(PACKAGES))}"])
 
 

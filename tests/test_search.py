@@ -497,6 +497,26 @@ def test_means_and_a_center_taken_away_together(dtype: str) -> None:
     check_without_means(search.top_k(queries, 5), vectors, queries, 5, center)
 
 
+@both
+@pytest.mark.parametrize("dtype", PASSES)
+@pytest.mark.parametrize("budget", [3000, 2**28])
+def test_means_taken_away_before_weights_and_directions(dtype: str, budget: int) -> None:
+    generator = torch.Generator().manual_seed(23)
+    vectors = torch.randn(3000, 48, generator=generator) + 2 * torch.rand(3000, 1, generator=generator)
+    weight, queries = 0.1 + torch.rand(48, generator=generator), torch.randn(20, 48, generator=generator)
+    removed = torch.linalg.qr(torch.randn(48, 3, generator=generator)).Q.T
+    search = VectorSearch(
+        vectors, "cpu", dtype, weight=weight, removed=removed, remove_means=True, unit_length=False, memory_budget=budget
+    )
+    found = search.top_k(queries, 5)
+    units = unit(vectors.double().numpy())
+    rows = (units - units.mean(-1, keepdims=True)) * weight.double().numpy()
+    rows = unit(rows - rows @ removed.double().numpy().T @ removed.double().numpy())
+    exact = unit(without_means(queries.double().numpy())) @ rows.T
+    assert np.array_equal(found.rows.numpy(), np.argsort(-exact, axis=-1, kind="stable")[:, :5])
+    np.testing.assert_allclose(found.similarities.numpy(), -np.sort(-exact, axis=-1)[:, :5], atol=1e-6)
+
+
 # ------------------------------------------------------------------------------------------- shapes and kinds of input
 
 

@@ -53,7 +53,7 @@ def _multiplies_unsigned() -> bool:
     signed = torch.full((8, 64), _UNSIGNED_LEVELS, dtype=torch.int8)
     signed[::2] *= -1
     try:
-        product = _unsigned_product(codes, _packed(signed), torch.zeros(8))
+        product = _unsigned_product(codes, _packed(signed), torch.zeros(8, dtype=torch.float32))
     except (AttributeError, RuntimeError, TypeError):  # a torch whose operator is another, or that was built without it
         return False
     return torch.equal(product, codes.float() @ signed.float().T)
@@ -66,7 +66,7 @@ def _packed(signed: Int[Tensor, "q d"]) -> Tensor:
 
 def _unsigned_product(codes: UInt8[Tensor, "rows d"], packed: Tensor, bias: Float[Tensor, " q"]) -> Float[Tensor, "rows q"]:
     """Products of unsigned bytes with packed signed ones, plus a number for each of these; sums are of integers."""
-    one, zero = torch.ones(1), torch.zeros(1, dtype=torch.int64)
+    one, zero = torch.ones(1, dtype=torch.float32), torch.zeros(1, dtype=torch.int64)
     return torch.ops.onednn.qlinear_pointwise(codes, 1.0, 0, packed, one, zero, bias, 1.0, 0, torch.float32, "none", [], "")
 
 
@@ -120,8 +120,8 @@ class Codes:
         self._unsigned = dtype == torch.uint8
         self._tiles = _tiles(device, n) if self._unsigned else None
         self.seen_as_made = self._tiles is not None
-        self._scale = None if dtype == torch.bfloat16 else torch.empty(padded // GROUP, device=device)
-        self._length, self._rest = (torch.empty(padded // GROUP, device=device) for _ in range(2))
+        scale, self._length, self._rest = (torch.empty(padded // GROUP, dtype=torch.float32, device=device) for _ in range(3))
+        self._scale = None if dtype == torch.bfloat16 else scale
 
     def put(self, first: int, rows: Float[Tensor, "rows d"]) -> None:
         """Encode the rows from `first` (a multiple of 16) on: as they are compared, of length 1 or 0, float32."""

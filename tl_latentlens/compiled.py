@@ -2,28 +2,87 @@
 
 torch parts each operator among threads that wait for one another, and where other processes take a core, a search of many
 small ones is mostly that wait. Products of bytes are looked at where they are made, 16 rows at a time, and are never all
-in memory; other products stay with torch.
+in memory; other products stay with torch. The instructions that processors have for products of bytes are written into the
+loops, here and in no other file, since numba looks at this one alone to tell whether what it kept is still right.
 """
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numba
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Int32, UInt8
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
 from torch import Tensor
 
 from tl_latentlens.preselect import GROUP
 from tl_latentlens.threads import in_threads
-from tl_latentlens.tiles import INSTRUCTIONS, tile
 
 _A_THREAD = 2**17  # numbers that are worth a thread
 _BLOCK = 128  # scores that are looked at at once
-_LINE = 32  # numbers of two bytes that memory brings at once
 _AHEAD = 2  # rows that are on their way while one is multiplied
-_LANES, _ROWS, LEVELS = INSTRUCTIONS.lanes, INSTRUCTIONS.rows, INSTRUCTIONS.levels
+_BYTE, _SHORT, _INT, _LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_LINE = 64  # bytes that memory brings at once
+
+
+@dataclass(frozen=True)
+class _Instructions:
+    """What a processor multiplies bytes with.
+
+    Attributes:
+        lanes: Sums in a register, each of another query.
+        rows: Rows of a tile, each with a register.
+        levels: Most that a signed byte may be, so that no sum of products is cut off on the way; 0: there are no instructions.
+        add: Adds the products of four unsigned bytes with four signed ones to each lane of the sums.
+    """
+
+    lanes: int
+    rows: int
+    levels: int
+    add: Callable[[Any, Any, Any, Any], Any]
+
+
+def _call(builder: Any, name: str, kind: Any, *operands: Any) -> Any:
+    declared = ir.FunctionType(kind, [operand.type for operand in operands])
+    return builder.call(cgutils.get_or_insert_function(builder.module, declared, name), operands)
+
+
+def _by_avx512_vnni(builder: Any, sums: Any, unsigned: Any, signed: Any) -> Any:
+    return _call(builder, "llvm.x86.avx512.vpdpbusd.512", sums.type, sums, unsigned, signed)
+
+
+def _by_avx_vnni(builder: Any, sums: Any, unsigned: Any, signed: Any) -> Any:
+    return _call(builder, "llvm.x86.avx512.vpdpbusd.256", sums.type, sums, unsigned, signed)
+
+
+def _by_avx2(builder: Any, sums: Any, unsigned: Any, signed: Any) -> Any:
+    """Two products are added in 16 bits, cut off at the ends: 2 * 255 * 64 < 2^15."""
+    unsigned, signed = (builder.bitcast(part, ir.VectorType(_BYTE, 32)) for part in (unsigned, signed))
+    pairs = _call(builder, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(_SHORT, 16), unsigned, signed)
+    ones = ir.Constant(pairs.type, [1] * 16)
+    return builder.add(sums, _call(builder, "llvm.x86.avx2.pmadd.wd", sums.type, pairs, ones))
+
+
+def _of_processor() -> _Instructions:
+    """The best that numba compiles for here."""
+    target: Any = cpu_target.target_context
+    features = set(target.codegen().magic_tuple()[2].split(","))
+    if "+avx512vnni" in features:
+        return _Instructions(16, 16, 127, _by_avx512_vnni)
+    if "+avxvnni" in features:
+        return _Instructions(8, 8, 127, _by_avx_vnni)
+    return _Instructions(8, 8, 64 if "+avx2" in features else 0, _by_avx2)
+
+
+_INSTRUCTIONS = _of_processor()
+_LANES, _ROWS, LEVELS = _INSTRUCTIONS.lanes, _INSTRUCTIONS.rows, _INSTRUCTIONS.levels
 
 
 def reach(
@@ -194,6 +253,54 @@ def _loop(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(**options)(function)
 
 
+def _write_tile(_: Any, rows: Any, row_bytes: Any, panel: Any, steps: Any, sums: Any, sum_bytes: Any, highest: Any) -> Any:
+    """Sums of products of a tile's rows and queries; asks memory for the bytes of the rows that come 32 rows on.
+
+    Args:
+        rows: Address of the first row's bytes, unsigned.
+        row_bytes: From a row to the next.
+        panel: Address of what sums start with, one for each query, then of four signed bytes of each query for every step.
+        steps: How many times four bytes there are.
+        sums: Address of the first row's sums, int32.
+        sum_bytes: From a row's sums to the next row's.
+        highest: Address of the largest sum of each query.
+    """
+    vector = ir.VectorType(_INT, _INSTRUCTIONS.lanes)
+    undefined, zeros = ir.Constant(vector, ir.Undefined), ir.Constant(vector, None)
+
+    def at(builder: Any, address: Any, kind: Any) -> Any:
+        return builder.inttoptr(address, kind.as_pointer())
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        rows, row_bytes, panel, steps, sums, sum_bytes, highest = arguments
+        start = builder.load(at(builder, panel, vector), align=4)
+        totals = [cgutils.alloca_once_value(builder, start) for _ in range(_INSTRUCTIONS.rows)]
+        ahead = builder.add(rows, builder.mul(row_bytes, _LONG(32)))
+        with cgutils.for_range(builder, steps) as loop:
+            line = at(builder, builder.add(ahead, builder.mul(loop.index, _LONG(_LINE))), _BYTE)
+            _call(builder, "llvm.prefetch.p0", ir.VoidType(), line, _INT(0), _INT(3), _INT(1))
+            step = builder.mul(builder.add(loop.index, _LONG(1)), _LONG(4 * _INSTRUCTIONS.lanes))
+            queries = builder.load(at(builder, builder.add(panel, step), vector), align=4)
+            place = builder.add(rows, builder.mul(loop.index, _LONG(4)))
+            for total in totals:
+                four = builder.load(at(builder, place, _INT), align=1)
+                every = builder.shuffle_vector(builder.insert_element(undefined, four, _INT(0)), undefined, zeros)
+                builder.store(_INSTRUCTIONS.add(builder, builder.load(total), every, queries), total)
+                place = builder.add(place, row_bytes)
+        found = [builder.load(total) for total in totals]
+        for total in found:
+            builder.store(total, at(builder, sums, vector), align=4)
+            sums = builder.add(sums, sum_bytes)
+        most = reduce(lambda one, other: builder.select(builder.icmp_signed(">", one, other), one, other), found)
+        builder.store(most, at(builder, highest, vector), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 7), generate
+
+
+_tile: Any = intrinsic(_write_tile)
+
+
 @_loop
 def _reach(raw, least, group, n_rows, rows, queries, values):
     n_queries, count, room = least.shape[1], 0, len(rows)
@@ -258,7 +365,7 @@ def _multiply(codes, panels, sums, highest):
     steps, panel_bytes, row_bytes, sum_bytes = panels.shape[1] - 1, panels.strides[0], codes.strides[0], sums.strides[0]
     for panel in range(len(panels)):
         start, column = panels.ctypes.data + panel * panel_bytes, 4 * _LANES * panel
-        tile(codes.ctypes.data, row_bytes, start, steps, sums.ctypes.data + column, sum_bytes, highest.ctypes.data + column)
+        _tile(codes.ctypes.data, row_bytes, start, steps, sums.ctypes.data + column, sum_bytes, highest.ctypes.data + column)
 
 
 @_loop
@@ -348,7 +455,7 @@ def _dot(wide, query):
 def _touch(row):
     """Ask for a row, so that memory brings it while others are multiplied; the sum is there for its reading alone."""
     total = row[0]
-    for i in range(0, len(row), _LINE):
+    for i in range(0, len(row), _LINE // 2):
         total += row[i]
     return total
 

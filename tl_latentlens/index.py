@@ -384,8 +384,8 @@ class ContextualIndex:
 
     def _units(self, hook_name: str, rows: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
         """Rows of the index as they are compared, of length 1 (or 0), and what is subtracted from their similarities."""
-        units = torch.zeros(len(rows), self.d(hook_name), device=self.device)
-        offsets = torch.zeros(len(rows), device=self.device)
+        units = torch.zeros(len(rows), self.d(hook_name), dtype=torch.float32, device=self.device)
+        offsets = torch.zeros(len(rows), dtype=torch.float32, device=self.device)
         for first, part in self._parts[hook_name]:
             here = (rows >= first) & (rows < first + len(part))
             units[here], offsets[here] = part.unit_rows(rows[here] - first)

@@ -32,7 +32,7 @@ def dots(
 
 def product(vectors: Float[Tensor, "n d"], query: Float[Tensor, "1 d"]) -> Float[Tensor, "n 1"]:
     """Dot products of all rows with one query, at the speed of reading them; multiplied and summed in float32."""
-    found = torch.empty((len(vectors), 1), device=vectors.device)
+    found = torch.empty((len(vectors), 1), dtype=torch.float32, device=vectors.device)
     rows, block = _TILE
     with torch.cuda.device_of(vectors):
         launch = _product[(triton.cdiv(len(vectors), rows),)]  # pyright: ignore[reportIndexIssue]

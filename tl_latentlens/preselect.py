@@ -145,8 +145,8 @@ class Candidates:
     def __init__(self, k: int, n_queries: int, at_least: AtLeast, device: torch.device) -> None:
         """Start with no candidate; `at_least` gives a sharp lower bound on the similarity of pairs (rows, queries)."""
         self.k, self._at_least = k, at_least
-        self.threshold = torch.full((n_queries,), -torch.inf, device=device)
-        self._best = torch.full((n_queries, k), -torch.inf, device=device)
+        self.threshold = torch.full((n_queries,), -torch.inf, dtype=torch.float32, device=device)
+        self._best = torch.full((n_queries, k), -torch.inf, dtype=torch.float32, device=device)
         self._held: list[Pairs] = []
         self._new: list[Pairs] = []  # held too; none of them has been scored by `at_least`
         self.n_seen = self._raised = 0

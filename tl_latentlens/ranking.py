@@ -62,7 +62,7 @@ def rank_together(
     flat = [one.reshape(-1, d) for one in queries]
     k = min(k, sum(len(part) for part in parts))
     if not len(flat[0]) or not k:
-        none = torch.zeros((*shape, k), device=parts[0].device)
+        none = torch.zeros((*shape, k), dtype=torch.float32, device=parts[0].device)
         return TopK(none, none.long())
     a_query = 64 * k + 16 * d + 24 * WIDE * _listed(k) * parts[0].works_ahead
     at_once = min(_QUERIES[parts[0].works_ahead], parts[0].memory_budget // a_query)
@@ -155,7 +155,7 @@ class _Ranking:
     def _scores(self, rows: Int[Tensor, " pairs"], of: Int[Tensor, " pairs"], dtype: torch.dtype) -> Float[Tensor, " pairs"]:
         if len(self._parts) == 1:
             return self._parts[0].scores(self._queries[0], rows, of, dtype)
-        scores = torch.empty(len(rows), device=rows.device)
+        scores = torch.empty(len(rows), dtype=torch.float32, device=rows.device)
         order = rows.argsort()
         ends = torch.searchsorted(rows[order], torch.tensor(self._firsts[1:], device=rows.device)).tolist()
         parts = zip(self._parts, self._queries, self._firsts, order.tensor_split(ends), strict=True)
@@ -175,7 +175,7 @@ def rank_pairs(
     place = torch.arange(len(of), device=of.device) - (counts.cumsum(0) - counts)[of[order]]
     at, place = order[place < k], place[place < k]
     found = TopK(
-        torch.full((n_queries, k), -torch.inf, device=of.device),
+        torch.full((n_queries, k), -torch.inf, dtype=torch.float32, device=of.device),
         torch.full((n_queries, k), torch.iinfo(torch.int64).max, device=of.device),
     )
     found.similarities[of[at], place], found.rows[of[at], place] = exact[at], rows[at]

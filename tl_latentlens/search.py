@@ -232,7 +232,7 @@ class VectorSearch:
             dots = fused.dots(self._vectors, queries, rows, of, dtype)
             dots = dots if self._scale is None else dots * self._scale[rows]
             return (dots if self._offset is None else dots - self._offset[rows]).float()
-        scores = torch.empty(len(rows), device=self.device)
+        scores = torch.empty(len(rows), dtype=torch.float32, device=self.device)
         cached = _CPU_PAIRS if self.device.type == "cpu" else 2**62
         step = max(1, min(self.memory_budget // 32, cached) // self.d)
         for at in range(0, len(rows), step):
@@ -369,6 +369,8 @@ class VectorSearch:
         self, queries: Float[Tensor, "q d"], part: Float[Tensor, "rows d"], first: int, last: int, scratch: Scratch
     ) -> Scores:
         plain = self._affine.transposed(queries)
+        if self._remove_means:  # from the queries in the rows' stead, once weights have moved theirs
+            plain = plain - plain.mean(-1, keepdim=True)
         raw, rest = self._multiply(part, plain, scratch)
         rounding = 0.0
         if rest is not None and self._as_stored and self._scale is None and self._offset is None:
@@ -457,7 +459,7 @@ def _kernels() -> Any:
     try:
         from tl_latentlens import kernels
 
-        row, at = torch.ones((1, 8), device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+        row, at = torch.ones((1, 8), dtype=torch.float32, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
         found = float(kernels.dots(row, row, at, at, torch.float64)) * float(kernels.product(row, row))
     except Exception:  # of many kinds, and torch's operators do the same
         return None

@@ -5,6 +5,7 @@ After each of its operators, OpenMP's threads wait for the next one at full spee
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -20,23 +21,24 @@ def in_threads(call: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
     """What `call` gives for each part, each in a thread of its own if there are as many; it should let go of Python's lock.
 
     Raises:
-        Exception: The first that a call raised, after all have ended.
+        Exception: The first that a call raised, after those have ended that had begun.
+        KeyboardInterrupt: This thread was interrupted.
     """
-    waiting = list(enumerate(parts))
-    found, raised = [None] * len(waiting), []
-    left = iter(waiting)
+    parts = list(parts)
+    left, found, raised, ended = iter(enumerate(parts)), {}, [], set()
 
     def work(_: Any) -> None:
-        for place, part in left:
-            try:
+        try:
+            for place, part in left:
                 found[place] = call(part)
-            except BaseException as error:  # OpenMP cannot pass it on
-                raised.append(error)
+            ended.add(threading.get_ident())
+        except BaseException as error:  # OpenMP cannot pass it on
+            raised.append(error)
 
-    n_threads = min(len(waiting), torch.get_num_threads())
+    n_threads = min(len(parts), torch.get_num_threads())
     if n_threads <= 1:
-        work(None)
-    elif (run := _openmp()) is not None:
+        return [call(part) for part in parts]
+    if (run := _openmp()) is not None:
         run(_CALLBACK(work), None, n_threads, 0)
     else:
         others = [_pool(n_threads - 1).submit(work, None) for _ in range(n_threads - 1)]
@@ -45,7 +47,9 @@ def in_threads(call: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
             other.result()
     if raised:
         raise raised[0]
-    return found
+    if threading.get_ident() not in ended:  # a signal came before its first line or after its last
+        raise KeyboardInterrupt
+    return [found[place] for place in range(len(parts))]
 
 
 @cache
