@@ -120,6 +120,7 @@ class Codes:
         self._unsigned = dtype == torch.uint8
         self._tiles = _tiles(device, n) if self._unsigned else None
         self.seen_as_made = self._tiles is not None
+        self._levels = self._tiles.LEVELS if self._tiles is not None else _UNSIGNED_LEVELS if self._unsigned else 127
         scale, self._length, self._rest = (torch.empty(padded // GROUP, dtype=torch.float32, device=device) for _ in range(3))
         self._scale = None if dtype == torch.bfloat16 else scale
 
@@ -150,9 +151,7 @@ class Codes:
     def encode(self, queries: Float[Tensor, "q d"]) -> QueryCodes:
         """Round unit queries."""
         offset = (queries.double() @ self.mean.double()).float()
-        levels = _UNSIGNED_LEVELS if self._unsigned else 127
-        levels = levels if self._tiles is None else self._tiles.LEVELS
-        size = queries.new_ones(len(queries)) if self._scale is None else queries.abs().amax(-1) / levels
+        size = queries.new_ones(len(queries)) if self._scale is None else queries.abs().amax(-1) / self._levels
         units = queries / size[:, None]
         codes = self._round(units)
         more = 0 if self._unsigned else -len(codes) % 8

@@ -369,7 +369,7 @@ class VectorSearch:
         self, queries: Float[Tensor, "q d"], part: Float[Tensor, "rows d"], first: int, last: int, scratch: Scratch
     ) -> Scores:
         plain = self._affine.transposed(queries)
-        if self._remove_means:  # from the queries in the rows' stead, once weights have moved theirs
+        if self._remove_means:  # the same as without the rows' means; weights and removed directions gave queries one again
             plain = plain - plain.mean(-1, keepdim=True)
         raw, rest = self._multiply(part, plain, scratch)
         rounding = 0.0
