@@ -49,8 +49,11 @@ def test_kernels_multiply_what_is_stored(cuda: str, storage: torch.dtype, d: int
             found = kernels.dots(vectors, queries, rows, of, dtype)
             assert found.dtype == dtype
             torch.testing.assert_close(found.double(), expected.flip(0), rtol=0, atol=error)
-        found = kernels.product(vectors[:77], queries[4:5])
-        torch.testing.assert_close(found.double(), expected[:77, None], rtol=0, atol=1e-6)
+        for length in (77, 96, 129):
+            found = kernels.product(vectors[:77], queries[4:5], length)
+            torch.testing.assert_close(found[:77].double(), expected[:77, None], rtol=0, atol=1e-6)
+            assert found.shape == (length, 1)
+            assert bool((found[77:] == -torch.inf).all())
 
 
 @pytest.mark.parametrize("storage", STORAGE, ids=str)

@@ -4,7 +4,7 @@ import collections
 import itertools
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -486,6 +486,15 @@ def test_nan_in_a_query_is_named_without_its_mean_too() -> None:
         VectorSearch(queries_of(9, 8), "cpu", remove_means=True).top_k(queries, 3)
 
 
+@pytest.mark.parametrize("make", [torch.tensor, np.asarray], ids=["tensor", "array"])
+def test_what_is_not_a_real_vector_is_named(make: Callable[[list[complex]], Any]) -> None:
+    search = VectorSearch(torch.eye(2), "cpu")
+    with pytest.raises(InvalidInputError, match=r"^1 of 1 queries cannot be compared: the query is zero$"):
+        search.top_k(make([0.0, 0.0]), 1)
+    with pytest.raises(InvalidInputError, match=r"^got a \w+ of (torch\.)?complex\d+; expected real numbers"):
+        search.top_k(make([1.0, 1j]), 1)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_means_and_a_center_taken_away_together(dtype: str) -> None:
     rng = np.random.default_rng(22)
@@ -788,7 +797,7 @@ def test_query_with_nan_or_inf_is_named(search: VectorSearch, bad: float) -> Non
         search.top_k(queries, 3)
     with pytest.raises(InvalidInputError, match=r"the query at index \(2,\) is NaN or inf"):
         search.top_k(queries[1].numpy(), 3)
-    with pytest.raises(InvalidInputError, match=r"the query at index \(\) is NaN or inf"):
+    with pytest.raises(InvalidInputError, match=r"the query is NaN or inf"):
         search.top_k(queries[1, 2], 3)
 
 

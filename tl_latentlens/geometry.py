@@ -39,6 +39,8 @@ class Affine:
 
     def transposed(self, queries: Float[Tensor, "q d"]) -> Float[Tensor, "q d"]:
         """What has with x - center the product that a query has with a transformed x."""
+        if self.weight is None and self.removed is None:
+            return queries
         exact = queries.double()
         if self.removed is not None:
             exact = exact - exact @ self.removed.T @ self.removed

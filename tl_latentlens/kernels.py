@@ -30,13 +30,16 @@ def dots(
     return found
 
 
-def product(vectors: Float[Tensor, "n d"], query: Float[Tensor, "1 d"]) -> Float[Tensor, "n 1"]:
-    """Dot products of all rows with one query, at the speed of reading them; multiplied and summed in float32."""
-    found = torch.empty((len(vectors), 1), dtype=torch.float32, device=vectors.device)
+def product(vectors: Float[Tensor, "n d"], query: Float[Tensor, "1 d"], length: int) -> Float[Tensor, "length 1"]:
+    """Dot products of all rows with one query, at the speed of reading them; multiplied and summed in float32.
+
+    They are followed by -inf up to a length of at least n.
+    """
+    found = torch.empty((length, 1), dtype=torch.float32, device=vectors.device)
     rows, block = _TILE
     with torch.cuda.device_of(vectors):
-        launch = _product[(triton.cdiv(len(vectors), rows),)]  # pyright: ignore[reportIndexIssue]
-        launch(vectors, query.contiguous(), found, len(vectors), *vectors.stride(), vectors.shape[1], rows, block)
+        launch = _product[(triton.cdiv(length, rows),)]  # pyright: ignore[reportIndexIssue]
+        launch(vectors, query.contiguous(), found, len(vectors), length, *vectors.stride(), vectors.shape[1], rows, block)
     return found
 
 
@@ -46,6 +49,7 @@ def _product(
     query,
     found,
     n,
+    length,
     row_step,
     number_step,
     d: tl.constexpr,
@@ -61,7 +65,8 @@ def _product(
         places = vectors + row[:, None] * row_step + at[None, :] * number_step
         numbers = tl.load(places, mask=real[:, None] & inside[None, :], other=0.0).to(tl.float32)
         total += numbers * tl.load(query + at, mask=inside, other=0.0)[None, :]
-    tl.store(found + row, tl.sum(total, axis=1), mask=real)
+    products = tl.where(real, tl.sum(total, axis=1), float("-inf"))
+    tl.store(found + row, products, mask=row < length)
 
 
 @triton.jit

@@ -88,12 +88,6 @@ class Bounds:
         error = scale * (self.coded[queries] + self.rounding * raw.abs()) + unit * self.uncoded[queries]
         return self.offset[queries] + scale * raw, error
 
-    def reach(self, raw: Tensor) -> Float[Tensor, "q columns"]:
-        """The most that similarities can be by some raw scores of each query, where there is no scale."""
-        raw = raw.float()
-        most = torch.add(raw, raw.abs(), alpha=self.rounding) + (self.coded + self.uncoded)[:, None]
-        return torch.addcmul(self.offset[:, None], self.unit[:, None], most)
-
 
 @dataclass(frozen=True)
 class Scores(Bounds):

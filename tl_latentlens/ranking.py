@@ -68,7 +68,9 @@ def rank_together(
     at_once = min(_QUERIES[parts[0].works_ahead], parts[0].memory_budget // a_query)
     split = zip(*(one.split(max(1, at_once)) for one in flat), strict=True)
     found = [_ranked(parts, list(some), k, nearest) for some in split]
-    similarities, rows = torch.cat([one.similarities for one in found]), torch.cat([one.rows for one in found])
+    similarities, rows = found[0].similarities, found[0].rows
+    if len(found) > 1:
+        similarities, rows = torch.cat([one.similarities for one in found]), torch.cat([one.rows for one in found])
     return TopK(similarities.reshape(*shape, k), rows.reshape(*shape, k))
 
 
@@ -78,9 +80,12 @@ def _ranked(parts: Sequence["VectorSearch"], queries: list[Float[Tensor, "q d"]]
     if not size or not all(part.can_shortlist for part in parts):
         return _Ranking(parts, queries, k, nearest).best
     found, left = _of_shortlists(parts, queries, k, size)
-    unsure = (found.similarities[:, -1] - _ROUNDING <= left).nonzero()[:, 0]
-    parts[0].note(len(left), len(unsure))
-    if len(unsure):
+    if left is None:
+        return found
+    unsure = found.similarities[:, -1] - _ROUNDING <= left
+    n_unsure = int(unsure.sum())  # here the device is waited for
+    parts[0].note(len(unsure), n_unsure)
+    if n_unsure:
         again = _Ranking(parts, [asked[unsure] for asked in queries], k, nearest).best
         found.similarities[unsure], found.rows[unsure] = again.similarities, again.rows
     return found
@@ -94,21 +99,24 @@ def _listed(k: int) -> int:
 
 def _of_shortlists(
     parts: Sequence["VectorSearch"], queries: list[Float[Tensor, "q d"]], k: int, size: int
-) -> tuple[TopK, Float[Tensor, " q"]]:
-    """The k nearest rows on the shortlists of some queries, and the most that the similarity of a row on none can be."""
+) -> tuple[TopK, Float[Tensor, " q"] | None]:
+    """The k nearest rows on the shortlists of some queries, and the most that the similarity of a row on none can be.
+
+    That is None where all rows are on one.
+    """
     scores, rows, left, first = [], [], [], 0
     for part, asked in zip(parts, queries, strict=True):
         if len(part):
-            some = part.shortlist(asked, size)
-            of = torch.arange(len(asked), device=part.device)[:, None].expand_as(some.rows)
-            scores.append(part.scores(asked, some.rows.flatten(), of.flatten(), torch.float64).view_as(some.rows))
-            rows.append(first + some.rows if first else some.rows)
-            left.append(some.left)
+            some, most = part.shortlist(asked, size)
+            of = torch.arange(len(asked), device=part.device)[:, None].expand_as(some)
+            scores.append(part.scores(asked, some.flatten(), of.flatten(), torch.float64).view_as(some))
+            rows.append(first + some if first else some)
+            left += [] if most is None else [most]
         first += len(part)
     by_row = torch.cat(rows, 1).sort(-1)
     best = torch.cat(scores, 1).gather(1, by_row.indices).sort(dim=-1, descending=True, stable=True)
     found = TopK(best.values[:, :k].contiguous(), by_row.values.gather(1, best.indices[:, :k]))
-    return found, reduce(torch.maximum, left)
+    return found, reduce(torch.maximum, left) if left else None
 
 
 class _Ranking:

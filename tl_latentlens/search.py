@@ -104,6 +104,7 @@ class VectorSearch:
         self._affine = Affine(*parts)
         self._offset: Float[Tensor, " n"] | None = None
         self._remove_means = remove_means
+        self._none, self._one = (torch.full((1,), value, dtype=torch.float32, device=self.device) for value in (0.0, 1.0))
         self._scale: Float[Tensor, " n"] | None = None
         self._to_unit: Float[Tensor, " n"] | None = None
         self._listed = self._unsure = 0  # queries that a shortlist was made for, and those that it did not do for
@@ -261,14 +262,23 @@ class VectorSearch:
         held = self._vectors.device == self.device
         return held and self.works_ahead and not self._pass_is_coded and self._unsure <= max(_ENOUGH_TO_TELL, self._listed / 2)
 
-    def shortlist(self, queries: Float[Tensor, "q d"], size: int) -> Shortlist:
-        """The rows that are likely to be nearest, at most `size` of each query, without waiting for the device."""
-        scratch, found = Scratch(self.device), None
+    def shortlist(self, queries: Float[Tensor, "q d"], size: int) -> tuple[Int[Tensor, "q listed"], Float[Tensor, " q"] | None]:
+        """The rows that are likely to be nearest, at most `size` of each query, without waiting for the device.
+
+        Returns:
+            Row numbers, and the most that the similarity of any other row can be; None where there is none.
+        """
+        scratch, scores, found = Scratch(self.device), None, None
         for first, last, part in self._parts(0, len(self), _SCORE * len(queries)):
-            here = Shortlist.of(self._float_scores(queries, part, first, last, scratch), first, last, size)
+            scores = self._float_scores(queries, part, first, last, scratch)
+            here = Shortlist.of(scores.raw, len(queries), first, last, size)
             found = here if found is None else found.merged(here, size)
+        assert scores is not None
         assert found is not None
-        return found
+        if len(self) <= size:
+            return found.rows, None
+        lowest = found.raw.amin(-1).float()
+        return found.rows, torch.add(lowest, lowest.abs(), alpha=scores.rounding) + scores.coded
 
     def note(self, listed: int, unsure: int) -> None:
         """Take note of the queries for which a shortlist did not do: where it is most of them, no more are made."""
@@ -372,7 +382,7 @@ class VectorSearch:
         if self._remove_means:  # the same as without the rows' means; weights and removed directions gave queries one again
             plain = plain - plain.mean(-1, keepdim=True)
         raw, rest = self._multiply(part, plain, scratch)
-        rounding = 0.0
+        rounding, real = 0.0, slice(last - first)
         if rest is not None and self._as_stored and self._scale is None and self._offset is None:
             rounding = 1.01 * _UNIT_ROUNDOFF[raw.dtype] * (raw.itemsize == 2)  # of the products, as a share of themselves
             error = self._product_error(rest)
@@ -381,33 +391,38 @@ class VectorSearch:
             error = self._error_bound() * plain.norm(dim=-1).clamp(min=1)
             raw = raw[:, : len(plain)].float().contiguous()
             if self._to_unit is not None:
-                raw *= self._to_unit[first:last, None].float()
+                raw[real] *= self._to_unit[first:last, None].float()
             if self._affine.center is not None:
                 raw -= (plain.double() @ self._affine.center).float()
             if self._scale is not None:
-                raw *= self._scale[first:last, None].float()
+                raw[real] *= self._scale[first:last, None].float()
             if self._offset is not None:
-                raw -= self._offset[first:last, None].float()
-        if len(raw) % WIDE:
-            raw = torch.nn.functional.pad(raw, (0, 0, 0, -len(raw) % WIDE), value=-torch.inf)
-        none = torch.zeros_like(error)
-        return Scores(None, none, error, torch.ones_like(error), none, rounding, raw=raw)
+                raw[real] -= self._offset[first:last, None].float()
+        none, one = self._none.expand_as(error), self._one.expand_as(error)
+        return Scores(None, coded=error, uncoded=none, unit=one, offset=none, rounding=rounding, raw=raw)
 
     def _multiply(
         self, part: Float[Tensor, "rows d"], queries: Float[Tensor, "q d"], scratch: Scratch
     ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, " q"] | None]:
-        """Products, some columns made up; and the length of what rounding took from each query, or None: see `_error_bound`."""
+        """Products, and the length of what rounding took from each query, or None: see `_error_bound`.
+
+        The products of the last rows, which make up whole groups, are -inf; the last columns are made up.
+        """
+        n, padded = len(part), -(-len(part) // WIDE) * WIDE
         kernels = _kernels() if len(queries) == 1 and part.is_cuda else None
         if kernels is not None:
-            return kernels.product(part, queries), queries.new_zeros(1)
+            return kernels.product(part, queries, padded), self._none
         if part.dtype != self._float_pass:
-            part = scratch(len(part), self.d, self._float_pass).copy_(part)
+            part = scratch(n, self.d, self._float_pass).copy_(part)
         asked = queries.to(self._float_pass)
         rest = None if self._float_pass == torch.float32 else (queries - asked.float()).norm(dim=-1)
         if part.is_cuda and part.itemsize == 2:
             asked = torch.nn.functional.pad(asked, (0, 0, 0, -len(asked) % 8))  # other widths are multiplied more slowly
+        products = asked.new_empty((padded, len(asked)))
+        products[n:] = -torch.inf
         with _full_accumulation():
-            return part @ asked.T, rest
+            torch.mm(part, asked.T, out=products[:n])
+        return products, rest
 
     def _product_error(self, rest: Float[Tensor, " q"]) -> Float[Tensor, " q"]:
         """As `_error_bound`, for rows as they are stored, but for the rounding of the product.
@@ -416,7 +431,7 @@ class VectorSearch:
             rest: Length of what rounding took away from each query.
         """
         rows = _UNIT_ROUNDOFF[self._float_pass] * (self._vectors.dtype != self._float_pass)
-        return (rest + rows + 1.01 * (self.d + 2) * 2.0**-23) * (1.0 + _LARGEST_TOLERANCE)
+        return (rest + (rows + 1.01 * (self.d + 2) * 2.0**-23)) * (1.0 + _LARGEST_TOLERANCE)
 
     def _error_bound(self) -> float:
         """Most that a product of the float pass with a query of length 1 can differ from the exact similarity."""
@@ -460,7 +475,7 @@ def _kernels() -> Any:
         from tl_latentlens import kernels
 
         row, at = torch.ones((1, 8), dtype=torch.float32, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
-        found = float(kernels.dots(row, row, at, at, torch.float64)) * float(kernels.product(row, row))
+        found = float(kernels.dots(row, row, at, at, torch.float64)) * float(kernels.product(row, row, 1))
     except Exception:  # of many kinds, and torch's operators do the same
         return None
     return kernels if found == 64 else None
@@ -494,14 +509,15 @@ def _full_accumulation() -> Iterator[None]:
 
 def as_tensor(vectors: Tensor | np.ndarray) -> Tensor:
     """A tensor over the same memory; bfloat16 arrays (ml_dtypes) become torch bfloat16."""
-    if isinstance(vectors, Tensor):
-        return vectors.detach()
-    array = np.asarray(vectors)
-    if array.dtype.kind not in "fiubV":  # ml_dtypes' are V
-        raise InvalidInputError(f"got {type(vectors).__name__}; expected vectors of numbers, a tensor or an array")
-    if array.dtype.name == "bfloat16":
-        return _from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-    return _from_numpy(array)
+    held = vectors if isinstance(vectors, Tensor) else np.asarray(vectors)
+    real = not held.is_complex() if isinstance(held, Tensor) else held.dtype.kind in "fiubV"  # ml_dtypes' are V
+    if not real:
+        raise InvalidInputError(f"got a {type(vectors).__name__} of {held.dtype}; expected real numbers, a tensor or an array")
+    if isinstance(held, Tensor):
+        return held.detach()
+    if held.dtype.name == "bfloat16":
+        return _from_numpy(held.view(np.uint16)).view(torch.bfloat16)
+    return _from_numpy(held)
 
 
 def _from_numpy(array: np.ndarray) -> Tensor:
@@ -537,7 +553,6 @@ def unit_queries(
         bad = ~good[..., 0]
         where = tuple(torch.nonzero(bad)[0].tolist())
         kind = "zero" if bool((lengths[..., 0] == 0)[where]) else "NaN or inf"
-        raise InvalidInputError(
-            f"{int(bad.sum())} of {bad.numel()} queries cannot be compared: the query at index {where} is {kind}"
-        )
+        at = f" at index {where}" if where else ""
+        raise InvalidInputError(f"{int(bad.sum())} of {bad.numel()} queries cannot be compared: the query{at} is {kind}")
     return (exact / lengths).float().to(device)
