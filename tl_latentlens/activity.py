@@ -80,8 +80,7 @@ def bank_activity(
     count = torch.zeros(d_sae, dtype=torch.int64, device=device)
     total = torch.zeros(d_sae, dtype=torch.float64, device=device)
     histogram = torch.zeros(len(features) * bins, dtype=torch.int64, device=device)
-    none = torch.zeros(0, dtype=torch.int64, device=device)
-    top = rank_pairs(none.float(), none, none, len(features), top_k)
+    top = TopK.none(len(features), top_k, device)
     pending: list[tuple[Tensor, Tensor, Tensor]] = []
     rows_asked = np.zeros(0, np.int64) if probe_rows is None else probe_rows
     features_asked = np.zeros(0, np.int64) if probe_features is None else probe_features

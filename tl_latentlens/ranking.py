@@ -37,6 +37,14 @@ class TopK:
     similarities: Float[Tensor, "... k"]
     rows: Int[Tensor, "... k"]
 
+    @staticmethod
+    def none(n_queries: int, k: int, device: torch.device) -> "TopK":
+        """No neighbor of any query: -inf and the largest int64 in their places."""
+        return TopK(
+            torch.full((n_queries, k), -torch.inf, dtype=torch.float32, device=device),
+            torch.full((n_queries, k), torch.iinfo(torch.int64).max, device=device),
+        )
+
 
 @torch.no_grad()
 def rank_together(
@@ -131,8 +139,7 @@ class _Ranking:
         *self._firsts, self._n_rows = np.cumsum([0, *(len(part) for part in parts)]).tolist()
         self._error = max(part.float32_error for part in parts)
         device = parts[0].device
-        none = torch.zeros(0, dtype=torch.int64, device=device)
-        self.best = rank_pairs(none.float(), none, none, len(queries[0]), k)
+        self.best = TopK.none(len(queries[0]), k, device)
         self._found = Candidates(k, len(queries[0]), self._at_least, device)
         most_pairs, scratch = parts[0].memory_budget // 512, Scratch(device)
         for place in sorted(range(len(parts)), key=lambda place: place != nearest):
@@ -176,15 +183,12 @@ class _Ranking:
 def rank_pairs(
     exact: Float[Tensor, " pairs"], rows: Int[Tensor, " pairs"], of: Int[Tensor, " pairs"], n_queries: int, k: int
 ) -> TopK:
-    """The k highest of each query, ties in ascending row order; -inf and the largest int64 where a query has fewer."""
+    """The k highest of each query, ties in ascending row order; `TopK.none` where a query has fewer."""
     by_row = rows.argsort()
     order = by_row[by_query(exact[by_row], of[by_row])]
     counts = torch.bincount(of, minlength=n_queries)
     place = torch.arange(len(of), device=of.device) - (counts.cumsum(0) - counts)[of[order]]
-    at, place = order[place < k], place[place < k]
-    found = TopK(
-        torch.full((n_queries, k), -torch.inf, dtype=torch.float32, device=of.device),
-        torch.full((n_queries, k), torch.iinfo(torch.int64).max, device=of.device),
-    )
+    near = place < k
+    at, place, found = order[near], place[near], TopK.none(n_queries, k, of.device)
     found.similarities[of[at], place], found.rows[of[at], place] = exact[at], rows[at]
     return found
