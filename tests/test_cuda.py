@@ -79,10 +79,10 @@ def test_rows_that_do_not_fit(cuda: str, monkeypatch: pytest.MonkeyPatch, held: 
     n_codes = VectorSearch(vectors, "cpu", "int8")._codes
     assert n_codes is not None
     most = n_codes.bytes(len(vectors), 192, torch.int8) if held == "codes" else 0
-    monkeypatch.setattr(search, "_fits", lambda n_bytes, device: n_bytes <= most)
+    monkeypatch.setattr(search, "_fits", lambda n_bytes, device, spare: n_bytes <= most)
     streamed = VectorSearch(vectors, cuda, memory_budget=2**22)
     assert streamed._vectors.device.type == "cpu"
-    assert streamed._pass_is_coded == (held == "codes")
+    assert (streamed._codes is not None) == (held == "codes")
     same(streamed.top_k(queries, 10), VectorSearch(vectors, "cpu", "float32").top_k(queries, 10))
 
 

@@ -486,6 +486,25 @@ def test_nan_in_a_query_is_named_without_its_mean_too() -> None:
         VectorSearch(queries_of(9, 8), "cpu", remove_means=True).top_k(queries, 3)
 
 
+def test_codes_take_only_the_memory_that_other_codes_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = torch.from_numpy(unit(np.random.default_rng(0).standard_normal((5000, 32)))).half()
+    queries = queries_of(3, 32)
+    left = 2 * Codes.bytes(5000, 32, torch.int8) + 2 * 2**10
+
+    class Memory:
+        @property
+        def available(self) -> int:
+            return left - sum(part._codes is not None for part in parts if "_codes" in vars(part)) * left // 2
+
+    monkeypatch.setattr("tl_latentlens.search.fast_codes", lambda *_: [torch.int8])
+    monkeypatch.setattr("psutil.virtual_memory", Memory)
+    parts = [VectorSearch(vectors, "cpu", memory_budget=2**10) for _ in range(3)]
+    found = rank_together(parts, [part.units(queries) for part in parts], 6)
+    assert [part._codes is not None for part in parts] == [True, False, False]
+    expected = VectorSearch(torch.cat([vectors] * 3), "cpu", "float32").top_k(queries, 6)
+    assert torch.equal(found.rows, expected.rows)
+
+
 @pytest.mark.parametrize("make", [torch.tensor, np.asarray], ids=["tensor", "array"])
 def test_what_is_not_a_real_vector_is_named(make: Callable[[list[complex]], Any]) -> None:
     search = VectorSearch(torch.eye(2), "cpu")

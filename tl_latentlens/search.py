@@ -74,7 +74,7 @@ class VectorSearch:
             dtype: Precision of the first, approximate pass: "float32", "float16", "bfloat16" or "int8", for which codes of
                 one byte a number, for "bfloat16" on a CPU of two, are made at the first search. "auto": on a GPU that holds
                 the vectors, their own precision; else bfloat16 (CPUs with AMX) or int8 (VNNI, AVX2, NVIDIA) where the hardware
-                multiplies it fast and half of the free memory holds the codes. The result is the same for all.
+                multiplies it fast and half of the memory that is free then holds the codes. The result is the same for all.
             unit_length: The rows are unit vectors (up to rounding) and are used as stored; None looks. False: each is divided
                 by its length first, also before `center` is subtracted.
             center: Subtract this vector from each row before comparing; the rows stay as they are in memory.
@@ -95,11 +95,11 @@ class VectorSearch:
         self._vectors = as_tensor(vectors)
         if self._vectors.ndim != 2 or not self._vectors.is_floating_point():
             raise InvalidInputError(f"got vectors of shape {tuple(self._vectors.shape)}; expected [n, d] floating-point")
-        if self._vectors.device != device and _fits(self._vectors.nbytes, device):
-            self._vectors = self._vectors.to(device)
-        self.device = self._vectors.device if self._vectors.device.type == device.type else device
         budget = torch.cuda.get_device_properties(device).total_memory // 16 if device.type == "cuda" else 2**28
         self.memory_budget = budget if memory_budget is None else memory_budget
+        if self._vectors.device != device and _fits(self._vectors.nbytes, device, self.memory_budget):
+            self._vectors = self._vectors.to(device)
+        self.device = self._vectors.device if self._vectors.device.type == device.type else device
         parts = (None if part is None else part.to(self.device, torch.float64) for part in (center, weight, removed))
         self._affine = Affine(*parts)
         self._offset: Float[Tensor, " n"] | None = None
@@ -130,29 +130,29 @@ class VectorSearch:
                     least = _NOTHING_LEFT * largest * stored
                 self._scale = torch.where(lengths > least, 1 / lengths, 0.0)
                 self._stretch = float((stored * self._scale).max()) if len(self) else 1.0
-        self._pass_dtype = self._choose_pass(dtype)
-        half = self._vectors.dtype if self._vectors.dtype in (torch.float16, torch.bfloat16) else torch.float32
-        self._float_pass = self._pass_dtype
-        if self._pass_is_coded:
-            self._float_pass = torch.float32 if self.device.type == "cpu" else half
+        self._kinds, self._if_they_fit = self._kinds_of_codes(dtype), dtype == "auto"
+        self._float_pass = torch.float32
+        if dtype in DTYPES and not self._kinds:
+            self._float_pass = DTYPES[dtype]
+        elif self._on_gpu and self._vectors.dtype in DTYPES.values():
+            self._float_pass = self._vectors.dtype
         if self._scale is not None and self._float_pass == torch.float16:
             self._float_pass = torch.bfloat16  # rows of any length can leave float16's range
 
     def _norms(self, spans: list[slice]) -> Float[Tensor, " n"]:
         return torch.cat([self._vectors[span].to(self.device).double().norm(dim=-1) for span in spans])
 
-    def _choose_pass(self, dtype: str) -> torch.dtype:
-        if dtype != "auto":
-            return byte_codes(self.device, len(self)) if dtype == "int8" else DTYPES[dtype]
-        held = self._vectors.device == self.device
-        if self.device.type != "cpu" and held:
-            return self._vectors.dtype if self._vectors.dtype in DTYPES.values() else torch.float32
-        fast = fast_codes(self.device, len(self)) if len(self) >= _FEW_ROWS else []
-        return next((kind for kind in fast if _fits(Codes.bytes(len(self), self.d, kind), self.device)), torch.float32)
-
     @property
-    def _pass_is_coded(self) -> bool:
-        return self._pass_dtype.itemsize == 1 or (self._pass_dtype == torch.bfloat16 and self.device.type == "cpu")
+    def _on_gpu(self) -> bool:
+        return self.device.type != "cpu" and self._vectors.device == self.device
+
+    def _kinds_of_codes(self, dtype: str) -> list[torch.dtype]:
+        """Codes for the first pass, the most precise first; none where it multiplies the vectors themselves."""
+        if dtype == "int8":
+            return [byte_codes(self.device, len(self))]
+        if dtype == "auto":
+            return [] if self._on_gpu or len(self) < _FEW_ROWS else fast_codes(self.device, len(self))
+        return [torch.bfloat16] * (dtype == "bfloat16" and self.device.type == "cpu")
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -260,7 +260,7 @@ class VectorSearch:
     def can_shortlist(self) -> bool:
         """True where the rows lie as floats on a device that works ahead, and lists were enough so far."""
         held = self._vectors.device == self.device
-        return held and self.works_ahead and not self._pass_is_coded and self._unsure <= max(_ENOUGH_TO_TELL, self._listed / 2)
+        return held and self.works_ahead and not self._kinds and self._unsure <= max(_ENOUGH_TO_TELL, self._listed / 2)
 
     def shortlist(self, queries: Float[Tensor, "q d"], size: int) -> tuple[Int[Tensor, "q listed"], Float[Tensor, " q"] | None]:
         """The rows that are likely to be nearest, at most `size` of each query, without waiting for the device.
@@ -306,7 +306,7 @@ class VectorSearch:
                 offset[first:last] = hubness(self._unit_rows(slice(first, last)), first, sample, sampled, k) / 2
                 bar.update(last - first)
         self._offset = offset
-        self._pass_dtype = self._float_pass
+        self._kinds = []
 
     def _compared(self, rows: Any, dtype: torch.dtype) -> Float[Tensor, "rows d"]:
         """Rows as they are compared, but for their length."""
@@ -328,16 +328,17 @@ class VectorSearch:
 
     @cached_property
     def _codes(self) -> Codes | None:
-        """The rows in int8 or, on a CPU, bfloat16; made at the first search where that is the pass."""
-        if not self._pass_is_coded:
-            return None
+        """The rows in int8 or, on a CPU, bfloat16; made at the first search, from the memory that other indices left."""
         n = len(self)
-
+        sizes = {kind: Codes.bytes(n, self.d, kind) for kind in self._kinds}
+        kinds = [kind for kind in sizes if not self._if_they_fit or _fits(sizes[kind], self.device, self.memory_budget)]
+        if not kinds:
+            return None
         sample = torch.linspace(0, n - 1, min(n, _SAMPLE), device=self.device).round().long()
         mean = torch.zeros(self.d, dtype=torch.float64, device=self.device)
         for part in sample.split(max(1, self.memory_budget // (32 * self.d))):
             mean += self._unit_rows(part).sum(0, dtype=torch.float64)
-        codes = Codes(n, mean / len(sample), self._pass_dtype)
+        codes = Codes(n, mean / len(sample), kinds[0])
         with tqdm(total=n, desc="codes", unit=" rows", unit_scale=True, delay=5, leave=False) as bar:
             for first, last in self._spans(0, n, 64 * self.d):
                 codes.put(first, self._unit_rows(slice(first, last)))
@@ -481,11 +482,11 @@ def _kernels() -> Any:
     return kernels if found == 64 else None
 
 
-def _fits(n_bytes: int, device: torch.device) -> bool:
-    """True where that many bytes leave a fifth of a GPU's free memory, or half of a CPU's."""
+def _fits(n_bytes: int, device: torch.device, spare: int) -> bool:
+    """True where that many bytes and some to spare leave a fifth of a GPU's free memory, or half of a CPU's."""
     if device.type == "cuda":
-        return n_bytes <= 0.8 * torch.cuda.mem_get_info(device)[0]
-    return n_bytes <= 0.5 * psutil.virtual_memory().available
+        return n_bytes + spare <= 0.8 * torch.cuda.mem_get_info(device)[0]
+    return n_bytes + spare <= 0.5 * psutil.virtual_memory().available
 
 
 def _float32_precision() -> str:
