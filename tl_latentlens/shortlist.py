@@ -38,14 +38,10 @@ class Shortlist:
             last: Number past the last one.
             size: How many rows to list.
         """
-        scores, size = raw[:, :n_queries].T, min(size, last - first)
-        if n_queries == 1:  # fewer steps
-            best = scores.topk(size, dim=-1, sorted=False)
-            return Shortlist(best.values, first + best.indices if first else best.indices)
         highest = raw.unflatten(0, (-1, WIDE)).amax(1)[:, :n_queries].T
         groups = highest.topk(min(size, highest.shape[1]), dim=-1, sorted=False).indices
         rows = (groups[..., None] * WIDE + torch.arange(WIDE, device=groups.device)).flatten(1)
-        best = scores.gather(1, rows).topk(size, dim=-1, sorted=False)
+        best = raw[:, :n_queries].T.gather(1, rows).topk(min(size, last - first), dim=-1, sorted=False)
         return Shortlist(best.values, first + rows.gather(1, best.indices))
 
     def merged(self, other: "Shortlist", size: int) -> "Shortlist":
