@@ -14,14 +14,13 @@ from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_latentlens.codes import Codes, byte_codes, fast_codes
-from tl_latentlens.device import as_device
+from tl_latentlens.device import as_device, free_memory
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.geometry import Affine, hubness
 from tl_latentlens.preselect import GROUP, LATER, Candidates, Scores, Scratch, compiled_loops
@@ -484,9 +483,7 @@ def _kernels() -> Any:
 
 def _fits(n_bytes: int, device: torch.device, spare: int) -> bool:
     """True where that many bytes and some to spare leave a fifth of a GPU's free memory, or half of a CPU's."""
-    if device.type == "cuda":
-        return n_bytes + spare <= 0.8 * torch.cuda.mem_get_info(device)[0]
-    return n_bytes + spare <= 0.5 * psutil.virtual_memory().available
+    return n_bytes + spare <= (0.8 if device.type == "cuda" else 0.5) * free_memory(device)
 
 
 def _float32_precision() -> str:
