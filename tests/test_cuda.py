@@ -79,7 +79,7 @@ def test_rows_that_do_not_fit(cuda: str, monkeypatch: pytest.MonkeyPatch, held: 
     n_codes = VectorSearch(vectors, "cpu", "int8")._codes
     assert n_codes is not None
     most = n_codes.bytes(len(vectors), 192, torch.int8) if held == "codes" else 0
-    monkeypatch.setattr(search, "_fits", lambda n_bytes, device, spare: n_bytes <= most)
+    monkeypatch.setattr(search, "_fits", lambda n_bytes, device: n_bytes <= most)
     streamed = VectorSearch(vectors, cuda, memory_budget=2**22)
     assert streamed._vectors.device.type == "cpu"
     assert (streamed._codes is not None) == (held == "codes")

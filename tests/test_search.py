@@ -486,10 +486,46 @@ def test_nan_in_a_query_is_named_without_its_mean_too() -> None:
         VectorSearch(queries_of(9, 8), "cpu", remove_means=True).top_k(queries, 3)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float32"])
+def test_hubness_counts_from_the_next_search_on(dtype: str) -> None:
+    vectors = torch.nn.functional.normalize(queries_of(20_000, 16), dim=-1)
+    queries, far = torch.randn(20, 16, generator=torch.Generator().manual_seed(3)), torch.eye(16)[:1] * 20 + queries_of(300, 16)
+    asked, fresh = (VectorSearch(vectors, "cpu", dtype) for _ in range(2))
+    asked.top_k(queries, 5)
+    for search in (asked, fresh):
+        search.subtract_hubness(torch.nn.functional.normalize(far, dim=-1), torch.full((300,), -1), 10)
+    assert torch.equal(asked.top_k(queries, 5).rows, fresh.top_k(queries, 5).rows)
+
+
+@pytest.mark.parametrize("budget", [2**12, 2**20])
+@pytest.mark.parametrize(("storage", "dtype"), [(torch.float16, "float16"), (torch.float32, "float32")])
+@pytest.mark.parametrize("size", [1000, 15_000])  # of the lowest score of half of the rows, about 0, rounding takes no share
+def test_no_other_row_is_nearer_than_a_shortlist_says(size: int, storage: torch.dtype, dtype: str, budget: int) -> None:
+    vectors = torch.nn.functional.normalize(queries_of(30_000, 16), dim=-1).to(storage)
+    ends = torch.rand(40, 16, generator=torch.Generator().manual_seed(2)).argsort(-1)[:, :4]
+    queries = torch.zeros(40, 16).scatter_(1, ends, 0.5)  # nothing is lost when they are rounded, only by the product
+    queries[20:] = torch.nn.functional.normalize(queries[20:] + 0.01 * queries_of(20, 16), dim=-1)
+    rows, most = VectorSearch(vectors, "cpu", dtype, unit_length=True, memory_budget=budget).shortlist(queries, size)
+    exact = queries.double() @ vectors.double().T
+    assert most is not None
+    assert bool((exact.scatter(1, rows, -torch.inf).amax(1) <= most).all())
+    assert bool((most - exact.gather(1, rows).amin(1) < 2e-3).all())
+
+
+@both
+def test_each_part_says_what_its_shortlist_leaves_out() -> None:
+    other = torch.randn(1400, 32, generator=torch.Generator().manual_seed(4))
+    other[1000:] = queries_of(1, 32) + 1e-4 * other[1000:]
+    rows = torch.nn.functional.normalize(other, dim=-1).half()
+    parts = [VectorSearch(part, "cpu", "float16", unit_length=True) for part in (rows[:500], rows[500:1000], rows[1000:])]
+    found = rank_together(parts, [part.units(queries_of(1, 32)) for part in parts], 20)
+    check(TopK(found.similarities.clamp(-1, 1), found.rows), to_float64(rows), queries_of(1, 32), 20)
+
+
 def test_codes_take_only_the_memory_that_other_codes_left(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = torch.from_numpy(unit(np.random.default_rng(0).standard_normal((5000, 32)))).half()
     queries = queries_of(3, 32)
-    left = 2 * Codes.bytes(5000, 32, torch.int8) + 2 * 2**10
+    left = 2 * Codes.bytes(5000, 32, torch.int8) + 2 * 2**28
 
     class Memory:
         @property
@@ -498,7 +534,7 @@ def test_codes_take_only_the_memory_that_other_codes_left(monkeypatch: pytest.Mo
 
     monkeypatch.setattr("tl_latentlens.search.fast_codes", lambda *_: [torch.int8])
     monkeypatch.setattr("psutil.virtual_memory", Memory)
-    parts = [VectorSearch(vectors, "cpu", memory_budget=2**10) for _ in range(3)]
+    parts = [VectorSearch(vectors, "cpu") for _ in range(3)]
     found = rank_together(parts, [part.units(queries) for part in parts], 6)
     assert [part._codes is not None for part in parts] == [True, False, False]
     expected = VectorSearch(torch.cat([vectors] * 3), "cpu", "float32").top_k(queries, 6)
@@ -528,17 +564,27 @@ def test_means_and_a_center_taken_away_together(dtype: str) -> None:
 @both
 @pytest.mark.parametrize("dtype", PASSES)
 @pytest.mark.parametrize("budget", [3000, 2**28])
-def test_means_taken_away_before_weights_and_directions(dtype: str, budget: int) -> None:
+@pytest.mark.parametrize("centered", [False, True])
+def test_means_taken_away_before_weights_and_directions(centered: bool, dtype: str, budget: int) -> None:
     generator = torch.Generator().manual_seed(23)
     vectors = torch.randn(3000, 48, generator=generator) + 2 * torch.rand(3000, 1, generator=generator)
     weight, queries = 0.1 + torch.rand(48, generator=generator), torch.randn(20, 48, generator=generator)
     removed = torch.linalg.qr(torch.randn(48, 3, generator=generator)).Q.T
+    center = 0.2 + 0.1 * torch.randn(48, generator=generator) if centered else torch.zeros(48)
     search = VectorSearch(
-        vectors, "cpu", dtype, weight=weight, removed=removed, remove_means=True, unit_length=False, memory_budget=budget
+        vectors,
+        "cpu",
+        dtype,
+        center=center if centered else None,
+        weight=weight,
+        removed=removed,
+        remove_means=True,
+        unit_length=False,
+        memory_budget=budget,
     )
     found = search.top_k(queries, 5)
     units = unit(vectors.double().numpy())
-    rows = (units - units.mean(-1, keepdims=True)) * weight.double().numpy()
+    rows = (units - units.mean(-1, keepdims=True) - center.double().numpy()) * weight.double().numpy()
     rows = unit(rows - rows @ removed.double().numpy().T @ removed.double().numpy())
     exact = unit(without_means(queries.double().numpy())) @ rows.T
     assert np.array_equal(found.rows.numpy(), np.argsort(-exact, axis=-1, kind="stable")[:, :5])

@@ -38,7 +38,8 @@ def as_device(device: torch.device | str | None) -> torch.device:
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on a device; on a CPU no more than the limits of a container or a cluster's job leave."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for its next tensors
+        return torch.cuda.mem_get_info(device)[0] + kept
     return min([psutil.virtual_memory().available, *_left_by_control_groups()])
 
 

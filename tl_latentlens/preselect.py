@@ -228,7 +228,7 @@ class Candidates:
             rows = first + group[hit] * GROUP + member
             middle, error = scores.similarity(found[hit, member], group[hit], query[hit])
             some = Pairs(rows, query[hit], middle, middle + error)
-            pairs.append(some if (last - first) % GROUP == 0 else some.where(rows < last))
+            pairs.append(some if len(scores.raw) == last - first else some.where(rows < last))
         return pairs
 
     def take(self) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:

@@ -72,7 +72,7 @@ def rank_together(
     if not len(flat[0]) or not k:
         none = torch.zeros((*shape, k), dtype=torch.float32, device=parts[0].device)
         return TopK(none, none.long())
-    a_query = 64 * k + 16 * d + 24 * WIDE * _listed(k) * parts[0].works_ahead
+    a_query = 64 * k + 16 * d + (24 * WIDE + 56 * len(parts)) * _listed(k) * parts[0].works_ahead
     at_once = min(_QUERIES[parts[0].works_ahead], parts[0].memory_budget // a_query)
     split = zip(*(one.split(max(1, at_once)) for one in flat), strict=True)
     found = [_ranked(parts, list(some), k, nearest) for some in split]
@@ -94,8 +94,9 @@ def _ranked(parts: Sequence["VectorSearch"], queries: list[Float[Tensor, "q d"]]
     n_unsure = int(unsure.sum())  # here the device is waited for
     parts[0].note(len(unsure), n_unsure)
     if n_unsure:
-        again = _Ranking(parts, [asked[unsure] for asked in queries], k, nearest).best
-        found.similarities[unsure], found.rows[unsure] = again.similarities, again.rows
+        places = unsure.nonzero()[:, 0]
+        again = _Ranking(parts, [asked[places] for asked in queries], k, nearest).best
+        found.similarities[places], found.rows[places] = again.similarities, again.rows
     return found
 
 

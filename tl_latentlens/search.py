@@ -73,7 +73,8 @@ class VectorSearch:
             dtype: Precision of the first, approximate pass: "float32", "float16", "bfloat16" or "int8", for which codes of
                 one byte a number, for "bfloat16" on a CPU of two, are made at the first search. "auto": on a GPU that holds
                 the vectors, their own precision; else bfloat16 (CPUs with AMX) or int8 (VNNI, AVX2, NVIDIA) where the hardware
-                multiplies it fast and half of the memory that is free then holds the codes. The result is the same for all.
+                multiplies it fast and half (of a GPU's 80 %) of the memory that is free then holds the codes. The result is
+                the same for all.
             unit_length: The rows are unit vectors (up to rounding) and are used as stored; None looks. False: each is divided
                 by its length first, also before `center` is subtracted.
             center: Subtract this vector from each row before comparing; the rows stay as they are in memory.
@@ -94,9 +95,8 @@ class VectorSearch:
         self._vectors = as_tensor(vectors)
         if self._vectors.ndim != 2 or not self._vectors.is_floating_point():
             raise InvalidInputError(f"got vectors of shape {tuple(self._vectors.shape)}; expected [n, d] floating-point")
-        budget = torch.cuda.get_device_properties(device).total_memory // 16 if device.type == "cuda" else 2**28
-        self.memory_budget = budget if memory_budget is None else memory_budget
-        if self._vectors.device != device and _fits(self._vectors.nbytes, device, self.memory_budget):
+        self.memory_budget = _working_memory(device) if memory_budget is None else memory_budget
+        if self._vectors.device != device and _fits(self._vectors.nbytes, device):
             self._vectors = self._vectors.to(device)
         self.device = self._vectors.device if self._vectors.device.type == device.type else device
         parts = (None if part is None else part.to(self.device, torch.float64) for part in (center, weight, removed))
@@ -105,6 +105,7 @@ class VectorSearch:
         self._remove_means = remove_means
         self._none, self._one = (torch.full((1,), value, dtype=torch.float32, device=self.device) for value in (0.0, 1.0))
         self._scale: Float[Tensor, " n"] | None = None
+        self._stretch, self._center_stretch = 1.0 + _LARGEST_TOLERANCE, 0.0  # lengths of a stored row and the center, scaled
         self._to_unit: Float[Tensor, " n"] | None = None
         self._listed = self._unsure = 0  # queries that a shortlist was made for, and those that it did not do for
         self._as_stored = self._affine.changes_nothing and not remove_means
@@ -129,11 +130,14 @@ class VectorSearch:
                     least = _NOTHING_LEFT * largest * stored
                 self._scale = torch.where(lengths > least, 1 / lengths, 0.0)
                 self._stretch = float((stored * self._scale).max()) if len(self) else 1.0
+                if len(self) and self._affine.center is not None:
+                    self._center_stretch = float(self._scale.max()) * float(self._affine.center.norm())
         self._kinds, self._if_they_fit = self._kinds_of_codes(dtype), dtype == "auto"
         self._float_pass = torch.float32
         if dtype in DTYPES and not self._kinds:
             self._float_pass = DTYPES[dtype]
-        elif self._on_gpu and self._vectors.dtype in DTYPES.values():
+        elif self.device.type != "cpu" and self._vectors.dtype in DTYPES.values() and (self._on_gpu or self._scale is None):
+            # Of scaled rows it leaves many over, and those that lie elsewhere would have to be copied one by one.
             self._float_pass = self._vectors.dtype
         if self._scale is not None and self._float_pass == torch.float16:
             self._float_pass = torch.bfloat16  # rows of any length can leave float16's range
@@ -267,17 +271,18 @@ class VectorSearch:
         Returns:
             Row numbers, and the most that the similarity of any other row can be; None where there is none.
         """
-        scratch, scores, found = Scratch(self.device), None, None
+        scratch, found, error, rounding = Scratch(self.device), None, self._none, 0.0
         for first, last, part in self._parts(0, len(self), _SCORE * len(queries)):
             scores = self._float_scores(queries, part, first, last, scratch)
             here = Shortlist.of(scores.raw, len(queries), first, last, size)
             found = here if found is None else found.merged(here, size)
-        assert scores is not None
+            error, rounding = scores.coded, scores.rounding  # the same for all chunks, and all that scores of floats can be off
+            del scores  # before the next ones are made
         assert found is not None
         if len(self) <= size:
             return found.rows, None
         lowest = found.raw.amin(-1).float()
-        return found.rows, torch.add(lowest, lowest.abs(), alpha=scores.rounding) + scores.coded
+        return found.rows, torch.add(lowest, lowest.abs(), alpha=rounding) + error
 
     def note(self, listed: int, unsure: int) -> None:
         """Take note of the queries for which a shortlist did not do: where it is most of them, no more are made."""
@@ -305,7 +310,7 @@ class VectorSearch:
                 offset[first:last] = hubness(self._unit_rows(slice(first, last)), first, sample, sampled, k) / 2
                 bar.update(last - first)
         self._offset = offset
-        self._kinds = []
+        self._kinds, self._codes = [], None
 
     def _compared(self, rows: Any, dtype: torch.dtype) -> Float[Tensor, "rows d"]:
         """Rows as they are compared, but for their length."""
@@ -330,7 +335,7 @@ class VectorSearch:
         """The rows in int8 or, on a CPU, bfloat16; made at the first search, from the memory that other indices left."""
         n = len(self)
         sizes = {kind: Codes.bytes(n, self.d, kind) for kind in self._kinds}
-        kinds = [kind for kind in sizes if not self._if_they_fit or _fits(sizes[kind], self.device, self.memory_budget)]
+        kinds = [kind for kind in sizes if not self._if_they_fit or _fits(sizes[kind], self.device)]
         if not kinds:
             return None
         sample = torch.linspace(0, n - 1, min(n, _SAMPLE), device=self.device).round().long()
@@ -378,26 +383,27 @@ class VectorSearch:
     def _float_scores(
         self, queries: Float[Tensor, "q d"], part: Float[Tensor, "rows d"], first: int, last: int, scratch: Scratch
     ) -> Scores:
-        plain = self._affine.transposed(queries)
+        plain = asked = self._affine.transposed(queries)
         if self._remove_means:  # the same as without the rows' means; weights and removed directions gave queries one again
-            plain = plain - plain.mean(-1, keepdim=True)
+            plain = asked - asked.mean(-1, keepdim=True)
         raw, rest = self._multiply(part, plain, scratch)
-        rounding, real = 0.0, slice(last - first)
+        rounding = 0.0
         if rest is not None and self._as_stored and self._scale is None and self._offset is None:
             rounding = 1.01 * _UNIT_ROUNDOFF[raw.dtype] * (raw.itemsize == 2)  # of the products, as a share of themselves
             error = self._product_error(rest)
             raw = raw.float() if self.device.type == "cpu" else raw
         else:
-            error = self._error_bound() * plain.norm(dim=-1).clamp(min=1)
-            raw = raw[:, : len(plain)].float().contiguous()
+            error = self._error_bound() * asked.norm(dim=-1).clamp(min=1)
+            raw = raw[:, : len(asked)].float().contiguous()
+            real = raw[: last - first]
             if self._to_unit is not None:
-                raw[real] *= self._to_unit[first:last, None].float()
+                real *= self._to_unit[first:last, None].float()
             if self._affine.center is not None:
-                raw -= (plain.double() @ self._affine.center).float()
+                real -= (asked.double() @ self._affine.center).float()
             if self._scale is not None:
-                raw[real] *= self._scale[first:last, None].float()
+                real *= self._scale[first:last, None].float()
             if self._offset is not None:
-                raw[real] -= self._offset[first:last, None].float()
+                real -= self._offset[first:last, None].float()
         none, one = self._none.expand_as(error), self._one.expand_as(error)
         return Scores(None, coded=error, uncoded=none, unit=one, offset=none, rounding=rounding, raw=raw)
 
@@ -442,20 +448,16 @@ class VectorSearch:
             unit_roundoff = {"highest": 0.0, "high": 2.0**-11}.get(_float32_precision(), 2.0**-8)
         else:
             product += unit_roundoff  # the product is rounded to the same type
-        length = 1.0 + _LARGEST_TOLERANCE if self._scale is None else self._stretch
         if self._remove_means:
             product += 2.0**-23  # queries have mean 0 up to rounding: a row's own mean adds next to nothing to its product
-        if self._affine.center is not None and self._scale is not None:
-            length += float(self._scale.max()) * float(self._affine.center.norm())
         if self._offset is not None:
             product += 2.0**-22  # of the subtraction, and of the offset in float32
-        return (2 * unit_roundoff + product + self.d * 2.0**-23) * length
+        return (2 * unit_roundoff + product + self.d * 2.0**-23) * (self._stretch + self._center_stretch)
 
     @property
     def float32_error(self) -> float:
         """Most that a similarity summed in float32 can differ from the exact one."""
-        length = 1.0 + _LARGEST_TOLERANCE
-        return (2.0**-23 + self.d * 2.0**-23) * (length if self._scale is None else max(length, self._stretch))
+        return (2.0**-23 + self.d * 2.0**-23) * max(1.0 + _LARGEST_TOLERANCE, self._stretch)
 
     def _spans(self, first: int, last: int, a_row: int) -> list[tuple[int, int]]:
         """Chunks of rows that take half the memory budget, at `a_row` bytes each; whole groups of rows, at least one."""
@@ -481,9 +483,13 @@ def _kernels() -> Any:
     return kernels if found == 64 else None
 
 
-def _fits(n_bytes: int, device: torch.device, spare: int) -> bool:
-    """True where that many bytes and some to spare leave a fifth of a GPU's free memory, or half of a CPU's."""
-    return n_bytes + spare <= (0.8 if device.type == "cuda" else 0.5) * free_memory(device)
+def _working_memory(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).total_memory // 16 if device.type == "cuda" else 2**28
+
+
+def _fits(n_bytes: int, device: torch.device) -> bool:
+    """True where that many bytes, and working memory, leave a fifth of a GPU's free memory, or half of a CPU's."""
+    return n_bytes + _working_memory(device) <= (0.8 if device.type == "cuda" else 0.5) * free_memory(device)
 
 
 def _float32_precision() -> str:
@@ -507,12 +513,15 @@ def _full_accumulation() -> Iterator[None]:
 
 def as_tensor(vectors: Tensor | np.ndarray) -> Tensor:
     """A tensor over the same memory; bfloat16 arrays (ml_dtypes) become torch bfloat16."""
-    held = vectors if isinstance(vectors, Tensor) else np.asarray(vectors)
-    real = not held.is_complex() if isinstance(held, Tensor) else held.dtype.kind in "fiubV"  # ml_dtypes' are V
+    if isinstance(vectors, Tensor):
+        held, real = vectors.detach(), not vectors.is_complex()
+    else:
+        held = np.asarray(vectors)
+        real = held.dtype.kind in "fiubV"  # ml_dtypes' are V
     if not real:
         raise InvalidInputError(f"got a {type(vectors).__name__} of {held.dtype}; expected real numbers, a tensor or an array")
     if isinstance(held, Tensor):
-        return held.detach()
+        return held
     if held.dtype.name == "bfloat16":
         return _from_numpy(held.view(np.uint16)).view(torch.bfloat16)
     return _from_numpy(held)
