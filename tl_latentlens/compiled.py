@@ -15,7 +15,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int32, UInt8
+from jaxtyping import Float, Int, Int32, Integer, UInt8
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.registry import cpu_target
@@ -185,7 +185,7 @@ def products(
 def encode(
     rows: Float[Tensor, "groups group d"],
     mean: Float[Tensor, " d"],
-    codes: Int[Tensor, "groups group wide"],
+    codes: Integer[Tensor, "groups group wide"],
     scale: Float[Tensor, " groups"],
     length: Float[Tensor, " groups"],
     rest: Float[Tensor, " groups"],

@@ -37,7 +37,7 @@ class Affine:
             left = left - (left * component).sum(-1, keepdim=True) * component
         return left
 
-    def transposed(self, queries: Float[Tensor, "q d"]) -> Float[Tensor, "q d"]:
+    def transposed(self, queries: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """What has with x - center the product that a query has with a transformed x."""
         if self.weight is None and self.removed is None:
             return queries

@@ -409,7 +409,7 @@ class VectorSearch:
 
     def _multiply(
         self, part: Float[Tensor, "rows d"], queries: Float[Tensor, "q d"], scratch: Scratch
-    ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, " q"] | None]:
+    ) -> tuple[Float[Tensor, "padded columns"], Float[Tensor, " q"] | None]:
         """Products, and the length of what rounding took from each query, or None: see `_error_bound`.
 
         The products of the last rows, which make up whole groups, are -inf; the last columns are made up.
