@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tl_latentlens.search import VectorSearch
 from tl_latentlens.shortlist import WIDE, Shortlist
 
 
@@ -29,3 +30,19 @@ def test_merged_lists_are_the_list_of_all_rows() -> None:
     parts = [Shortlist.of(padded(raw[first:last]), 4, first, last, 30) for first, last in ((0, 10), (10, 150), (150, 200))]
     merged = parts[0].merged(parts[1], 30).merged(parts[2], 30)
     assert torch.equal(merged.rows.sort(-1).values, whole.rows.sort(-1).values)
+
+
+@pytest.mark.parametrize("budget", [2**16, 2**20])
+@pytest.mark.parametrize(("storage", "dtype"), [(torch.float16, "float16"), (torch.float32, "float32")])
+@pytest.mark.parametrize("size", [1000, 15_000])  # of the lowest score of half of the rows, about 0, rounding takes no share
+def test_no_other_row_is_nearer_than_a_shortlist_says(size: int, storage: torch.dtype, dtype: str, budget: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    vectors = torch.nn.functional.normalize(torch.randn(30_000, 16, generator=generator), dim=-1).to(storage)
+    ends = torch.rand(40, 16, generator=generator).argsort(-1)[:, :4]
+    queries = torch.zeros(40, 16).scatter_(1, ends, 0.5)  # nothing is lost when they are rounded, only by the product
+    queries[20:] = torch.nn.functional.normalize(queries[20:] + 0.01 * torch.randn(20, 16, generator=generator), dim=-1)
+    rows, most = VectorSearch(vectors, "cpu", dtype, unit_length=True, memory_budget=budget).shortlist(queries, size)
+    exact = queries.double() @ vectors.double().T
+    assert most is not None
+    assert bool((exact.scatter(1, rows, -torch.inf).amax(1) <= most).all())
+    assert bool((most - exact.gather(1, rows).amin(1) < 2e-3).all())

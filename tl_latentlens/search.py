@@ -73,7 +73,7 @@ class VectorSearch:
             dtype: Precision of the first, approximate pass: "float32", "float16", "bfloat16" or "int8", for which codes of
                 one byte a number, for "bfloat16" on a CPU of two, are made at the first search. "auto": on a GPU that holds
                 the vectors, their own precision; else bfloat16 (CPUs with AMX) or int8 (VNNI, AVX2, NVIDIA) where the hardware
-                multiplies it fast and half (of a GPU's 80 %) of the memory that is free then holds the codes. The result is
+                multiplies it fast and half of the memory that is free then (80 % of a GPU's) holds the codes. The result is
                 the same for all.
             unit_length: The rows are unit vectors (up to rounding) and are used as stored; None looks. False: each is divided
                 by its length first, also before `center` is subtracted.
@@ -136,7 +136,7 @@ class VectorSearch:
         self._float_pass = torch.float32
         if dtype in DTYPES and not self._kinds:
             self._float_pass = DTYPES[dtype]
-        elif self.device.type != "cpu" and self._vectors.dtype in DTYPES.values() and (self._on_gpu or self._scale is None):
+        elif self.device.type != "cpu" and self._vectors.dtype in DTYPES.values() and (self._held or self._scale is None):
             # Of scaled rows it leaves many over, and those that lie elsewhere would have to be copied one by one.
             self._float_pass = self._vectors.dtype
         if self._scale is not None and self._float_pass == torch.float16:
@@ -146,15 +146,17 @@ class VectorSearch:
         return torch.cat([self._vectors[span].to(self.device).double().norm(dim=-1) for span in spans])
 
     @property
-    def _on_gpu(self) -> bool:
-        return self.device.type != "cpu" and self._vectors.device == self.device
+    def _held(self) -> bool:
+        """True where the vectors lie on the device: on a CPU always, on a GPU if they fit."""
+        return self._vectors.device == self.device
 
     def _kinds_of_codes(self, dtype: str) -> list[torch.dtype]:
         """Codes for the first pass, the most precise first; none where it multiplies the vectors themselves."""
         if dtype == "int8":
             return [byte_codes(self.device, len(self))]
         if dtype == "auto":
-            return [] if self._on_gpu or len(self) < _FEW_ROWS else fast_codes(self.device, len(self))
+            as_they_are = (self._held and self.device.type != "cpu") or len(self) < _FEW_ROWS
+            return [] if as_they_are else fast_codes(self.device, len(self))
         return [torch.bfloat16] * (dtype == "bfloat16" and self.device.type == "cpu")
 
     def __len__(self) -> int:
@@ -250,7 +252,7 @@ class VectorSearch:
 
     def _fused(self) -> Any:
         """The module whose `dots` reads stored rows once; None where rows are compared otherwise, or torch must do it."""
-        if not self._as_stored or self._vectors.dtype not in DTYPES.values() or self._vectors.device != self.device:
+        if not self._as_stored or self._vectors.dtype not in DTYPES.values() or not self._held:
             return None
         return compiled_loops(self.device, len(self)) if self.device.type == "cpu" else _kernels()
 
@@ -262,8 +264,8 @@ class VectorSearch:
     @property
     def can_shortlist(self) -> bool:
         """True where the rows lie as floats on a device that works ahead, and lists were enough so far."""
-        held = self._vectors.device == self.device
-        return held and self.works_ahead and not self._kinds and self._unsure <= max(_ENOUGH_TO_TELL, self._listed / 2)
+        enough = self._unsure <= max(_ENOUGH_TO_TELL, self._listed / 2)
+        return self._held and self.works_ahead and not self._kinds and enough
 
     def shortlist(self, queries: Float[Tensor, "q d"], size: int) -> tuple[Int[Tensor, "q listed"], Float[Tensor, " q"] | None]:
         """The rows that are likely to be nearest, at most `size` of each query, without waiting for the device.
@@ -357,9 +359,9 @@ class VectorSearch:
             last: Number past the last one.
             a_row: Bytes of working memory that are needed for each.
         """
-        copied = 8 * self.d * (self._vectors.dtype != self._float_pass or self._vectors.device != self.device)
+        copied = 8 * self.d * (self._vectors.dtype != self._float_pass or not self._held)
         spans = self._spans(first, last, copied + a_row)
-        if self._vectors.device == self.device:
+        if self._held:
             for start, end in spans:
                 yield start, end, self._vectors[start:end]
             return
