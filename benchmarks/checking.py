@@ -10,8 +10,10 @@ import torch
 
 import tl_latentlens as tll
 from benchmarks.measure import Settings, alternate, table
-from tl_latentlens.bank_format import Fingerprint, ModelInfo, ModelRecord
-from tl_latentlens.plan import Prompts
+from tl_latentlens.bank.format import ModelRecord
+from tl_latentlens.corpus.plan import Prompts
+from tl_latentlens.model.fingerprint import Fingerprint
+from tl_latentlens.model.info import ModelInfo
 
 HOOK_NAMES = [f"blocks.{layer}.hook_resid_post" for layer in (3, 6, 9)]
 INFO = ModelInfo("random", "none", 12, 768, 50257, 1024, "float32", False, "0" * 64)

@@ -15,8 +15,8 @@ import tl_latentlens as tll
 from benchmarks.build import known_peak
 from benchmarks.checking import D_MODEL, HOOK_NAMES, make_bank
 from benchmarks.measure import Settings, Timing, WrongResultError, alternate, megabytes, table
-from tl_latentlens.approximate import ApproximateSearch
-from tl_latentlens.search import VectorSearch
+from tl_latentlens.search.approximate import ApproximateSearch
+from tl_latentlens.search.vectors import VectorSearch
 
 TOP_K = 10
 BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12}  # bytes a second, of the SXM boards' data sheets

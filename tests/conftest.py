@@ -12,38 +12,17 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from support.models import ARCHITECTURES, TEXTS, available_kinds, make_tokenizer
 
 import tl_latentlens as tll
+
+# Processes that tests start import `support` too.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 torch.set_num_threads(1)  # the models here are small: more threads only cost, above all on a busy machine
 
 cuda_is_available = torch.cuda.is_available
 torch.cuda.is_available = lambda: False  # models and indices go to the CPU; a test that wants the GPU names it
-
-TEXTS = [
-    "The river ran over its bank after the storm.",
-    "She put the money in the bank before noon.",
-    "The river ran over the old stone bridge.",
-    "A small red circle above a blue square.",
-    "A small red ball lay on the bank.",
-    "He rowed the boat to the bank and tied it up.",
-]
-
-
-def available_kinds() -> list[str]:
-    """The model classes that the installed TransformerLens has."""
-    import transformer_lens
-
-    kinds = []
-    try:
-        transformer_lens.HookedTransformer  # noqa: B018
-        kinds.append("hooked")
-    except (AttributeError, ImportError):
-        pass
-    if (Path(transformer_lens.__file__).parent / "model_bridge").is_dir():
-        kinds.append("bridge")
-    return kinds
 
 
 @pytest.fixture
@@ -86,45 +65,6 @@ def bank(any_model: Any, tmp_path_factory: pytest.TempPathFactory) -> tll.Bank:
 def index(bank: tll.Bank) -> tll.ContextualIndex:
     """An index over the small bank, on the CPU."""
     return tll.ContextualIndex(bank, device="cpu")
-
-
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "n_ctx": 64},
-    "llama": {
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 64,
-    },
-    "qwen2": {
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 64,
-    },
-    "gemma2": {
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 64,
-        "head_dim": 8,
-    },
-}
-
-
-def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """A small byte-level tokenizer with BOS, EOS and padding of their own."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        TEXTS, trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>", "<pad>"], initial_alphabet=alphabet)
-    )
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
 @pytest.fixture(scope="session", params=list(ARCHITECTURES))

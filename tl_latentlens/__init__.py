@@ -1,9 +1,16 @@
 """Read any vector of a language model by its nearest contextual neighbors: LatentLens for TransformerLens."""
 
-from tl_latentlens.bank import Bank, Row
-from tl_latentlens.build import build_bank, plan_corpus, record_model
-from tl_latentlens.corpus import load_corpus
-from tl_latentlens.directions import decode_directions
+from tl_latentlens.bank.bank import Bank, Row
+from tl_latentlens.bank.build import build_bank, plan_corpus, record_model
+from tl_latentlens.bank.record import bank_hooks
+from tl_latentlens.bank.writer import BankWriter
+from tl_latentlens.corpus.plan import Plan, PlanSettings, Prompts, make_plan, prompts_from_lists
+from tl_latentlens.corpus.texts import load_corpus
+from tl_latentlens.directions.decode import decode_directions
+from tl_latentlens.directions.find import find_features, find_heads, find_neurons
+from tl_latentlens.directions.label import label_features
+from tl_latentlens.directions.sae import load_sae
+from tl_latentlens.directions.steering import SteeringLens, SteeringResult, difference_of_means
 from tl_latentlens.errors import (
     BankCorruptError,
     BankError,
@@ -14,28 +21,23 @@ from tl_latentlens.errors import (
     ModelMismatchError,
     UnknownHookError,
 )
-from tl_latentlens.evaluate import Evaluation, evaluate
-from tl_latentlens.features import label_features
-from tl_latentlens.find import find_features, find_heads, find_neurons
-from tl_latentlens.followed import FollowedTokens
-from tl_latentlens.hooks.decode import LatentLensHook, latentlens_hooks
-from tl_latentlens.hooks.record import bank_hooks
-from tl_latentlens.index import ContextualIndex, SearchResult
-from tl_latentlens.judge import Judge, JudgeEstimate, JudgeQuestions, judge_questions
-from tl_latentlens.judgments import Judgments
-from tl_latentlens.keys import block_attention, key_spread
-from tl_latentlens.lenses import embedding_lens, logit_lens
-from tl_latentlens.loading import load_demo_model, load_demo_vlm, load_model
-from tl_latentlens.model import RepeatedTexts, repeated
-from tl_latentlens.plan import Plan, PlanSettings, Prompts, make_plan, prompts_from_lists
-from tl_latentlens.results import DirectionResult, FeatureResult, FindResult, LensResult, Meaning, Neighbor
-from tl_latentlens.sae import load_sae
-from tl_latentlens.search import VectorSearch
-from tl_latentlens.senses import load_senses
-from tl_latentlens.steering import SteeringLens, SteeringResult, difference_of_means
-from tl_latentlens.views.image import image_to_html, image_to_png
-from tl_latentlens.vision import PatchGrid, image_positions, patch_grids
-from tl_latentlens.writer import BankWriter
+from tl_latentlens.evaluation.evaluate import Evaluation, evaluate
+from tl_latentlens.evaluation.senses import load_senses
+from tl_latentlens.index.contextual import ContextualIndex, SearchResult
+from tl_latentlens.lens.followed import FollowedTokens
+from tl_latentlens.lens.hook import LatentLensHook, latentlens_hooks
+from tl_latentlens.lens.lenses import embedding_lens, logit_lens
+from tl_latentlens.lens.results import DirectionResult, FeatureResult, FindResult, LensResult, Meaning, Neighbor
+from tl_latentlens.model.adapter import RepeatedTexts, repeated
+from tl_latentlens.model.image_tokens import image_positions
+from tl_latentlens.model.loading import load_demo_model, load_model
+from tl_latentlens.search.vectors import VectorSearch
+from tl_latentlens.vision.image_page import image_to_html, image_to_png
+from tl_latentlens.vision.judge import Judge, JudgeEstimate, JudgeQuestions, judge_questions
+from tl_latentlens.vision.judgments import Judgments
+from tl_latentlens.vision.keys import block_attention, key_spread
+from tl_latentlens.vision.patches import PatchGrid, patch_grids
+from tl_latentlens.vision.scenes import load_demo_vlm
 
 __version__ = "0.1.0"
 

@@ -32,8 +32,8 @@ from benchmarks.keys.tasks import (
 )
 from benchmarks.measure import Settings
 from benchmarks.scenes import trained
-from tl_latentlens.data.scenes.connector import ConnectorSettings, SceneModel, run_embeddings
-from tl_latentlens.data.scenes.render import COLORS, GRID, PATCH, SHAPES, Scenes, caption, draw_scenes
+from tl_latentlens.vision.scenes.connector import ConnectorSettings, SceneModel, run_embeddings
+from tl_latentlens.vision.scenes.render import COLORS, GRID, PATCH, SHAPES, Scenes, caption, draw_scenes
 
 SEEDS = (0, 1, 2)
 SCENES = 100  # of each seed that the tasks are judged on

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from benchmarks.keys.tasks import Score
 from benchmarks.measure import table
-from tl_latentlens.intervals import Mean, mean_of
+from tl_latentlens.statistics.intervals import Mean, mean_of
 
 ONE_MEAN, OWN_MEAN = "one mean", "each position's mean"
 TASKS = {

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_latentlens.data.scenes.render import COLORS, SHAPES, Scenes, scenes_with
+from tl_latentlens.vision.scenes.render import COLORS, SHAPES, Scenes, scenes_with
 
 Vectors = Float[Tensor, "scene cell d"]
 Scores = Float[np.ndarray, " scene"]

@@ -1,7 +1,7 @@
 """The claim of LatentLens, judged by ground truth: `python -m benchmarks scenes --figure docs/_static/scenes.svg`.
 
 Scenes are rendered, a small vision encoder is trained on their labels, and a connector on their captions, with encoder and
-language model frozen (`tl_latentlens.data.scenes`); three lenses read the visual tokens (`reading`, `report`).
+language model frozen (`tl_latentlens.vision.scenes`); three lenses read the visual tokens (`reading`, `report`).
 """
 
 import time
@@ -16,9 +16,9 @@ import tl_latentlens as tll
 from benchmarks.measure import Settings
 from benchmarks.scenes.reading import RowWords, hook_names, region_phrases, visual_activations
 from benchmarks.scenes.report import Figures, draw, tables
-from tl_latentlens.data.scenes.connector import ConnectorSettings, SceneModel, new_connector, words_told
-from tl_latentlens.data.scenes.render import draw_scenes
 from tl_latentlens.data.scenes.train import trained
+from tl_latentlens.vision.scenes.connector import ConnectorSettings, SceneModel, new_connector, words_told
+from tl_latentlens.vision.scenes.render import draw_scenes
 
 SEEDS = (0, 1, 2)
 SCENES = 100  # that each seed's model is read on

@@ -12,13 +12,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import tl_latentlens as tll
-from tl_latentlens.data.scenes.connector import SceneModel
-from tl_latentlens.data.scenes.render import COLORS, SHAPES, Scenes
 from tl_latentlens.data.train import COLORS as ALL_COLORS
 from tl_latentlens.data.train import SIZES, THINGS
-from tl_latentlens.lenses import embedding_lens, logit_lens
-from tl_latentlens.results import TokenReading
-from tl_latentlens.words import words_around
+from tl_latentlens.index.words import words_around
+from tl_latentlens.lens.lenses import embedding_lens, logit_lens
+from tl_latentlens.lens.results import TokenReading
+from tl_latentlens.vision.scenes.connector import SceneModel
+from tl_latentlens.vision.scenes.render import COLORS, SHAPES, Scenes
 
 TOP_K = 5
 WORDS = (*COLORS, *SHAPES)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from benchmarks.measure import table
 from benchmarks.scenes.reading import TOP_K, WORDS, Reading, RowWords, Truth, read, read_tokens
-from tl_latentlens.data.scenes.render import Scenes
-from tl_latentlens.intervals import Mean, mean_of
+from tl_latentlens.statistics.intervals import Mean, mean_of
+from tl_latentlens.vision.scenes.render import Scenes
 
 NO_EMBEDDINGS = "LatentLens, bank from block 0 on"
 LENSES = ("LatentLens", "logit lens", "embedding lens")

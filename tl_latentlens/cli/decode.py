@@ -43,9 +43,9 @@ def decode(
     Example: `tl-latentlens decode demo.h5 "We fished and sat on the grassy bank" --model demo --word bank`
     """
     import tl_latentlens as tll
-    from tl_latentlens.build import cut_note
-    from tl_latentlens.heads import names_heads, output_layer
-    from tl_latentlens.model import tokenize
+    from tl_latentlens.bank.build import cut_note
+    from tl_latentlens.model.adapter import tokenize
+    from tl_latentlens.model.heads import names_heads, output_layer
     from tl_latentlens.views.terminal import lens_table
 
     require_folders(html)
@@ -83,7 +83,7 @@ def places(result: Any, word: str | None) -> list[tuple[int, int]]:
     Raises:
         InvalidInputError: No token ends it.
     """
-    from tl_latentlens.words import word_up_to
+    from tl_latentlens.index.words import word_up_to
 
     read = [tuple(place) for place in result.positions.tolist()]
     ending = [(b, p) for b, p in read if word is None or word_up_to(result.tokens[b], p) == word.strip()]

@@ -51,7 +51,7 @@ def decode_vector(
     Example: `tl-latentlens decode-vector demo.h5 --sae demo --feature 12 --text "They walked along the"`
     """
     import tl_latentlens as tll
-    from tl_latentlens.directions import read_vector
+    from tl_latentlens.directions.decode import read_vector
     from tl_latentlens.views.steering import direction_table
 
     named: dict[str, list[Any]] = {

@@ -35,7 +35,7 @@ def evaluate(
     Example: `tl-latentlens evaluate demo.h5 --html evaluation.html`
     """
     import tl_latentlens as tll
-    from tl_latentlens.transforms import TRANSFORMS
+    from tl_latentlens.index.transforms import TRANSFORMS
     from tl_latentlens.views.terminal import evaluation_tables
 
     require_writable(out)

@@ -41,13 +41,13 @@ def explore(
     Example: `tl-latentlens explore demo.h5 --sae demo`
     """
     import tl_latentlens as tll
-    from tl_latentlens.views.explore import LOOPBACK, make_app, serve
+    from tl_latentlens.explorer.app import LOOPBACK, make_app, serve
 
     weights = None if sae is None else tll.load_sae(sae)
     index = tll.ContextualIndex(bank, hook_name, device=device, transform=transform)
     loaded = tll.load_model("demo" if model == _DEMO_VLM else model, kind=kind, device=device)
     if model == _DEMO_VLM:
-        from tl_latentlens.data.scenes.train import load
+        from tl_latentlens.vision.scenes.loading import load
 
         loaded = load(loaded)
     page = make_app(loaded, index, weights, top_k=top_k, loopback=host in LOOPBACK)

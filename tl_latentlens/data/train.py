@@ -24,7 +24,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from tl_latentlens.corpus import demo_labels
+from tl_latentlens.corpus.texts import demo_labels
+from tl_latentlens.vision.scenes.connector import fast_products
+from tl_latentlens.vision.scenes.phrases import RETELLINGS, article, joined
 
 DATA = Path(__file__).parent
 BOS = "<|endoftext|>"
@@ -40,18 +42,6 @@ THINGS = (
     "circle square triangle star ring cross line dot oval diamond heart arrow cat dog horse bird fish duck cow sheep rabbit "
     "frog snake bee cup ball box chair apple sun moon cloud tree hill house boat road book key lamp bag hat flower stone"
 ).split()
-RETELLINGS = (
-    "We can see {}.",
-    "There is {}.",
-    "The picture shows {}.",
-    "I see {}.",
-    "Here are {}.",
-    "In the picture there is {}.",
-    "You can find {} here.",
-    "{} can be seen.",
-    "Somebody drew {}.",
-    "Look at {}.",
-)
 
 
 def concept_passages(path: Path) -> tuple[list[list[str]], list[list[str]]]:
@@ -72,16 +62,6 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=BOS, eos_token=BOS, unk_token=BOS, pad_token=BOS, model_max_length=N_CTX
     )
-
-
-def article(thing: str) -> str:
-    """A thing with its article."""
-    return ("an " if thing[0] in "aeio" else "a ") + thing
-
-
-def joined(items: list[str]) -> str:
-    """Items as they stand in a sentence."""
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def retold_list(rng: random.Random, scenes: list[str]) -> str:
@@ -215,11 +195,6 @@ def training_passages(
     first, later = tokenizer(flat)["input_ids"], tokenizer([" " + sentence for sentence in flat])["input_ids"]
     pairs = iter(zip(first, later, strict=True))
     return [[next(pairs) for _ in passage] for passage in passages]
-
-
-def fast_products() -> torch.autocast:
-    """bfloat16 where the processor multiplies it; elsewhere float32, which is a hundred times faster there."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _optimizers(model: GPT2LMHeadModel, lr: float) -> list[torch.optim.Optimizer]:

@@ -29,8 +29,8 @@ from sae_lens import (  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_latentlens.corpus import load_corpus
-from tl_latentlens.loading import load_demo_model
+from tl_latentlens.corpus.texts import load_corpus
+from tl_latentlens.model.loading import load_demo_model
 
 DATA = Path(__file__).parent
 HOOK_NAME = "blocks.3.hook_resid_post"

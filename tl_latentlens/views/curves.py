@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tl_latentlens.evaluate import Evaluation
+from tl_latentlens.evaluation.evaluate import Evaluation
 from tl_latentlens.views.text import hook_headings
 
 _COLORS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6")  # of transforms

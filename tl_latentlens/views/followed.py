@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.followed import COLUMNS, FollowedTokens
+from tl_latentlens.lens.followed import COLUMNS, FollowedTokens
 from tl_latentlens.views.heatmap import plain
 from tl_latentlens.views.text import hook_headings, visible
 

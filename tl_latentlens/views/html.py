@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from tl_latentlens.followed import COLUMNS, FollowedTokens
-from tl_latentlens.results import Cell, DirectionResult, FeatureResult, LensResult, Neighbor
+from tl_latentlens.lens.followed import COLUMNS, FollowedTokens
+from tl_latentlens.lens.results import Cell, DirectionResult, FeatureResult, LensResult, Neighbor
 from tl_latentlens.views.sheet import LENSES, Context, Sheet, contexts_of, sheet_of, span
 from tl_latentlens.views.text import CHANCE, clip, hook_headings, printable, short_hook_name, visible
 
 if TYPE_CHECKING:
-    from tl_latentlens.bank import Bank
-    from tl_latentlens.index import ContextualIndex, SearchResult
+    from tl_latentlens.bank.bank import Bank
+    from tl_latentlens.index.contextual import ContextualIndex, SearchResult
 
 _WIDTH = 90  # characters of a context
 _NEIGHBORS = 3

@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.results import Cell, DirectionResult
+from tl_latentlens.lens.results import Cell, DirectionResult
 from tl_latentlens.views.terminal import longest, neighbor_text, token_title
 from tl_latentlens.views.text import clip, short_hook_name, visible
 
 if TYPE_CHECKING:
-    from tl_latentlens.steering import SteeringResult
+    from tl_latentlens.directions.steering import SteeringResult
 
 _NARROWEST = 16  # characters that a multiple needs, margin included
 _LINES = 3  # of a neighbor's context in a cell

@@ -1,6 +1,5 @@
-"""Scenes whose every patch is known, and the small vision-language model that sees them: `load_demo_vlm`."""
+"""Weights of the embedded vision-language model, and the script that trained it; its code is `tl_latentlens.vision.scenes`."""
 
-from tl_latentlens.data.scenes.connector import SceneModel
-from tl_latentlens.data.scenes.render import Scenes, draw_scenes
+from tl_latentlens.vision.scenes import SceneModel, Scenes, draw_scenes
 
 __all__ = ["SceneModel", "Scenes", "draw_scenes"]

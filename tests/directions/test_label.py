@@ -1,0 +1,396 @@
+"""SAE features against truth that was planted, and against the model itself."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy import stats
+from torch.nn.functional import normalize
+
+import tl_latentlens as tll
+from tl_latentlens.bank.format import ModelRecord
+from tl_latentlens.corpus.plan import Prompts
+from tl_latentlens.directions.activity import HISTOGRAM_EDGES, bank_activity
+from tl_latentlens.directions.sae import TensorSAE
+from tl_latentlens.index.words import words_around
+from tl_latentlens.model.adapter import run_hooked
+from tl_latentlens.model.fingerprint import Fingerprint
+from tl_latentlens.model.info import ModelInfo
+
+HOOK = "blocks.1.hook_resid_post"
+N_WORDS, D, LENGTH = 200, 64, 20
+INFO = ModelInfo("planted", "none", 2, D, N_WORDS + 1, 64, "float32", False, "0" * 64)
+
+
+def word(token: int) -> str:
+    """A word of letters only: `waa`, `wab`, ..."""
+    return f"w{chr(97 + token // 26)}{chr(97 + token % 26)}"
+
+
+def centers() -> torch.Tensor:
+    return normalize(torch.randn(N_WORDS, D, generator=torch.Generator().manual_seed(1)), dim=-1)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tll.ContextualIndex:
+    """Every word has a center; a row is its word's center and noise, of any length."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, N_WORDS, (400, LENGTH), dtype=np.int32)
+    tokens[:, 0] = N_WORDS
+    special = np.zeros(tokens.shape, bool)
+    special[:, 0] = True
+    plan = tll.make_plan(
+        Prompts(tokens.ravel(), np.arange(0, tokens.size + 1, LENGTH), special.ravel()), tll.PlanSettings(None)
+    )
+    texts = {i: f" {word(i)}".encode() for i in range(N_WORDS)} | {N_WORDS: b"<s>"}
+    record = ModelRecord(INFO, {HOOK: D}, Fingerprint(((1, 2),), {HOOK: np.ones((2, D), np.float32)}), texts, (N_WORDS,))
+    noise = torch.Generator().manual_seed(2)
+    path = tmp_path_factory.mktemp("planted") / "bank.h5"
+    with tll.BankWriter.create(path, plan, record) as writer:
+        for batch in writer.batches():
+            ids = torch.from_numpy(plan.tokens[plan.row_tokens[batch.rows]].astype(np.int64))
+            rows = 3 * (centers()[ids] + 0.05 * torch.randn(len(ids), D, generator=noise))
+            writer.write(HOOK, batch, normalize(rows, dim=-1).half(), rows.norm(dim=-1))
+    return tll.ContextualIndex(path, device="cpu")
+
+
+def tied(decoder: torch.Tensor, threshold: float = 1.5) -> TensorSAE:
+    """An SAE whose features are active where the activation has more than a threshold of their direction."""
+    weights = {"W_enc": decoder.T.contiguous(), "b_enc": torch.full((len(decoder),), -threshold)}
+    return TensorSAE(decoder, weights, hook_name=HOOK)
+
+
+def column(result: tll.FeatureResult, name: str) -> np.ndarray:
+    return result.table[name].to_numpy()
+
+
+# ------------------------------------------------------------------------------------------------------------ planted truth
+
+
+@pytest.mark.parametrize("encoder", [True, False])
+def test_planted_features_are_labelled_and_random_directions_are_refused(planted: Any, encoder: bool) -> None:
+    random = normalize(torch.randn(200, D, generator=torch.Generator().manual_seed(3)), dim=-1)
+    decoder = torch.cat([centers(), random])
+    sae = tied(decoder) if encoder else TensorSAE(decoder, {}, hook_name=HOOK)
+    result = tll.label_features(sae, planted, progress=False)
+    labels = column(result, "label").tolist()
+    right = [label.split(", ")[0] == word(i) for i, label in enumerate(labels[:N_WORDS])]
+    assert np.mean(right) >= 0.99
+    refused = [label == "" for label in labels[N_WORDS:]]
+    assert np.mean(refused) >= 0.95
+    assert all(line["why_not"] for line in result.table.to_dict("records") if not line["label"])
+    if encoder:
+        assert column(result, "auroc")[:N_WORDS].min() > 0.95
+        assert abs(column(result, "auroc_null")[0] - 0.5) < 0.05
+        assert (column(result, "overlap")[:N_WORDS] > 0.99).all()
+        assert column(result, "overlap_null")[0] < 0.05
+
+
+def test_an_encoder_that_has_nothing_to_do_with_its_decoder_is_refused(planted: Any) -> None:
+    decoder = centers()
+    shuffled = TensorSAE(decoder, tied(decoder.roll(1, 0)).weights, hook_name=HOOK)
+    result = tll.label_features(shuffled, planted, progress=False)
+    assert (column(result, "p_similarity") < 0.01).all()
+    assert (column(result, "label") == "").mean() >= 0.95
+    assert np.mean(["no more than another" in why for why in column(result, "why_not")]) >= 0.95
+    assert column(result, "auroc").mean() < 0.55
+
+
+def test_features_never_active_say_so(planted: Any) -> None:
+    result = tll.label_features(tied(centers()[:5], threshold=100.0), planted, progress=False)
+    assert (column(result, "why_not") == "never active on this bank").all()
+    assert result.max_activating(0) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named(planted: Any, value: float) -> None:
+    sae = tied(centers()[:5])
+    sae.weights["W_enc"][3, 2] = value
+    with pytest.raises(
+        tll.InvalidInputError, match=rf"encoder gives NaN or inf for 1 features, first \[2\], on rows of {HOOK}"
+    ):
+        tll.label_features(sae, planted, [0, 1], progress=False)
+    decoder = centers()[:5]
+    decoder[4, 1] = value
+    with pytest.raises(tll.InvalidInputError, match=r"W_dec holds NaN or inf in 1 rows, first \[4\]"):
+        tll.label_features(decoder, planted, [0, 1], progress=False)
+
+
+def test_an_activation_that_the_index_lacks(planted: Any) -> None:
+    with pytest.raises(tll.UnknownHookError, match=r"no hook name 'blocks.1.resid_post'"):
+        tll.label_features(tied(centers()), planted, hook_name="blocks.1.resid_post")
+    nameless = tll.load_sae({"W_dec": centers(), **tied(centers()).weights})
+    with pytest.warns(UserWarning, match="no AUROC .* the SAE reads None"):
+        result = tll.label_features(nameless, planted, progress=False)
+    assert "auroc" not in result.table
+    assert "auroc" in tll.label_features(nameless, planted, hook_name=HOOK, progress=False).table
+
+
+@pytest.mark.parametrize("encoder", [True, False])
+def test_a_decoder_row_of_zeros_is_a_line_that_says_so(planted: Any, tmp_path: Path, encoder: bool) -> None:
+    decoder = centers()[:6]
+    decoder[[0, 4]] = 0
+    sae = tied(decoder) if encoder else TensorSAE(decoder, {}, hook_name=HOOK)
+    result = tll.label_features(sae, planted, [4, 1, 0, 5], progress=False)
+    assert column(result, "feature").tolist() == [4, 1, 0, 5]
+    zero = np.array([True, False, True, False])
+    assert (column(result, "why_not") == "its decoder row is zero").tolist() == zero.tolist()
+    assert (column(result, "label")[zero] == "").all()
+    assert [label.split(", ")[0] for label in column(result, "label")[~zero]] == [word(1), word(5)]
+    figures = result.table.drop(columns=["feature", "label", "why_not"]).to_numpy(float)
+    assert np.isnan(figures[zero]).all()
+    assert np.isfinite(figures[~zero]).all()
+    assert (list(result.ids), result.positive.rows.shape) == ([1, 5], (2, 10))
+    alone = tll.label_features(sae, planted, [1, 5, 1], progress=False)
+    np.testing.assert_array_equal(result.table[~zero].iloc[:, 3:], alone.table.iloc[:, 3:])
+    summary = result.summary().set_index("figure")
+    assert (summary.loc["labelled", "mean"], summary.loc["labelled", "features"]) == (1, 2)
+    assert result.max_activating(4) == []
+    evidence = result.with_evidence()
+    assert evidence["neighbors"].map(len).tolist() == [0, 3, 0, 3]
+    evidence.to_parquet(tmp_path / "f.parquet")
+    assert "4 features, 2 labelled; 2: its decoder row is zero" in str(result)
+    whole = tll.label_features(torch.zeros(3, D), planted, hook_name=HOOK, progress=False)
+    assert column(whole, "why_not").tolist() == 3 * ["its decoder row is zero"]
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+def test_no_features_have_the_columns_of_some(any_model: Any, bank: tll.Bank, with_model: bool) -> None:
+    index, sae = tll.ContextualIndex(bank, "blocks.3.hook_resid_post", device="cpu"), tll.load_sae("demo")
+    model = any_model if with_model else None
+    some, none = (
+        tll.label_features(sae, index, numbers, hook_name=index.hook_names[0], model=model, progress=False)
+        for numbers in ([3, 4], [])
+    )
+    assert list(none.table.columns) == list(some.table.columns)
+    assert ("steered" in none.table) == with_model
+    assert len(none.table) == len(none.with_evidence()) == 0
+    assert none.table["label"].dtype == some.table["label"].dtype
+    assert none.summary()["figure"].tolist() == some.summary()["figure"].tolist()
+    assert "no label" not in str(none)
+
+
+@pytest.mark.parametrize("features", [3, [1.7], torch.tensor([True, False]), ["a"]])
+def test_features_are_numbers(planted: Any, features: Any) -> None:
+    with pytest.raises(tll.InvalidInputError, match="expected a list of feature numbers"):
+        tll.label_features(tied(centers()), planted, features)
+
+
+def test_a_subset_says_what_the_whole_says(planted: Any) -> None:
+    sae = tied(centers())
+    whole = tll.label_features(sae, planted, progress=False).table
+    some = tll.label_features(sae, planted, [17, 4], progress=False).table
+    assert some["feature"].tolist() == [17, 4]
+    same = ["label", "similarity", "density", "mean_activation", "max_activation"]
+    for i, feature in enumerate((17, 4)):
+        assert some[same].iloc[i].tolist() == whole[same].iloc[feature].tolist()
+
+
+# --------------------------------------------------------------------------------------------------------- the pass over a bank
+
+
+def brute(sae: Any, index: tll.ContextualIndex) -> np.ndarray:
+    """Feature activations of all rows at once."""
+    vectors = np.array(index.banks[0].vectors(HOOK)).astype(np.float32) * np.array(index.banks[0].norms(HOOK))[:, None]
+    return sae.encode(torch.from_numpy(vectors)).numpy()
+
+
+@pytest.mark.parametrize("chunk", [2**26, 4 * N_WORDS * 97])
+def test_activity_is_what_all_rows_at_once_give(planted: Any, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr("tl_latentlens.directions.activity._CHUNK_BYTES", chunk)
+    monkeypatch.setattr("tl_latentlens.directions.activity._PENDING", 500)
+    sae = tied(centers(), threshold=0.3)
+    acts, features = brute(sae, planted), [3, 150, 0]
+    pairs = np.random.default_rng(4).integers(0, [[planted.n_rows], [N_WORDS]], (2, 300))
+    found = bank_activity(sae, planted, HOOK, features, top_k=7, probe_rows=pairs[0], probe_features=pairs[1], progress=False)
+    assert found.n_rows == len(acts)
+    np.testing.assert_array_equal(found.count, (acts > 0).sum(0))
+    np.testing.assert_allclose(found.total, acts.sum(0), rtol=1e-4)
+    np.testing.assert_allclose(found.probed, acts[pairs[0], pairs[1]], atol=1e-5)
+    for i, feature in enumerate(features):
+        column = acts[:, feature]
+        np.testing.assert_allclose(found.top.similarities[i], np.sort(column)[::-1][:7], atol=1e-5)
+        np.testing.assert_allclose(column[found.top.rows[i].numpy()], found.top.similarities[i], atol=1e-5)
+        expected = np.histogram(column[column > 0], [0, *HISTOGRAM_EDGES, np.inf])[0]
+        assert np.abs(found.histogram[i] - expected).sum() <= 2  # rounding at an edge
+
+
+def test_the_pass_over_a_bank_equals_encoding_what_the_model_gives(any_model: Any, bank: tll.Bank) -> None:
+    """Within 1e-2 of the activations' scale, for the half precision of the bank."""
+    index, name = tll.ContextualIndex(bank, device="cpu"), bank.hook_names[2]
+    generator = torch.Generator().manual_seed(6)
+    weights = {"W_enc": torch.randn(256, 32, generator=generator) / 16, "b_enc": torch.zeros(32)}
+    sae = TensorSAE(weights["W_enc"].T.contiguous(), weights, hook_name=name)
+    rows = np.linspace(0, bank.n_rows - 1, 25).astype(int)
+    asked_rows, asked_features = np.repeat(rows, 32), np.tile(np.arange(32), 25)
+    found = bank_activity(
+        sae, index, name, [0], probe_rows=asked_rows, probe_features=asked_features, progress=False
+    ).probed.reshape(25, 32)
+    for i, row in enumerate(rows):
+        seen: list[torch.Tensor] = []
+        prompt = bank.prompt(bank.row(row).prompt_index)
+        run_hooked(
+            any_model, torch.tensor([prompt]), None, [(name, lambda activation, hook, seen=seen: seen.append(activation))]
+        )
+        expected = sae.encode(seen[0][0, bank.row(row).position].detach()).numpy()
+        assert np.abs(found[i] - expected).max() <= 1e-2 * np.abs(expected).max()
+
+
+def test_auroc_is_a_rank_statistic_of_neighbors_against_controls(planted: Any) -> None:
+    sae = tied(centers(), threshold=0.3)
+    result = tll.label_features(sae, planted, [11], top_k=10, progress=False)
+    acts = brute(sae, planted)[:, 11]
+    neighbors = acts[result.positive.rows[0].numpy()]
+    rest = acts[np.random.default_rng(0).integers(0, len(acts), 4000)]
+    everything = stats.mannwhitneyu(neighbors, rest).statistic / (10 * len(rest))
+    assert abs(column(result, "auroc")[0] - everything) < 0.03
+    line = result.table.iloc[0]
+    assert 0 <= line["auroc_low"] <= line["auroc"] <= line["auroc_high"] <= 1
+
+
+def test_steering_with_what_the_unembedding_reads_raises_its_token(any_model: Any, bank: tll.Bank) -> None:
+    name = bank.hook_names[-1]
+    index = tll.ContextualIndex(bank, name, device="cpu")
+    vectors = torch.from_numpy(np.array(bank.vectors(name)[:12]).astype(np.float32))
+    with torch.no_grad():
+        before = any_model(torch.tensor([bank.prompt(0)]))
+    result = tll.label_features(TensorSAE(vectors, {}, hook_name=name), index, model=any_model, top_k=1, progress=False)
+    followed = [row for row in range(12) if bank.row(row).position + 1 < len(bank.prompt(bank.row(row).prompt_index))]
+    # The last block's activation of a token, added, makes the model predict what it predicted there.
+    ranks = column(result, "steered_next")[followed]
+    assert ranks.mean() > max(0.8, column(result, "steered_next_null")[0])
+    assert len(column(result, "logit_tokens")[0]) == 5
+    with torch.no_grad():
+        assert torch.equal(any_model(torch.tensor([bank.prompt(0)])), before)
+
+
+# --------------------------------------------------------------------------------------------------------------------- results
+
+
+def test_results_as_tables_and_files(planted: Any, tmp_path: Path) -> None:
+    import pandas as pd
+
+    result = tll.label_features(tied(centers()[:30]), planted, top_k=4, progress=False)
+    result.table.to_parquet(tmp_path / "f.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "f.parquet"), result.table)
+    assert len(result.to_dataframe()) == 30 * 2 * 4
+    assert word(3) in str(result)
+    assert max(map(len, str(result).splitlines())) <= 100
+    assert repr(result) == f"FeatureResult(30 features, {(column(result, 'label') != '').sum()} labelled)"
+    evidence = result.with_evidence(2)
+    assert evidence["neighbors"][3] == [n.context for n in result.neighbors(3)[0][:2]]
+    assert evidence["max_activating"][3] == [n.context for _, n in result.max_activating(3, 2)]
+    pd.testing.assert_frame_equal(evidence.drop(columns=["neighbors", "max_activating"]), result.table)
+    value, neighbor = result.max_activating(3)[0]
+    assert value == pytest.approx(brute(tied(centers()[:30]), planted)[:, 3].max(), rel=1e-5)
+    assert neighbor.token == f" {word(3)}"
+    some = tll.label_features(tied(centers()), planted, [17, 4], progress=False)
+    assert some.max_activating(4)[0][1].token == f" {word(4)}"
+    with pytest.raises(tll.InvalidInputError, match="feature 0 is not among the 2"):
+        some.max_activating(0)
+    summary = result.summary().set_index("figure")
+    assert summary.loc["labelled", "mean"] == (column(result, "label") != "").mean()
+    assert summary.loc["auroc", "low"] <= summary.loc["auroc", "mean"] <= summary.loc["auroc", "high"]
+
+
+def test_words_are_merged_from_their_pieces(index: tll.ContextualIndex) -> None:
+    bank = index.banks[0]
+    merged = 0
+    for row in range(bank.n_rows):
+        found = bank.row(row)
+        words = words_around(found)
+        piece = "".join(c for c in found.token.lower() if c.isalpha())
+        assert piece in words.word
+        assert words.piece.strip("…") == ("" if piece == words.word else piece)
+        assert ("…" in words.piece) == bool(words.piece)
+        text = "".join(c if c.isalpha() else " " for c in found.prompt_text.lower()).split()
+        if piece and found.token.startswith(" "):
+            assert words.word in text
+            assert not words.piece.startswith("…")
+        merged += words.word != piece
+        assert words.word not in words.near
+        assert words.near <= {"".join(c for c in word if c.isalpha()) for word in found.prompt_text.lower().split()} | set(text)
+    assert merged > 5
+
+
+# --------------------------------------------------------------------------------------------------------------- reading an SAE
+
+
+def test_a_saelens_folder_reads_the_same_without_saelens(tmp_path: Path) -> None:
+    sae_lens = pytest.importorskip("sae_lens", exc_type=ImportError)
+    from sae_lens.saes.sae import SAEMetadata
+
+    common = {"d_in": 16, "d_sae": 40, "device": "cpu", "metadata": SAEMetadata(hook_name=HOOK)}
+    kinds = {
+        "standard": sae_lens.StandardSAE(sae_lens.StandardSAEConfig(**common)),
+        "no_bias": sae_lens.StandardSAE(sae_lens.StandardSAEConfig(**common, apply_b_dec_to_input=False)),
+        "jumprelu": sae_lens.JumpReLUSAE(sae_lens.JumpReLUSAEConfig(**common)),
+        "topk": sae_lens.TopKSAE(sae_lens.TopKSAEConfig(**common, k=5)),
+        "rescaled": sae_lens.TopKSAE(sae_lens.TopKSAEConfig(**common, k=5, rescale_acts_by_decoder_norm=True)),
+        "gated": sae_lens.GatedSAE(sae_lens.GatedSAEConfig(**common)),
+    }
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(50, 16, generator=generator)
+    for name, sae in kinds.items():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for parameter in sae.parameters():
+                parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+            sae.save_model(tmp_path / name)
+            expected = sae.encode(x)
+        ours = tll.load_sae(tmp_path / name)
+        assert ours.hook_name == HOOK
+        torch.testing.assert_close(ours.encode(x), expected.to_dense() if expected.is_sparse else expected)
+        assert 0 < float((expected.to_dense() if expected.is_sparse else expected).gt(0).float().mean()) < 0.9
+
+
+def test_the_hook_point_of_an_old_saelens_folder_is_its_hook_name(tmp_path: Path) -> None:
+    save_file({"W_dec": torch.ones(3, 2)}, tmp_path / "sae_weights.safetensors")
+    (tmp_path / "cfg.json").write_text(json.dumps({"hook_point": HOOK, "d_in": 2, "d_sae": 3}))
+    assert tll.load_sae(tmp_path).hook_name == HOOK
+
+
+def test_what_is_no_sae_is_named(tmp_path: Path) -> None:
+    with pytest.raises(tll.InvalidInputError, match="no SAE at"):
+        tll.load_sae(tmp_path / "nowhere")
+    (tmp_path / "bad.safetensors").write_bytes(b"not a file of tensors")
+    with pytest.raises(tll.InvalidInputError, match="is no safetensors file"):
+        tll.load_sae(tmp_path / "bad.safetensors")
+    with pytest.raises(tll.InvalidInputError, match="expected W_dec"):
+        tll.load_sae({"W_enc": torch.ones(2, 3)})
+    with pytest.raises(tll.InvalidInputError, match=r"got W_enc of shape \(3, 2\); expected \(2, 3\)"):
+        tll.load_sae({"W_dec": torch.ones(3, 2), "W_enc": torch.ones(3, 2), "b_enc": torch.ones(3)})
+    with pytest.raises(tll.InvalidInputError, match="got an encoder of"):
+        tll.load_sae({"W_dec": torch.ones(3, 2), "W_enc": torch.ones(2, 3)})
+    with pytest.raises(tll.InvalidInputError, match=r"got b_dec of shape \(3,\); expected \(2,\)"):
+        tll.load_sae({"W_dec": torch.ones(3, 2), "b_dec": torch.ones(3)})
+    with pytest.raises(tll.InvalidInputError, match="expected a path or tensors"):
+        tll.load_sae(None)  # pyright: ignore[reportArgumentType]
+    alone = tll.load_sae({"W_dec": torch.ones(3, 2)}, hook_name=HOOK)
+    assert repr(alone) == f"TensorSAE(decoder only, 3 × 2, {HOOK})"
+    with pytest.raises(tll.InvalidInputError, match="W_dec alone"):
+        alone.encode(torch.ones(2))
+
+
+def test_nulls_of_few_features_are_of_others(any_model: Any, index: tll.ContextualIndex) -> None:
+    """With one feature asked for, the nulls are other features of the SAE and not that one."""
+    sae = tll.load_sae("demo")
+    (line,) = tll.label_features(sae, index, [597], model=any_model, top_k=3, progress=False).table.to_dict("records")
+    for name in ("steered", "steered_next"):
+        assert 0.2 < line[f"{name}_null"] < 0.8
+        assert line[f"{name}_null"] != line[name]
+
+
+@pytest.mark.parametrize("wrong", ["demo", {"W_dec": 1}, 3])
+def test_what_is_no_sae(index: tll.ContextualIndex, wrong: Any) -> None:
+    with pytest.raises(tll.InvalidInputError, match=r"for an SAE; load it|expected an SAE with W_dec"):
+        tll.label_features(wrong, index)
+    with pytest.raises(tll.InvalidInputError, match=r"for an SAE; load it|expected an SAE with W_dec"):
+        tll.find_features("a text", -1, wrong, index, model=None)
+    with pytest.raises(tll.InvalidInputError):
+        tll.decode_directions(wrong, index)

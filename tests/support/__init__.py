@@ -1,0 +1,1 @@
+"""What several tests need: models, banks, oracles, processes, pages."""

@@ -1,0 +1,116 @@
+"""Small models of several architectures, a tokenizer and a few sentences."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tl_latentlens.model.loading import load_model
+
+TEXTS = [
+    "The river ran over its bank after the storm.",
+    "She put the money in the bank before noon.",
+    "The river ran over the old stone bridge.",
+    "A small red circle above a blue square.",
+    "A small red ball lay on the bank.",
+    "He rowed the boat to the bank and tied it up.",
+]
+
+
+def available_kinds() -> list[str]:
+    """The model classes that the installed TransformerLens has."""
+    import transformer_lens
+
+    kinds = []
+    try:
+        transformer_lens.HookedTransformer  # noqa: B018
+        kinds.append("hooked")
+    except (AttributeError, ImportError):
+        pass
+    if (Path(transformer_lens.__file__).parent / "model_bridge").is_dir():
+        kinds.append("bridge")
+    return kinds
+
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "n_ctx": 64},
+    "llama": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+    },
+    "qwen2": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+    },
+    "gemma2": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "head_dim": 8,
+    },
+}
+
+
+def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """A small byte-level tokenizer with BOS, EOS and padding of their own."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>", "<pad>"], initial_alphabet=alphabet)
+    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def load_any(folder: Path, kind: str) -> Any:
+    """load_model, also for Gemma 2 as a HookedTransformer, whose config TransformerLens knows by its published names only."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    if kind != "hooked" or config.model_type != "gemma2":
+        return load_model(str(folder), kind=kind)
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens.pretrained.weight_conversions import convert_gemma_weights
+
+    cfg = HookedTransformerConfig(
+        d_model=config.hidden_size,
+        d_head=config.head_dim,
+        n_heads=config.num_attention_heads,
+        n_key_value_heads=config.num_key_value_heads,
+        d_mlp=config.intermediate_size,
+        n_layers=config.num_hidden_layers,
+        n_ctx=512,
+        eps=config.rms_norm_eps,
+        d_vocab=config.vocab_size,
+        act_fn="gelu_pytorch_tanh",
+        normalization_type="RMS",
+        rotary_base=10000.0,
+        positional_embedding_type="rotary",
+        attn_scale=config.query_pre_attn_scalar**0.5,
+        window_size=config.sliding_window,
+        use_local_attn=True,
+        attn_types=["local", "global"] * 2,
+        attn_scores_soft_cap=config.attn_logit_softcapping,
+        output_logits_soft_cap=config.final_logit_softcapping,
+        gated_mlp=True,
+        final_rms=True,
+        use_normalization_before_and_after=True,
+        original_architecture="Gemma2ForCausalLM",
+        device="cpu",
+    )
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = HookedTransformer(cfg, transformers.AutoTokenizer.from_pretrained(folder), move_to_device=False)
+    state = convert_gemma_weights(hf_model, cfg)
+    model.load_and_process_state_dict(
+        state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+    )
+    return model.eval()

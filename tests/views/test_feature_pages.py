@@ -1,0 +1,215 @@
+"""The page of labelled features shows what the labels hold, as text, to a browser that clicks through it."""
+
+import base64
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tl_latentlens as tll
+from tl_latentlens.directions.sae import TensorSAE
+from tl_latentlens.views.features import _BEFORE, _UNKNOWN
+from tl_latentlens.views.text import printable, visible
+
+CHROMIUM = Path("/usr/bin/chromium")
+HOOK = "blocks.3.hook_resid_post"
+MARKUP = "<script>document.title = 'ran'</script><img src=x onerror=\"document.title='ran'\">"
+HOSTILE = [f"The bank {MARKUP} \x1b[31m</script><!-- $x$ &amp; end", "火山爆发了 🌋 near the bank.", "A boat\nlay there."]
+
+
+@pytest.fixture(scope="module")
+def hostile_index(any_model: Any, tmp_path_factory: pytest.TempPathFactory) -> tll.ContextualIndex:
+    path = tmp_path_factory.mktemp("hostile") / "h.h5"
+    bank = tll.build_bank(any_model, HOSTILE, path, hook_names=[HOOK, "blocks.2.hook_resid_post"], progress=False)
+    return tll.ContextualIndex(bank, HOOK, device="cpu", transform="center")
+
+
+@pytest.fixture(scope="module")
+def labels(hostile_index: tll.ContextualIndex, any_model: Any) -> tll.FeatureResult:
+    """Features that are rows of the bank, one of zeros among them, and one that is never active."""
+    vectors = np.asarray(hostile_index.banks[0].vectors(HOOK)).astype(np.float32)
+    decoder = torch.from_numpy(vectors - vectors.mean(0))[::2].clone()
+    decoder[2] = 0
+    bias = torch.zeros(len(decoder))
+    bias[4] = -1e6
+    sae = TensorSAE(decoder, {"W_enc": decoder.T.contiguous(), "b_enc": bias}, hook_name=HOOK)
+    return tll.label_features(sae, hostile_index, top_k=5, model=any_model, progress=False)
+
+
+def data_of(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text().partition('id="data">')[2].partition("</script>")[0])
+
+
+def array(data: dict[str, Any], name: str) -> np.ndarray:
+    packed = data["arrays"][name]
+    kind = packed["type"].removesuffix("Array").lower()
+    return np.frombuffer(zlib.decompress(base64.b64decode(packed["data"])), kind).reshape(packed["shape"])
+
+
+def around(data: dict[str, Any], place: int) -> str:
+    """The text of a place in the page's stream, its token marked."""
+    tokens, marked = array(data, "tokens").tolist(), place
+    while tokens[marked] == 2:
+        marked -= 1
+    first = end = place
+    while tokens[first - 1] > 1 and first > place - data["window"][0]:
+        first -= 1
+    while tokens[end] > 1 and end <= place + data["window"][1]:
+        end += 1
+    return "".join(f"«{data['strings'][tokens[i]]}»" if i == marked else data["strings"][tokens[i]] for i in range(first, end))
+
+
+def test_the_page_holds_what_the_labels_hold(labels: tll.FeatureResult, tmp_path: Path) -> None:
+    path = labels.to_html(tmp_path / "f.html", 6, progress=False)
+    data, index = data_of(path), labels.positive.index
+    assert data["features"] == labels.table["feature"].tolist()
+    assert data["labels"] == labels.table["label"].map(printable).tolist()
+    assert data["found"][2] == -1
+    for name in ("density", "auroc", "similarity", "p_auroc", "steered_next"):
+        shown = np.array([np.nan if value is None else value for value in data["figures"][name]])
+        np.testing.assert_allclose(shown, labels.table[name], rtol=1e-3)
+    tops = labels.activity.top if labels.activity else None
+    assert tops is not None
+    for i, feature in enumerate(labels.ids):
+        for sign, neighbors in zip(("positive", "negative"), labels.neighbors(i), strict=True):
+            np.testing.assert_allclose(array(data, f"{sign}_cosines")[i] / 1e4, [n.similarity for n in neighbors], atol=1e-4)
+            for near, place in zip(neighbors, array(data, sign)[i].tolist(), strict=True):
+                row = index.row(near.row)
+                text = printable(row.bank.text(row.bank.prompt(row.prompt_index)))
+                shown = around(data, place)
+                assert shown.replace("«", "").replace("»", "") in text
+                marked = re.search("«(.*)»", shown)
+                assert marked is not None
+                assert row.token == "\ufffd" or printable(row.token).strip("\ufffd") in marked[1]
+        largest = labels.max_activating(feature, 6)
+        np.testing.assert_allclose(array(data, "top_values")[i][: len(largest)], [value for value, _ in largest], rtol=1e-5)
+        assert (array(data, "top")[i] > 0).sum() == len(largest)
+        assert (array(data, "histogram")[i] == labels.activity.histogram[i]).all() if labels.activity else False
+        tokens = [data["strings"][k] for k in array(data, "logit_negative")[i]]
+        assert tokens == [visible(t) for t in labels.table["logit_tokens_negative"][data["features"].index(feature)]]
+        shades = array(data, "shades")[i]
+        assert all(abs(shades[j, _BEFORE] - 254 * v / largest[0][0]) <= 3 for j, (v, _) in enumerate(largest))
+    assert data["scores"][0]["name"] == "auroc_same_token"
+    assert sum(data["scores"][0]["counts"]) == len(labels.nulls["auroc_same_token"])
+    assert path.stat().st_size < 200_000
+
+
+def test_without_a_model_only_rows_of_the_bank_are_shaded(any_model: Any, texts: list[str], tmp_path: Path) -> None:
+    bank = tll.build_bank(any_model, texts, tmp_path / "b.h5", hook_names=HOOK, max_rows_per_token=1, progress=False)
+    index = tll.ContextualIndex(bank, device="cpu", transform="center")
+    unknown = []
+    for model in (None, any_model):
+        result = tll.label_features(tll.load_sae("demo"), index, range(40), model=model, progress=False)
+        shades = array(data_of(result.to_html(tmp_path / "f.html", progress=False)), "shades")
+        unknown.append((shades == _UNKNOWN).sum())
+    assert unknown[0] > unknown[1]
+
+
+def test_a_decoder_alone_leaves_out_what_needs_an_encoder(index: tll.ContextualIndex, tmp_path: Path) -> None:
+    result = tll.label_features(tll.load_sae("demo").W_dec, index, [5, 9], progress=False)
+    data = data_of(result.to_html(tmp_path / "f.html", progress=False))
+    assert set(data["arrays"]) == {
+        "tokens", "positive", "negative", "positive_cosines", "negative_cosines", "positive_hooks", "negative_hooks"
+    }  # fmt: skip
+    assert [score["name"] for score in data["scores"]] == ["similarity"]
+    assert [data["hooks"][i] for i in array(data, "positive_hooks")[0]] == [
+        near.hook_name.replace("blocks.", "").replace(".hook_", " ") for near in result.neighbors(0)[0]
+    ]
+    none = tll.label_features(tll.load_sae("demo"), index, [], hook_name=HOOK, progress=False)
+    assert data_of(none.to_html(tmp_path / "none.html", progress=False))["features"] == []
+
+
+def test_the_file_asks_for_nothing_and_its_data_are_no_markup(labels: tll.FeatureResult, tmp_path: Path) -> None:
+    text = labels.to_html(tmp_path / "f.html", progress=False).read_text()
+    assert not re.search(r"(?:src|href)=.|@import|url\(|https?://(?!www\.w3\.org/2000/svg)", text.replace("link.href = `#", ""))
+    data = text.partition('id="data">')[2].partition("</script>")[0]
+    assert "<" not in data
+    assert "\x1b" not in data
+    assert "\\u001b" not in data
+    assert text.isascii() or data.isascii()
+    for where in (tmp_path, tmp_path / "none" / "f.html"):
+        with pytest.raises(tll.InvalidInputError, match="cannot write"):
+            labels.to_html(where)
+
+
+@pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium")
+def test_a_browser_searches_sorts_and_opens_cards(labels: tll.FeatureResult, tmp_path: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    path = labels.to_html(tmp_path / "f.html", progress=False)
+    table, index = labels.table, labels.positive.index
+    said: list[str] = []
+    asked: set[str] = set()
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.set_default_timeout(60_000)
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("request", lambda request: asked.add(request.url.partition(":")[0]))
+
+        def numbers() -> list[int]:
+            return [int(text) for text in tab.locator("tbody tr td:first-child").all_inner_texts()]
+
+        tab.goto(f"{path.as_uri()}#feature=1")
+        playwright.expect(tab.locator("#content h2")).to_contain_text("feature 1 ")
+        assert numbers() == table["feature"].tolist()
+        shown = tab.locator("#content .contexts").all()
+        assert len(shown) == 3
+        at = list(labels.ids).index(1)
+        lists = [[near for _, near in labels.max_activating(1, 20)], *labels.neighbors(at)]
+        for listed, neighbors in zip(shown, lists, strict=True):
+            items = listed.locator("li")
+            assert items.count() == len(neighbors)
+            for item, near in zip(items.all(), neighbors, strict=True):
+                row = index.row(near.row)
+                text = printable(row.bank.text(row.bank.prompt(row.prompt_index)))
+                context = re.sub(r"^[-\d.]+", "", item.text_content() or "").strip("…").replace("␣", " ")
+                assert context.strip() in text
+                assert item.locator("mark").count() == 1
+        assert tab.locator("img").count() == 0
+        assert "document.title = 'ran'</script>" in tab.locator("#content").inner_text()
+        assert tab.title() == "tl-latentlens: features"
+        assert tab.locator(".scores svg").count() == 6
+        shades = tab.locator("#content .contexts span[style]")
+        assert shades.count() > 0
+
+        tab.select_option("#by", "similarity")
+        ordered = table.dropna(subset="similarity").sort_values("similarity", ascending=False, kind="stable")
+        rounded = [float(f"{value:.4g}") for value in table.set_index("feature")["similarity"].loc[numbers()[: len(ordered)]]]
+        assert rounded == sorted(rounded, reverse=True)
+        assert numbers()[-1] == 2, "the decoder row of zeros comes last"
+        tab.fill("#search", "boat")
+        hits = [f for f, label in zip(table["feature"], table["label"], strict=True) if "boat" in label]
+        assert sorted(numbers()) == hits
+        tab.fill("#search", "")
+        tab.click("thead button:has-text('feature')")
+        assert numbers() == table["feature"].tolist()
+
+        tab.focus("tbody a >> nth=0")
+        tab.keyboard.press("ArrowDown")
+        tab.keyboard.press("ArrowDown")
+        tab.keyboard.press("Enter")
+        playwright.expect(tab.locator("#content h2")).to_have_text("feature 2 its decoder row is zero")
+        tab.click("#next")
+        playwright.expect(tab.locator("#content h2")).to_contain_text("feature 3 ")
+        tab.goto(f"{path.as_uri()}#feature=<b>7</b>")
+        playwright.expect(tab.locator("#content")).to_contain_text("There is no feature")
+        assert tab.locator("#content b").count() == 0
+        tab.goto(f"{path.as_uri()}#feature=4")
+        playwright.expect(tab.locator("#content h2")).to_contain_text("never active")
+
+        tab.set_viewport_size({"width": 390, "height": 844})
+        playwright.expect(tab.locator("#list")).to_be_hidden()
+        assert tab.evaluate("document.documentElement.scrollWidth") == 390
+        tab.click("#close")
+        playwright.expect(tab.locator("#list")).to_be_visible()
+        assert tab.evaluate("document.documentElement.scrollWidth") == 390
+        assert tab.evaluate("document.querySelector('#rows').scrollWidth <= document.querySelector('#rows').clientWidth")
+        browser.close()
+    assert said == []
+    assert asked <= {"file"}

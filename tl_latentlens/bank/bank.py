@@ -1,0 +1,331 @@
+"""The bank file, read: open, look up rows, map vectors, verify. `writer` fills it, `bank_layout` knows what stands where."""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm.auto import tqdm
+
+from tl_latentlens.bank.format import partial_path
+from tl_latentlens.bank.layout import Layout
+from tl_latentlens.corpus.plan import Plan
+from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError, UnknownHookError
+from tl_latentlens.model.fingerprint import Fingerprint
+from tl_latentlens.model.heads import head_names, head_of, hook_point, names_heads
+from tl_latentlens.model.info import ModelInfo
+
+_CHUNK_NUMBERS = 2**20  # of 8 bytes, looked at together
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contextual token of a bank: a token in its prompt."""
+
+    row: int
+    token_id: int
+    token: str
+    position: int
+    prompt_index: int
+    bank: "Bank"
+
+    @property
+    def prompt_tokens(self) -> list[str]:
+        """The strings of the prompt's tokens, BOS included."""
+        return [self.bank.token_string(i) for i in self.bank.prompt(self.prompt_index)]
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt's text, without special tokens."""
+        return self.bank.text(self.bank.prompt(self.prompt_index))
+
+    def context(self, width: int = 80, marks: tuple[str, str] = ("«", "»")) -> str:
+        """The text around the token, at most `width` characters to each side, the token between `marks`."""
+        before, after = self._around(width + 4)
+        bare = self.token.lstrip()
+        lead = self.token[: len(self.token) - len(bare)] if bare else ""
+        before = before if len(before) <= width else "…" + before[len(before) - width :]
+        after = after if len(after) <= width else after[:width] + "…"
+        return f"{before}{lead}{marks[0]}{bare or self.token}{marks[1]}{after}".replace("\n", " ").strip()
+
+    def _around(self, near: int) -> tuple[str, str]:
+        """The text to each side: all of it, or at least `near` characters, the outermost 3 of which a cut may have spoilt."""
+        ids, at, text = self.bank._prompt(self.prompt_index), self.position, self.bank.text
+        before, after = text(ids[max(0, at - near) : at].tolist()), text(ids[at + 1 : at + 1 + near].tolist())
+        if at > near and len(before) < near:  # tokens that are parts of characters, or no text
+            before = text(ids[:at].tolist())
+        if len(ids) > at + 1 + near and len(after) < near:
+            after = text(ids[at + 1 :].tolist())
+        return before, after
+
+
+class Bank:
+    """A finished bank file. Opening reads metadata only; vectors are memory-mapped when asked for."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        """Use `Bank.open`."""
+        self.path = path
+        self.layout = layout
+        self._head_moments: dict[str, dict[str, Float[np.ndarray, "head d_head"]]] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Bank":
+        """Open a finished bank.
+
+        Raises:
+            BankError: No such file, or not a bank, or a bank that is still being built.
+            BankCorruptError: The file's metadata is not what was written.
+        """
+        path = Path(path).expanduser()
+        if not path.is_file():
+            partial = partial_path(path)
+            hint = f"; {partial.name} is there: the same build call resumes it" if partial.exists() else ""
+            if path.is_dir():
+                raise BankError(f"no bank file at {path}: it is a folder; name the file (.h5) in it")
+            raise BankError(f"no bank file at {path}{hint}")
+        layout = Layout(path)
+        if not layout.head.complete:
+            raise BankError(f"{path} is an unfinished bank; run the same build call again to resume it")
+        return cls(path, layout)
+
+    def __enter__(self) -> "Bank":
+        """Return the bank itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Let go of the memory maps."""
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Bank({str(self.path)!r}: {self.n_rows} rows, {len(self.hook_names)} hook names, {self.model_info.name})"
+
+    def _repr_html_(self) -> str:
+        from tl_latentlens.views.html import bank_html
+
+        return bank_html(self)
+
+    def close(self) -> None:
+        """Let go of the memory maps; the bank maps them again if it is used again."""
+        self.layout.close()
+
+    @property
+    def n_rows(self) -> int:
+        """Contextual tokens in the bank; the same rows for every hook name."""
+        return self.plan.n_rows
+
+    @property
+    def hook_names(self) -> tuple[str, ...]:
+        """The banked hook names, in the order they were asked for."""
+        return tuple(self.layout.widths)
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """The model that filled the bank."""
+        return self.layout.attributes.model
+
+    @property
+    def dtype(self) -> str:
+        """How the vectors are stored: "float16", "bfloat16" or "float32"."""
+        return self.layout.attributes.dtype
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Package versions that built the bank."""
+        return self.layout.attributes.versions
+
+    @property
+    def plan(self) -> Plan:
+        """Which rows were kept, and of which prompts; the tokens are memory-mapped."""
+        return self.layout.plan
+
+    @property
+    def plan_digest(self) -> str:
+        """sha256 of the plan: banks with the same digest have the same rows."""
+        return self.layout.attributes.plan_digest
+
+    def n_heads(self, hook_name: str) -> int:
+        """Heads that stand side by side in a hook name's vectors; 1 for all other hook names."""
+        self._require(hook_name)
+        return self.layout.attributes.n_heads.get(hook_point(hook_name), 1)
+
+    def head_names(self, hook_name: str) -> list[str]:
+        """What a name stands for: each head of `blocks.3.attn.hook_z[:]`, else the name itself.
+
+        Raises:
+            UnknownHookError: The bank does not have it.
+        """
+        names = head_names(hook_name, self.n_heads(hook_name))
+        self._require(names[-1])
+        return names
+
+    def d(self, hook_name: str) -> int:
+        """Width of a hook name's vectors; of a head's, d_head."""
+        self._require(hook_name)
+        return self.layout.widths[hook_point(hook_name)] // (1 if head_of(hook_name) is None else self.n_heads(hook_name))
+
+    def vectors(self, hook_name: str) -> Float[np.ndarray, "rows d"]:
+        """The unit-length vectors of a hook name, memory-mapped; writing to them does not reach the file.
+
+        Those of a head, `blocks.3.attn.hook_z[5]`, are columns of them, whose length varies.
+        """
+        width, head = self.d(hook_name), head_of(hook_name)
+        whole = self.layout.map_vectors(hook_point(hook_name))
+        return whole if head is None else whole[:, head * width : (head + 1) * width]
+
+    def norms(self, hook_name: str) -> Float[np.ndarray, " rows"]:
+        """Length of each activation (all heads together) before it was divided by it, float32, memory-mapped."""
+        self._require(hook_name)
+        return self.layout.map(f"hooks/{hook_point(hook_name)}/norms")
+
+    def activations(self, hook_name: str, rows: slice | Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
+        """The activations as the model gave them, up to the precision of `dtype`: vectors x norms, float32, in memory.
+
+        Args:
+            hook_name: As `vectors` takes it: a hook name, or one head of it.
+            rows: Row numbers in any order, or a slice; slice(None): all.
+
+        Raises:
+            UnknownHookError: The bank does not have it.
+        """
+        return np.asarray(self.vectors(hook_name)[rows], np.float32) * np.asarray(self.norms(hook_name)[rows])[:, None]
+
+    def mean(self, hook_name: str) -> Float[np.ndarray, " d"]:
+        """Mean of the vectors, each brought to length 1, per dimension, float64."""
+        return self._moment(hook_name, "mean")
+
+    def std(self, hook_name: str) -> Float[np.ndarray, " d"]:
+        """Standard deviation of the vectors, each brought to length 1, per dimension, float64 (divided by n)."""
+        return self._moment(hook_name, "std")
+
+    def _moment(self, hook_name: str, moment: str) -> Float[np.ndarray, " d"]:
+        self._require(hook_name)
+        head, point = head_of(hook_name), hook_point(hook_name)
+        if head is None:
+            return np.array(self.layout.map(f"hooks/{point}/{moment}"))
+        if point not in self._head_moments:
+            self._head_moments[point] = _head_moments(self.vectors(point), self.n_heads(point))
+        return self._head_moments[point][moment][head]
+
+    def row(self, row: int) -> Row:
+        """Look up one row.
+
+        Raises:
+            InvalidInputError: `row` is outside [0, n_rows).
+        """
+        row = int(row)
+        if not 0 <= row < self.n_rows:
+            raise InvalidInputError(f"got row {row}; the bank has rows 0 to {self.n_rows - 1}")
+        plan = self.plan
+        at = plan.row_tokens.item(row)
+        prompt = int(plan.prompt_starts.searchsorted(at, "right")) - 1
+        token = plan.tokens.item(at)
+        return Row(row, token, self.token_string(token), at - plan.prompt_starts.item(prompt), prompt, self)
+
+    def prompt(self, prompt_index: int) -> list[int]:
+        """Token ids of a prompt, BOS included."""
+        return self._prompt(prompt_index).tolist()
+
+    def _prompt(self, prompt_index: int) -> Int[np.ndarray, " pos"]:
+        plan = self.plan
+        start, end = plan.prompt_starts[prompt_index : prompt_index + 2].tolist()
+        return plan.tokens[start:end]
+
+    def token_string(self, token_id: int) -> str:
+        """The text of one token; bytes that are no whole character show as the replacement character."""
+        return self._token_bytes[token_id].decode("utf-8", errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token's text, which may be part of a character; none for a special token."""
+        return self._plain_bytes[token_id]
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens in sequence, special tokens left out."""
+        return b"".join(map(self._plain_bytes.__getitem__, token_ids)).decode("utf-8", errors="replace")
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """The stored prompts and activations by which the model is known again."""
+        return self.layout.fingerprint
+
+    def verify(self, hook_names: Sequence[str] | None = None, *, progress: bool = False) -> None:
+        """Check every checksum, metadata and vectors.
+
+        Args:
+            hook_names: Whose vectors to check; None: all.
+            progress: Show a progress bar.
+
+        Raises:
+            BankCorruptError: Naming the hook name and the block that differ.
+        """
+        self.layout.check()
+        names = self.hook_names if hook_names is None else hook_names
+        for name in names:
+            self._require(name)
+        for name in tqdm(names, desc="verify", unit=" hook names", disable=not progress):
+            for block in self.layout.bad_blocks(name):
+                first, last = self.layout.blocks()[block]
+                raise BankCorruptError(
+                    f"{self.path}: hook name {name!r}, block {block} (rows {first} to {last - 1}) does not match its "
+                    "checksum; the file was changed or the disk is failing: copy the bank again or rebuild it"
+                )
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """First row and end of each checksummed block."""
+        return self.layout.blocks()
+
+    @cached_property
+    def _token_bytes(self) -> "_TokenBytes":
+        return _TokenBytes(self.layout)
+
+    @cached_property
+    def _plain_bytes(self) -> "_TokenBytes":
+        return _TokenBytes(self.layout, without=self.layout.attributes.special_ids)
+
+    def _require(self, hook_name: str) -> None:
+        point = hook_point(hook_name)
+        if point not in self.layout.widths:
+            raise UnknownHookError(f"the bank {self.path} has no hook name {hook_name!r}; it has {list(self.hook_names)}")
+        if not names_heads(hook_name):
+            return
+        n_heads = self.layout.attributes.n_heads.get(point)
+        if n_heads is None:
+            raise UnknownHookError(
+                f"the bank {self.path} knows no heads of {point!r}, asked for as {hook_name!r}: the activation has none, or "
+                f"the bank was built before heads were counted; use {point!r}, or rebuild the bank"
+            )
+        if (head_of(hook_name) or 0) >= n_heads:
+            raise UnknownHookError(f"{point!r} has heads 0 to {n_heads - 1} in the bank {self.path}, got {hook_name!r}")
+
+
+def _head_moments(vectors: Float[np.ndarray, "rows d"], n_heads: int) -> dict[str, Float[np.ndarray, "head d_head"]]:
+    """Mean and standard deviation of each head's vectors, brought to length 1, in float64; zeros stay zeros."""
+    total, squares = np.zeros(vectors.shape[1]), np.zeros(vectors.shape[1])
+    step = max(1, _CHUNK_NUMBERS // vectors.shape[1])
+    for row in range(0, len(vectors), step):
+        heads = vectors[row : row + step].astype(np.float64).reshape(-1, n_heads, vectors.shape[1] // n_heads)
+        lengths = np.linalg.norm(heads, axis=-1, keepdims=True)
+        units = (heads / np.where(lengths > 0, lengths, 1)).reshape(-1, vectors.shape[1])
+        total += units.sum(0)
+        squares += np.square(units).sum(0)
+    mean = total / len(vectors)
+    std = np.sqrt(np.maximum(squares / len(vectors) - mean**2, 0))
+    return {"mean": mean.reshape(n_heads, -1), "std": std.reshape(n_heads, -1)}
+
+
+class _TokenBytes(dict[int, bytes]):
+    """Token id → the bytes of its text, read when first asked for: vocabularies are large, and few tokens are looked at."""
+
+    def __init__(self, layout: Layout, without: Iterable[int] = ()) -> None:
+        super().__init__(dict.fromkeys(without, b""))
+        self._layout = layout
+
+    def __missing__(self, token_id: int) -> bytes:
+        ids, starts, blob = (self._layout.map(name) for name in ("token_ids", "token_byte_starts", "token_bytes"))
+        at = bisect_left(ids, token_id)
+        if at == len(ids) or ids[at] != token_id:
+            raise BankCorruptError(f"{self._layout.path} holds no text for token id {token_id}; rebuild it")
+        self[token_id] = blob[starts[at] : starts[at + 1]].tobytes()
+        return self[token_id]

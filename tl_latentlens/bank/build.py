@@ -1,0 +1,155 @@
+"""The corpus run: texts → plan → batches → the model with bank hooks → a bank."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from tl_latentlens.bank.allocator import freed_memory_kept
+from tl_latentlens.bank.bank import Bank
+from tl_latentlens.bank.format import ModelRecord, partial_path
+from tl_latentlens.bank.lock import build_lock
+from tl_latentlens.bank.record import bank_hooks
+from tl_latentlens.bank.writer import BankWriter, require_folder, require_settings
+from tl_latentlens.corpus.plan import Plan, PlanSettings, make_plan
+from tl_latentlens.corpus.texts import load_corpus
+from tl_latentlens.errors import BankError
+from tl_latentlens.model.adapter import (
+    describe_model,
+    is_bidirectional,
+    model_device,
+    require_model,
+    run_hooked,
+    token_bytes,
+    tokenize,
+)
+from tl_latentlens.model.fingerprint import check_fingerprint, fingerprint
+from tl_latentlens.model.hook_names import expand_hook_names
+
+_FINGERPRINT_PROMPTS, _FINGERPRINT_TOKENS = 4, 16
+
+
+def build_bank(
+    model: Any,
+    texts: Any,
+    path: str | Path,
+    *,
+    hook_names: str | Sequence[str] | Callable[[str], bool] | None = None,
+    max_rows_per_token: int | None = 50,
+    dtype: str = "float16",
+    seed: int = 0,
+    repeat: bool = False,
+    progress: bool = True,
+    batch_tokens: int | None = None,
+) -> Bank:
+    """Run a corpus through a model and keep the contextual vectors of its tokens.
+
+    A build that was interrupted leaves `path.partial`; the same call resumes it. A finished bank of the same model, corpus
+    and settings is opened and returned.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        texts: Anything `load_corpus` takes: a list of str, a path, a dataset, "demo".
+        path: The bank file to make.
+        hook_names: Which activations: a name, a list, or a filter on names. None: `hook_resid_post` at up to eight layers
+            spread evenly.
+        max_rows_per_token: Most rows of one token id, a seeded uniform sample; None: no cap.
+        dtype: How vectors are stored: "float16", "bfloat16" or "float32".
+        seed: Seed of that sample.
+        repeat: Run each text twice, BOS text text, and read the second copy, in which a token knows what comes after it too
+            (echo embeddings, arXiv 2402.15449). The bank holds each text once. Read activations against it with `repeated`.
+        progress: Show a progress bar with tokens/s and the time left.
+        batch_tokens: Most tokens of one batch, padding included; None: 1024 on the CPU (more fall out of its
+            caches), 16384 on a GPU.
+
+    Raises:
+        UnknownHookError: A hook name the model does not have.
+        CorpusError: No text, or no token besides BOS.
+        BankError: The file cannot be written, or `path` holds a bank of something else.
+        InvalidInputError: NaN, inf or zero activations; `repeat` for an encoder, or a model that puts tokens after a text.
+    """
+    require_model(model)
+    names = expand_hook_names(model, hook_names)
+    path = Path(path).expanduser()
+    require_settings(dtype, batch_tokens)
+    require_folder(path)
+    try:
+        with build_lock(path):
+            pass  # who builds it already is named now, not after the planning; what a killed build left goes
+    except BankError:
+        if not path.exists():  # a finished bank may lie where nothing can be written
+            raise
+    plan = plan_corpus(model, texts, max_rows_per_token=max_rows_per_token, seed=seed, repeat=repeat)
+    if progress and plan.n_truncated:
+        tqdm.write(cut_note(model, plan.n_truncated, plan.n_prompts, repeat))
+    if path.exists():
+        bank = _finished(path, plan, model, names, dtype)
+        if progress:
+            tqdm.write(f"{path} is complete already")
+        return bank
+    device = model_device(model)
+    wanted = batch_tokens or (1024 if device.type == "cpu" else 16384)
+    record = record_model(model, plan, names)
+    try:
+        with (
+            freed_memory_kept() if device.type == "cpu" else nullcontext(),
+            BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=wanted) as writer,
+            tqdm(total=writer.tokens_to_run, unit=" tokens", unit_scale=True, desc=path.name, disable=not progress) as bar,
+        ):
+            if writer.tokens_left < writer.tokens_to_run:
+                bar.initial = bar.n = writer.tokens_to_run - writer.tokens_left  # so that the rate counts this run alone
+                bar.set_description(f"{path.name} (resumed)")
+            if progress and batch_tokens not in (None, writer.batch_tokens):
+                tqdm.write(f"{partial_path(path)} was begun with batch_tokens={writer.batch_tokens}, which stays")
+            for batch in writer.batches(device):
+                run_hooked(model, batch.tokens, batch.attention_mask, bank_hooks(writer, batch))
+                bar.update(batch.n_tokens)
+    except KeyboardInterrupt:
+        if not partial_path(path).exists():
+            raise
+        raise KeyboardInterrupt(f"stopped; {partial_path(path)} keeps what is done, and the same call resumes it") from None
+    return Bank.open(path)
+
+
+def cut_note(model: Any, n_truncated: int, n_texts: int, repeat: bool) -> str:
+    """What a user is told of texts that did not fit."""
+    twice = ", read twice," * repeat
+    return f"{n_truncated} of {n_texts} texts were longer than n_ctx = {model.cfg.n_ctx} tokens{twice} and were cut"
+
+
+def plan_corpus(model: Any, texts: Any, *, max_rows_per_token: int | None = 50, seed: int = 0, repeat: bool = False) -> Plan:
+    """Tokenise texts for a model and choose their rows; see `build_bank` for the arguments."""
+    corpus: Iterable[str] = load_corpus(texts)
+    settings = PlanSettings(max_rows_per_token, seed, is_bidirectional(model), repeat)
+    return make_plan(tokenize(model, corpus, repeat=repeat), settings)
+
+
+def record_model(model: Any, plan: Plan, hook_names: str | Sequence[str] | Callable[[str], bool] | None = None) -> ModelRecord:
+    """What a bank stores of a model, for `BankWriter.create`: runs a few prompts of the plan to know the model again."""
+    require_model(model)
+    names = expand_hook_names(model, hook_names)
+    prompts = np.unique(plan.row_prompts[: 50 * _FINGERPRINT_PROMPTS])[:_FINGERPRINT_PROMPTS]
+    heads = [plan.tokens[plan.prompt_starts[p] : plan.prompt_starts[p + 1]][:_FINGERPRINT_TOKENS].tolist() for p in prompts]
+    known = fingerprint(model, heads, names)
+    widths = {name: vectors.shape[1] for name, vectors in known.activations.items()}
+    special = () if model.tokenizer is None else tuple(int(i) for i in model.tokenizer.all_special_ids)
+    return ModelRecord(describe_model(model), widths, known, token_bytes(model, np.unique(plan.tokens).tolist()), special)
+
+
+def _finished(path: Path, plan: Plan, model: Any, names: list[str], dtype: str) -> Bank:
+    try:
+        bank = Bank.open(path)
+    except BankError as error:
+        raise type(error)(
+            f"{error} (it stands where the bank is to go and was left as it is: move it or choose another path)"
+        ) from error
+    differing = bank.layout.differences(plan, dtype, names)
+    if differing:
+        raise BankError(
+            f"{path} exists and differs in {'; '.join(differing)}. Repeat the old call, choose another path, or delete the file"
+        )
+    check_fingerprint(model, bank.fingerprint, bank.model_info)
+    return bank

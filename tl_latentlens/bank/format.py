@@ -1,0 +1,85 @@
+"""What a bank file holds: names, dtypes, the records of model and plan. docs/bank_format.md describes the file.
+
+`bank_head` says where everything stands in a file, `bank_layout` maps it, `bank_create` and `writer` make it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import xxhash
+
+from tl_latentlens.corpus.plan import PlanSettings
+from tl_latentlens.model.fingerprint import Fingerprint
+from tl_latentlens.model.info import ModelInfo
+
+FORMAT, VERSION = "tl-latentlens bank", 1
+# Name in the file and in the interface → (dtype of the interface, dtype in the file): HDF5 has no bfloat16.
+DTYPES: dict[str, tuple[Any, Any]] = {
+    "float16": (np.float16, np.float16),
+    "bfloat16": (ml_dtypes.bfloat16, np.uint16),
+    "float32": (np.float32, np.float32),
+}
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """What a bank stores of its model.
+
+    Attributes:
+        info: The model's name, sizes and weight processing.
+        widths: Hook name → width of its vectors, in the order of the bank.
+        fingerprint: What the model gave for a few prompts.
+        token_bytes: Token id → the bytes of its text, for every id of the plan.
+        special_ids: Ids that are no text (BOS, padding).
+    """
+
+    info: ModelInfo
+    widths: dict[str, int]
+    fingerprint: Fingerprint
+    token_bytes: Mapping[int, bytes] = field(repr=False)
+    special_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What a bank says of itself, in its head and as HDF5 attributes.
+
+    Attributes:
+        model: The model that filled it.
+        plan: What decided its rows.
+        plan_digest: sha256 over plan settings, tokens, prompts and rows, hex.
+        n_truncated: Prompts cut at n_ctx.
+        dtype: How vectors are stored.
+        batch_tokens: Most tokens of one batch, from which blocks follow.
+        hook_names: In the order in which they were asked for.
+        special_ids: Token ids that are no text.
+        versions: Package → version that built the bank.
+        n_heads: Hook name → heads that stand side by side in its vectors; not written where there are none.
+    """
+
+    model: ModelInfo
+    plan: PlanSettings
+    plan_digest: str
+    n_truncated: int
+    dtype: str
+    batch_tokens: int
+    hook_names: tuple[str, ...]
+    special_ids: tuple[int, ...]
+    versions: dict[str, str]
+    n_heads: dict[str, int] = field(default_factory=dict)
+
+
+def partial_path(path: Path) -> Path:
+    """Where a bank is built before it is complete."""
+    return path.with_name(path.name + ".partial")
+
+
+def block_checksum(vectors: np.ndarray, norms: np.ndarray) -> int:
+    """xxh3-64 over a block's stored vectors, then its norms."""
+    digest = xxhash.xxh3_64(np.ascontiguousarray(vectors).view(np.uint8))
+    digest.update(np.ascontiguousarray(norms).view(np.uint8))
+    return digest.intdigest()

@@ -1,0 +1,34 @@
+"""Hooks that fill a bank: gather a batch's rows from each activation, on the device, and hand them to the writer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tl_latentlens.bank.writer import BankWriter, Batch
+from tl_latentlens.model.adapter import flat_activation
+from tl_latentlens.search.vectors import DTYPES
+
+
+def bank_hooks(writer: BankWriter, batch: Batch) -> list[tuple[str, Callable[..., None]]]:
+    """Forward hooks that record a batch into a bank, for `run_with_hooks(batch.tokens, fwd_hooks=...)`.
+
+    Args:
+        writer: An open `BankWriter`.
+        batch: The batch that the model is about to run, from `writer.batches()`.
+    """
+    return [(name, _recorder(writer, batch, name)) for name in writer.hook_names]
+
+
+def _recorder(writer: BankWriter, batch: Batch, name: str) -> Callable[..., None]:
+    def record(activation: Tensor, hook: Any) -> None:
+        vectors = flat_activation(name, activation, batch.tokens.shape)
+        at = (batch.row_batch * batch.tokens.shape[1] + batch.row_pos).to(vectors.device)
+        rows = vectors.flatten(0, 1).index_select(0, at).float()
+        # Division in float32: activations of some models are past float16's range. Squares are summed in float64, where
+        # those of any float32 fit.
+        norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).float()
+        writer.write(name, batch, (rows / norms[:, None]).to(DTYPES[writer.dtype]), norms)
+
+    return record

@@ -1,0 +1,1 @@
+"""Texts of a corpus, and the plan: which tokens become rows, before the model runs."""

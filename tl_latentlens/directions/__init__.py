@@ -1,0 +1,1 @@
+"""Vectors that are no activations: SAE features, steering vectors, differences of means."""

@@ -1,0 +1,1 @@
+"""Is the lens right? Figures without a judge."""

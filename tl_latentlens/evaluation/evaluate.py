@@ -1,0 +1,171 @@
+"""Is the lens right? Figures without a judge, for any model and bank: by hook name and transform, beside their nulls."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from tl_latentlens.bank.bank import Bank
+from tl_latentlens.directions.label import label_features
+from tl_latentlens.directions.sae import hook_names_of, require_sae
+from tl_latentlens.errors import InvalidInputError, MissingExtraError
+from tl_latentlens.evaluation.agreement import reader_agreement
+from tl_latentlens.evaluation.readings import draw_cells, neighbors_elsewhere
+from tl_latentlens.evaluation.senses import find_uses, layer_0, load_senses, other_votes, sense_accuracy, votes
+from tl_latentlens.evaluation.substitution import substitution
+from tl_latentlens.index.contextual import ContextualIndex
+from tl_latentlens.index.transforms import TRANSFORMS
+from tl_latentlens.model.activations import activations_at
+from tl_latentlens.model.adapter import is_bidirectional, require_model
+from tl_latentlens.model.heads import names_heads
+from tl_latentlens.statistics.intervals import Measure
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What `evaluate` measured.
+
+    Attributes:
+        measures: Sense accuracy, agreement, substitution, as far as the model allows.
+        transforms: The transforms that were compared.
+        labels: Label scores over a whole SAE, a block of lines for each transform; None without an SAE.
+    """
+
+    measures: list[Measure]
+    transforms: tuple[str, ...]
+    labels: pd.DataFrame | None = field(repr=False, default=None)
+
+    def __str__(self) -> str:
+        from tl_latentlens.views.terminal import evaluation_text
+
+        return evaluation_text(self)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A line for each measure, hook name and reader: mean, 95 % interval (low, high), n and unit.
+
+        A reader is a transform, another lens, or a null; hook_name "" is that of readers that need none.
+        """
+        return pd.concat([measure.table() for measure in self.measures], ignore_index=True)
+
+    def gains(self, over: str = "raw") -> pd.DataFrame:
+        """How much better each transform is than another, averaged over hook names, with paired 95 % intervals.
+
+        Columns: measure, reader, mean, gain (above 0: better), low, high, n. An interval that holds 0 is within the noise.
+
+        Raises:
+            InvalidInputError: A transform that was not compared.
+        """
+        if over not in self.transforms:
+            raise InvalidInputError(f"got over={over!r}; expected one of the transforms compared, {list(self.transforms)}")
+        readers = [reader for reader in self.transforms if reader != over]
+        return pd.concat([measure.gains(readers, over) for measure in self.measures], ignore_index=True)
+
+    def plot(self) -> Any:
+        """Each measure over the hook names, one line a reader, with intervals (a plotly Figure).
+
+        Raises:
+            MissingExtraError: plotly is not installed.
+        """
+        try:
+            from tl_latentlens.views.curves import curves
+        except ImportError as error:
+            raise MissingExtraError('plotting needs plotly: pip install "tl-latentlens[viz]"') from error
+        return curves(self)
+
+
+def evaluate(
+    model: Any,
+    bank: Bank | str | Path,
+    *,
+    hook_names: str | Sequence[str] | None = None,
+    transforms: str | Sequence[str] = TRANSFORMS,
+    senses: str | Path | pd.DataFrame | None = "demo",
+    sae: Any = None,
+    n_tokens: int = 300,
+    top_k: int = 5,
+    device: str | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Evaluation:
+    """Measure how often the neighbors are right, for each hook name and transform, without a judge.
+
+    - sense accuracy: labelled uses of ambiguous words, each asked for its sense by its nearest labelled uses.
+    - next token and topic: tokens of the bank read by their neighbors in other prompts, which agree with the token's own
+      text or not.
+    - KL of a neighbor: the neighbor's activation put in the token's place; how far the model's predictions move.
+    - with an SAE, what `label_features` says of all its features.
+
+    The modules `senses`, `agreement` and `substitution` say more.
+
+    Args:
+        model: The bank's model.
+        bank: A bank, or its path.
+        hook_names: Which of its hook names, whole ones, not single heads; None: all.
+        transforms: Which transforms to compare.
+        senses: Labelled uses: "demo", a .csv or .jsonl file or a table with columns text, word, sense and, where some uses are
+            held out, held_out; None: leave this measure out.
+        sae: What `label_features` takes; it is read where the bank holds its hook name.
+        n_tokens: Tokens of the bank that are read and replaced.
+        top_k: Neighbors that vote or are read.
+        device: As `ContextualIndex` takes it.
+        seed: Of everything drawn at random.
+        progress: Show progress bars.
+
+    Raises:
+        ModelMismatchError: The model is not the bank's.
+        InvalidInputError: No transforms, or one that is not known; n_tokens or top_k below 1.
+        CorpusError: Labelled uses that cannot be read.
+    """
+    transforms = [transforms] if isinstance(transforms, str) else list(transforms)
+    require_model(model)
+    if not isinstance(bank, Bank | str | Path):
+        raise InvalidInputError(f"got a {type(bank).__name__}; expected a bank or its path")
+    if sae is not None:
+        require_sae(sae)
+    if not transforms or n_tokens < 1 or top_k < 1:
+        raise InvalidInputError(
+            f"got transforms={list(transforms)}, n_tokens={n_tokens}, top_k={top_k}; expected one or more of each"
+        )
+    opened = bank if isinstance(bank, Bank) else Bank.open(bank)
+    cells = draw_cells(opened, n_tokens, seed)
+    uses = None if senses is None else find_uses(model, load_senses(senses), opened.plan.settings)
+    answers: dict[tuple[str, str], Any] = {}
+    read: dict[tuple[str, str], Any] = {}
+    labels: list[pd.DataFrame] = []
+    activations: dict[str, Any] = {}
+    for transform in tqdm(dict.fromkeys(transforms), desc="transforms", delay=2, disable=not progress):
+        # One index at a time: each may hold a copy of the bank on the device.
+        index = ContextualIndex(opened, hook_names, device, transform=transform, verify=not read)
+        if any(names_heads(name) for name in index.hook_names):
+            raise InvalidInputError(f"got heads, {list(index.hook_names)}; expected whole hook names")
+        if not read:
+            index.check_model(model)
+            if uses is not None:
+                first = layer_0(model)
+                names = [name for name in index.hook_names if name != first]
+                activations = activations_at(model, uses.prompts, uses.positions, [*([first] if first else []), *names])
+                answers = other_votes(model, uses, activations, top_k)
+        if uses is not None:
+            answers |= votes(index, uses, activations, top_k)
+        read |= {(index.transform, name): neighbors_elsewhere(index, cells, name, top_k) for name in index.hook_names}
+        if sae is not None:
+            labels += _labels(sae, index, seed, progress)
+    measures = [] if uses is None else [sense_accuracy(uses, answers)]
+    measures += reader_agreement(cells, read, seed=seed, progress=progress)
+    if not is_bidirectional(model):
+        measures += substitution(model, cells, read, ranks=sorted({1, top_k}), seed=seed, progress=progress)
+    compared = tuple(dict.fromkeys(transform for transform, _ in read))
+    return Evaluation(measures, compared, pd.concat(labels, ignore_index=True) if labels else None)
+
+
+def _labels(sae: Any, index: ContextualIndex, seed: int, progress: bool) -> list[pd.DataFrame]:
+    read = hook_names_of(sae)[0]
+    if read not in index.hook_names:
+        warnings.warn(f"no label scores: the SAE reads {read}, the bank holds {list(index.hook_names)}", stacklevel=3)
+        return []
+    found = label_features(sae, index, hook_name=read, seed=seed, progress=progress)
+    return [found.summary().assign(transform=index.transform)]

@@ -1,0 +1,1 @@
+"""The local page that `tl-latentlens explore` serves."""

@@ -1,0 +1,126 @@
+"""The explore page as it is first shown: prompt, controls, and the places where readings appear."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tl_latentlens.explorer.components import dcc, html
+from tl_latentlens.explorer.image import Images, SceneImages
+from tl_latentlens.explorer.reader import Reader
+from tl_latentlens.index.transforms import TRANSFORMS
+from tl_latentlens.views.sheet import LENSES
+from tl_latentlens.views.text import hook_headings
+
+EXPORTS = ("csv", "json", "html")
+_UPLOAD_BYTES = 32 * 2**20
+_BEGIN = (
+    "Type a prompt: each token is read at each layer by its nearest contexts in the bank. ",
+    "Or decode a direction: a feature of the SAE, or a vector file.",
+)
+_UPLOAD = "Or give an image, dropped on the page or pasted: each patch of it is read so, with the prompt around it. "
+_SCENE = "Or look at a scene: the model sees colored shapes, and each patch is read so. "
+
+
+def layout(reader: Reader, transform: str) -> Any:
+    """The page as it is first shown."""
+    index, names = reader.index(transform), list(reader.hook_names)
+    labels, kind = hook_headings(names)
+    info = index.model_info
+    about = f"{info.name}, {info.n_layers} layers · {index.n_rows:,} contextual tokens · {kind or f'{len(names)} hook names'}"
+    hint = "feature, or vector file" if reader.sae is not None else "a vector file"
+    upload = dcc.Upload(html.Button("Upload…"), id="upload", max_size=_UPLOAD_BYTES, className="upload")
+    return html.Div(
+        [
+            *(dcc.Store(id=name) for name in ("reading", "cell", "grid-data", "picture")),
+            dcc.Store(id="history", storage_type="session"),
+            dcc.Download(id="download"),
+            html.Header([html.H1("tl-latentlens explore"), html.P(about)]),
+            html.Form(
+                [
+                    dcc.Textarea(
+                        id="prompt", placeholder="Type a prompt; Enter reads it", rows=2, spellCheck=False, autoFocus="true"
+                    ),
+                    html.Div(
+                        [html.Button("Read", id="read", type="button", className="primary"), *_image_controls(reader.images)],
+                        className="buttons",
+                    ),
+                ],
+                className="ask",
+            ),
+            html.Div(
+                [
+                    _pills("lens", list(LENSES.values()), "LatentLens"),
+                    _pills("transform", TRANSFORMS, transform),
+                    _pills("layers", dict(zip(names, labels, strict=True)), names),
+                    html.Div(
+                        [
+                            html.Label("direction", htmlFor="direction"),
+                            dcc.Input(id="direction", placeholder=hint, type="text", autoComplete="off"),
+                            html.Button("Decode", id="decode", type="button"),
+                            upload,
+                        ],
+                        className="control",
+                    ),
+                ],
+                className="controls",
+            ),
+            html.P(id="message", className="message", role="alert"),
+            html.Main(
+                [
+                    html.Div(
+                        [
+                            html.Div(_begin(reader.images), id="title", className="title"),
+                            html.Div(id="grid", className="grid"),
+                            html.Div(id="ends", className="ends"),
+                            html.Div(
+                                [html.Button(kind.upper(), id=f"save-{kind}", type="button") for kind in EXPORTS],
+                                className="save",
+                            ),
+                        ],
+                        className="view",
+                    ),
+                    html.Aside(id="panel", className="panel"),
+                    html.Div([html.H3("read before"), html.Ol(id="past")], className="past"),
+                ]
+            ),
+        ],
+        className="page",
+    )
+
+
+def _begin(images: Images | None) -> str:
+    more = "" if images is None else _SCENE if isinstance(images, SceneImages) else _UPLOAD
+    return more.join(_BEGIN)
+
+
+def _image_controls(images: Images | None) -> list[Any]:
+    """How an image is chosen; nothing where the model reads text alone."""
+    if images is None:
+        return []
+    if isinstance(images, SceneImages):
+        return [html.Button("New scene", id="scene", type="button")]
+    button = html.Button("Image…", type="button", title="read an image with this prompt; it can be dropped or pasted too")
+    return [dcc.Upload(button, id="image", accept="image/*", max_size=_UPLOAD_BYTES, className="upload")]
+
+
+def _pills(name: str, options: Sequence[str] | dict[str, str], value: str | list[str]) -> Any:
+    labels = options if isinstance(options, dict) else {option: option for option in options}
+    listed = [{"label": label, "value": option, "title": option} for option, label in labels.items()]
+    kind: Any = dcc.Checklist if isinstance(value, list) else dcc.RadioItems
+    return html.Div([html.Label(name), kind(listed, value, id=name, className="pills")], className="control")
+
+
+def past_links(history: list[Any] | None) -> list[Any]:
+    """What was read before, the last on top; the browser's tab keeps it when the page is loaded again."""
+    links = [
+        html.Li(html.Button(_name(past["reading"]), id={"link": "past", "to": i}, className="link"))
+        for i, past in enumerate(history or [])
+    ]
+    return links[::-1]
+
+
+def _name(reading: dict[str, Any]) -> str:
+    if "image" in reading:
+        return f"{reading['image']} {reading['text']}".strip()
+    if "feature" in reading:
+        return f"feature {reading['feature']}"
+    return reading.get("prompt") or reading["vector"]

@@ -1,0 +1,272 @@
+"""What the explore page reads, without the page: prompts, images and directions, under each transform, kept once read."""
+
+import base64
+import binascii
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tl_latentlens.directions.decode import decode_directions, read_vector
+from tl_latentlens.directions.sae import can_encode, decoder_of, encode, hook_names_of
+from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.explorer.image import KEPT, Images, Seen
+from tl_latentlens.index.contextual import ContextualIndex
+from tl_latentlens.lens.hook import latentlens_hooks
+from tl_latentlens.lens.lenses import embedding_lens, logit_lens
+from tl_latentlens.lens.results import DirectionResult, LensResult, TokenReading
+from tl_latentlens.model.adapter import flat_activation, in_residual_stream, is_bidirectional, repeated, tokenize
+from tl_latentlens.model.hook_names import check_hook_names
+from tl_latentlens.search.vectors import unit_queries
+
+_KEPT = 64  # readings
+
+
+@dataclass(frozen=True, eq=False)
+class PromptReading:
+    """A prompt read at every hook name of the index.
+
+    Attributes:
+        result: What the lens hooks read.
+        activations: What the SAE reads, [pos, d_in]; None without an SAE that encodes.
+    """
+
+    result: LensResult
+    activations: Float[Tensor, "pos d_in"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class ImageReading(PromptReading):
+    """The visual tokens of an image, read at every hook name of the index.
+
+    Attributes:
+        seen: The image.
+    """
+
+    seen: Seen
+
+
+@dataclass(frozen=True, eq=False)
+class DirectionReading:
+    """A direction and its opposite.
+
+    Attributes:
+        title: What it is called.
+        result: Neighbors of both ends.
+        lenses: Lens → what it reads from both ends; empty where the vector is not of the residual stream.
+    """
+
+    title: str
+    result: DirectionResult
+    lenses: dict[str, TokenReading]
+
+
+class Reader:
+    """A model, its bank under each transform, and what was read from them. Safe to call from several threads."""
+
+    def __init__(
+        self, model: Any, index: ContextualIndex, sae: Any = None, *, top_k: int = 10, images: Images | None = None
+    ) -> None:
+        """Check that model, bank and SAE belong together; `images` are those that the model can be shown.
+
+        Raises:
+            ModelMismatchError: The model is not the bank's.
+            UnknownHookError: The SAE reads an activation that the model does not have.
+        """
+        index.check_model(model)
+        self.model, self.sae, self.top_k, self.images = model, sae, top_k, images
+        self.hook_names = index.hook_names
+        self.repeat = index.banks[0].plan.settings.repeat
+        self.sae_reads, self.sae_writes = (None, None) if sae is None else hook_names_of(sae)
+        if self.sae_reads is not None:
+            check_hook_names([self.sae_reads], model.hook_dict, type(model).__name__)
+        self._lock = RLock()
+        self._indexes = {index.transform: index}
+        self._vectors: dict[str, Float[Tensor, " d"]] = {}
+        self._read = lru_cache(_KEPT)(self._run)
+        self._looked = lru_cache(KEPT)(self._look)
+
+    def index(self, transform: str) -> ContextualIndex:
+        """The bank under a transform, made when it is first asked for."""
+        with self._lock:
+            if transform not in self._indexes:
+                first = next(iter(self._indexes.values()))
+                self._indexes[transform] = ContextualIndex(
+                    first.banks,
+                    first.hook_names,
+                    first.device,
+                    transform=transform,
+                    verify=False,
+                    allow_mismatch=first.allow_mismatch,
+                )
+            return self._indexes[transform]
+
+    def prompt(self, text: str, transform: str) -> PromptReading:
+        """A text at every hook name and token; the model runs once for each text and transform.
+
+        Raises:
+            InvalidInputError: An empty text, or one longer than the model reads.
+        """
+        if not text.strip():
+            raise InvalidInputError("the prompt is empty; type a text and read it")
+        if tokenize(self.model, [text], repeat=self.repeat).n_truncated:
+            tokens = len(self.model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            twice = ", twice, as the bank was built" if self.repeat else ""
+            raise InvalidInputError(
+                f"the prompt has {tokens:,} tokens; the model reads {self.model.cfg.n_ctx:,} with BOS{twice}: shorten it"
+            )
+        with self._lock:  # hooks of two runs at once would see each other
+            return self._read(text, transform)
+
+    def _run(self, text: str, transform: str) -> PromptReading:
+        twice = repeated(self.model, text) if self.repeat else None
+        if twice is None:
+            run, positions = partial(self.model.run_with_hooks, text), None
+        else:
+            run = partial(self.model.run_with_hooks, twice.tokens, attention_mask=twice.attention_mask)
+            positions = twice.second_copy
+        reading = PromptReading(*self._hooked(run, positions, transform))
+        if not len(reading.result.positions):
+            raise InvalidInputError("the prompt has no token that can be read, only special ones; type a text")
+        return reading
+
+    def image(self, name: str, text: str, transform: str) -> ImageReading:
+        """An image at every hook name and visual token; the model runs once for each image, prompt and transform.
+
+        Args:
+            name: What the page's images call it.
+            text: The prompt, from `images.prompt`.
+            transform: Of the index.
+
+        Raises:
+            InvalidInputError: The page's model reads text alone, or cannot be shown this image.
+        """
+        with self._lock:
+            return self._looked(name, text, transform)
+
+    def _look(self, name: str, text: str, transform: str) -> ImageReading:
+        if self.images is None:
+            raise InvalidInputError(f"{name} cannot be read: the model of this page reads text alone")
+        seen = self.images.seen(name, text)
+        return ImageReading(*self._hooked(seen.run, seen.mask, transform), seen)
+
+    def _hooked(
+        self, run: Callable[..., Any], positions: Bool[Tensor, "batch pos"] | None, transform: str
+    ) -> tuple[LensResult, Float[Tensor, "pos d_in"] | None]:
+        """What the lens hooks read in a run, and what the SAE would."""
+        seen: dict[str, Tensor] = {}
+        hooks = latentlens_hooks(
+            self.index(transform),
+            top_k=self.top_k,
+            logit_lens=not is_bidirectional(self.model),
+            embedding_lens=True,
+            positions=positions,
+            model=self.model,
+        )
+        encodes = can_encode(self.sae) and self.sae_reads
+        fwd_hooks = [*hooks, *([(self.sae_reads, partial(_keep, seen=seen))] if encodes else [])]
+        with torch.no_grad():
+            run(fwd_hooks=fwd_hooks)
+        activation = seen.get("activation")
+        return hooks.result, None if activation is None else flat_activation("", activation, activation.shape[:2])[0]
+
+    def active_features(self, reading: PromptReading, pos: int, most: int = 8) -> list[tuple[int, float]]:
+        """Features of the SAE that are active at a token and their activations, the largest first."""
+        if reading.activations is None:
+            return []
+        top = encode(self.sae, reading.activations[pos : pos + 1])[0].topk(min(most, len(decoder_of(self.sae))))
+        return [(i, value) for i, value in zip(top.indices.tolist(), top.values.tolist(), strict=True) if value > 0]
+
+    def feature_number(self, text: str) -> int:
+        """A feature of the SAE, as it was typed.
+
+        Raises:
+            InvalidInputError: There is no SAE, or it has no such feature.
+        """
+        if self.sae is None:
+            raise InvalidInputError("no SAE was loaded: start the page with --sae, or give a vector file")
+        n = len(decoder_of(self.sae))
+        if not (text.strip().isdecimal() and int(text) < n):
+            raise InvalidInputError(f"got feature {text.strip()!r}; the SAE has features 0 to {n - 1:,}")
+        return int(text)
+
+    def keep_vector(self, path: str | Path, name: str | None = None) -> str:
+        """Read a vector file, check it, and keep it; what it is called from now on.
+
+        Raises:
+            InvalidInputError: No vector there, a width that no hook name has, NaN, inf or zero.
+        """
+        vector = read_vector(path)
+        widths = sorted({index.d(hook_name) for index in self._indexes.values() for hook_name in self.hook_names})
+        name = name or Path(path).name
+        if len(vector) not in widths:
+            raise InvalidInputError(f"{name} has width {len(vector)}; the bank has width {' or '.join(map(str, widths))}")
+        if not torch.isfinite(vector).all() or not vector.any():
+            raise InvalidInputError(
+                f"{name} {'is zero' if torch.isfinite(vector).all() else 'holds NaN or inf'}: it has no direction"
+            )
+        key = f"{name} #{hashlib.sha256(vector.numpy().tobytes()).hexdigest()[:6]}"
+        self._vectors[key] = vector
+        return key
+
+    def keep_upload(self, contents: str, name: str) -> str:
+        """The same for an uploaded file; see `uploaded_bytes`.
+
+        Raises:
+            InvalidInputError: As `keep_vector`, or what came is no file.
+        """
+        data = uploaded_bytes(contents, name)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"uploaded{Path(name).suffix}"
+            path.write_bytes(data)
+            try:
+                return self.keep_vector(path, name)
+            except InvalidInputError as error:
+                raise InvalidInputError(str(error).replace(str(path), name)) from error.__cause__
+
+    def direction(self, what: int | str, transform: str, hook_names: Sequence[str]) -> DirectionReading:
+        """A feature of the SAE by its number, or a kept vector by its name; neighbors among some hook names.
+
+        Raises:
+            InvalidInputError: A vector that is not kept, a row of zeros, or a width that none of the hook names has.
+        """
+        if isinstance(what, int):
+            vector, at = decoder_of(self.sae)[what].detach().float().cpu(), self.sae_writes
+            title = f"feature {what}{f' of the SAE at {at}' if at else ''}"
+        elif what in self._vectors:
+            vector, at, title = self._vectors[what], None, what
+        else:
+            raise InvalidInputError(f"{what} is not kept since the page was started again; give the file once more")
+        unit_queries(vector[None], len(vector), torch.device("cpu"))  # a row of zeros is said before it is searched
+        result = decode_directions(vector, self.index(transform), top_k=self.top_k, hook_name=list(hook_names))
+        lenses = {}
+        if len(vector) == self.model.cfg.d_model and (at is None or in_residual_stream(at)):
+            both = torch.stack([vector, -vector])
+            lenses = {"embedding lens": embedding_lens(self.model, both.to(self.model.W_E), self.top_k)}
+            if not is_bidirectional(self.model):
+                lenses = {"logit lens": logit_lens(self.model, both, self.top_k), **lenses}
+        return DirectionReading(f"{title}, length {float(vector.norm()):.3g}", result, lenses)
+
+
+def uploaded_bytes(contents: str, name: str) -> bytes:
+    """A file as a browser sends it, a data URI.
+
+    Raises:
+        InvalidInputError: What came is no data URI.
+    """
+    try:
+        return base64.b64decode(contents.partition(",")[2], validate=True)
+    except binascii.Error as error:
+        raise InvalidInputError(f"{name} did not arrive whole; upload it again") from error
+
+
+def _keep(activation: Tensor, hook: Any, *, seen: dict[str, Tensor]) -> None:
+    seen["activation"] = activation.detach()

@@ -1,0 +1,1 @@
+"""A bank, or several of one model, made searchable on a device."""

@@ -1,0 +1,1 @@
+"""The lens hooks, the logit and embedding lens, and their results."""

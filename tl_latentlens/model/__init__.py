@@ -1,0 +1,1 @@
+"""All that the package asks of a TransformerLens model, both classes alike."""

@@ -1,0 +1,109 @@
+"""Hook names: check them against a model, and choose them where the user leaves it open."""
+
+import re
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from tl_latentlens.errors import InvalidInputError, UnknownHookError
+from tl_latentlens.model.adapter import sae_input, switched_off
+from tl_latentlens.model.heads import fires_as, names_heads
+
+_DEFAULT_LAYERS = 8
+_ENCODERS = re.compile(r"(vision|audio)_")  # whose hook points a bridge of a multimodal model has beside those of its blocks
+
+
+def expand_hook_names(model: Any, spec: str | Sequence[str] | Callable[[str], bool] | None) -> list[str]:
+    """The hook names that a user's choice stands for, in forward order for None and filters, else in the given order.
+
+    Args:
+        model: A TransformerLens model.
+        spec: One name; a list of names; a filter on names, of the language model alone where the model has an image encoder
+            too; or None: `hook_resid_post` at up to eight layers spread evenly, first and last included.
+
+    Raises:
+        UnknownHookError: A name that the model does not have, with near ones.
+        InvalidInputError: An empty choice, a name given twice, a head's name, or a hook name that is switched off.
+    """
+    if spec is None:
+        layers = np.linspace(0, model.cfg.n_layers - 1, min(_DEFAULT_LAYERS, model.cfg.n_layers)).round().astype(int)
+        return [f"blocks.{layer}.hook_resid_post" for layer in layers]
+    names = [spec] if isinstance(spec, str) else spec
+    if callable(names):
+        names = sorted((name for name in model.hook_dict if not _ENCODERS.match(name) and names(name)), key=forward_order)
+    names = list(names)
+    if not names:
+        raise InvalidInputError("no hook name was chosen; give at least one, for instance 'blocks.0.hook_resid_post'")
+    if len(set(names)) < len(names):
+        raise InvalidInputError(f"a hook name was given twice: {names}")
+    for name in names:
+        if names_heads(name):
+            whole = fires_as(name)
+            raise InvalidInputError(
+                f"got {name!r}; a bank holds all heads of a hook name: bank {whole!r}, and choose heads when it is loaded "
+                f"(ContextualIndex(bank, '{whole}[:]'))"
+            )
+    require_firing(names, model)
+    return names
+
+
+def forward_order(name: str) -> tuple[int, int]:
+    """Block, and place of the residual stream within it; a bridge lists its hook points in another order."""
+    match = re.match(r"blocks\.(\d+)\.", name)
+    if match is None:
+        return (-1 if name in ("hook_embed", "hook_pos_embed") else 10**9), 0
+    parts = ("resid_pre", "attn", "resid_mid", "mlp", "resid_post")
+    return int(match[1]), next((i for i, part in enumerate(parts) if part in name), len(parts))
+
+
+def check_hook_names(names: Sequence[str], known: Any, where: str) -> None:
+    """Check that each name is among `known`; a bridge of TransformerLens 3 would ignore an unknown one without a word.
+
+    Raises:
+        UnknownHookError: With the nearest known names.
+        InvalidInputError: A name of an image encoder.
+    """
+    for name in names:
+        require_language_model(name)
+        if name not in known:
+            if sae := sae_input(name, known):
+                raise UnknownHookError(
+                    f"{where} has no hook name {name!r} while an SAE is attached there: use {sae!r}, the same activation, or "
+                    "detach the SAE (model.reset_saes())"
+                )
+            if "[" in name:
+                raise UnknownHookError(
+                    f"{where} has no hook name {name!r}; a head is written 'blocks.0.attn.hook_z[1]', all of them 'hook_z[:]'"
+                )
+            near = get_close_matches(name, list(known), n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; it has {list(known)[:5]} and so on"
+            raise UnknownHookError(f"{where} has no hook name {name!r}{hint}")
+
+
+def require_language_model(name: str) -> None:
+    """Check that a hook name is not that of an encoder (`vision_encoder.*`) or of the connector behind it.
+
+    Raises:
+        InvalidInputError: It is: its activations have other widths and positions than the language model's.
+    """
+    if _ENCODERS.match(name):
+        raise InvalidInputError(
+            f"got {name!r}, of an encoder beside the language model, whose vectors and positions are not the language model's; "
+            "what its connector gives stands at the visual tokens of 'blocks.0.hook_resid_pre'"
+        )
+
+
+def require_firing(names: Sequence[str], model: Any) -> None:
+    """Check that a model has the hook points of names, and that its settings let them fire.
+
+    Raises:
+        UnknownHookError: It does not have one, or an attached SAE replaces it.
+        InvalidInputError: A hook point that is switched off.
+    """
+    points = [fires_as(name) for name in names]
+    check_hook_names(points, model.hook_dict, type(model).__name__)
+    for point in points:
+        if remedy := switched_off(model, point):
+            raise InvalidInputError(f"{point!r} never fires on this {type(model).__name__} as it is set: {remedy}")

@@ -1,0 +1,48 @@
+"""Which tokens of a vision-language model's input are visual."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from tl_latentlens.errors import InvalidInputError
+
+
+def image_positions(model: Any, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+    """True at the visual tokens: where the ids are the placeholder that the model replaces by what it saw.
+
+    Args:
+        model: A TransformerBridge of a vision-language model.
+        tokens: The input ids, as the model's processor makes them: one placeholder for each visual token.
+
+    Raises:
+        InvalidInputError: A model without an image token (then give a mask), or ids without one.
+    """
+    placeholder = image_token_id(model)
+    tokens = torch.as_tensor(tokens)
+    visual = (tokens[None] if tokens.ndim == 1 else tokens) == placeholder
+    if not visual.any():
+        raise InvalidInputError(
+            f"got ids without an image token ({placeholder}); expected one for each visual token: take the input_ids of the "
+            "model's processor, called with the image"
+        )
+    return visual
+
+
+def image_token_id(model: Any) -> int:
+    """The id that stands for a visual token in the input ids of a vision-language model.
+
+    Raises:
+        InvalidInputError: The model has none: it reads text only, or is a HookedTransformer.
+    """
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    found = next(
+        (i for name in ("image_token_id", "image_token_index") if (i := getattr(config, name, None)) is not None), None
+    )
+    if found is None:
+        raise InvalidInputError(
+            f"this {type(model).__name__} does not say which of its tokens are visual (no image_token_id in its config); give "
+            "a mask, True at the visual tokens: positions=mask [batch, pos]"
+        )
+    return int(found)

@@ -1,0 +1,1 @@
+"""Visual tokens: patch grids, keys and values, the judge, scenes."""
