@@ -7,7 +7,10 @@ from tl_latentlens.bank.writer import BankWriter
 from tl_latentlens.corpus.plan import Plan, PlanSettings, Prompts, make_plan, prompts_from_lists
 from tl_latentlens.corpus.texts import load_corpus
 from tl_latentlens.directions.decode import decode_directions
+from tl_latentlens.directions.direction_result import DirectionResult
+from tl_latentlens.directions.feature_result import FeatureResult
 from tl_latentlens.directions.find import find_features, find_heads, find_neurons
+from tl_latentlens.directions.find_result import FindResult, Meaning
 from tl_latentlens.directions.label import label_features
 from tl_latentlens.directions.sae import load_sae
 from tl_latentlens.directions.steering import SteeringLens, SteeringResult, difference_of_means
@@ -24,10 +27,11 @@ from tl_latentlens.errors import (
 from tl_latentlens.evaluation.evaluate import Evaluation, evaluate
 from tl_latentlens.evaluation.senses import load_senses
 from tl_latentlens.index.contextual import ContextualIndex, SearchResult
+from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.lens.followed import FollowedTokens
 from tl_latentlens.lens.hook import LatentLensHook, latentlens_hooks
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
-from tl_latentlens.lens.results import DirectionResult, FeatureResult, FindResult, LensResult, Meaning, Neighbor
+from tl_latentlens.lens.result import LensResult
 from tl_latentlens.model.adapter import RepeatedTexts, repeated
 from tl_latentlens.model.image_tokens import image_positions
 from tl_latentlens.model.loading import load_demo_model, load_model

@@ -16,7 +16,7 @@ from tl_latentlens.data.train import COLORS as ALL_COLORS
 from tl_latentlens.data.train import SIZES, THINGS
 from tl_latentlens.index.words import words_around
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
-from tl_latentlens.lens.results import TokenReading
+from tl_latentlens.lens.result import TokenReading
 from tl_latentlens.vision.scenes.connector import SceneModel
 from tl_latentlens.vision.scenes.render import COLORS, SHAPES, Scenes
 

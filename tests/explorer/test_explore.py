@@ -24,7 +24,7 @@ from support.pages import CHROMIUM, found, texts_of
 from werkzeug.serving import make_server
 
 from tl_latentlens import cli
-from tl_latentlens.explorer import app
+from tl_latentlens.explorer import app as app_module
 from tl_latentlens.explorer.app import Page, make_app
 from tl_latentlens.explorer.reader import Reader
 from tl_latentlens.views.text import visible
@@ -143,7 +143,7 @@ def test_history_goes_back_to_reading_and_cell(page: Page, layers: list[str]) ->
     history = page.remember(first, {"hook": HOOK, "pos": 1}, None)
     history = page.remember(first, {"hook": HOOK, "pos": 2}, history)
     history = page.remember(second, None, history)
-    assert [texts_of(link) for link in app.past_links(history)] == ["feature 3", "one <b>"]
+    assert [texts_of(link) for link in app_module.past_links(history)] == ["feature 3", "one <b>"]
     assert page.open_link("past", 0, history, "raw", layers) == (first, {"hook": HOOK, "pos": 2}, "one <b>", "")
     of_another_bank = [{"reading": first, "cell": {"hook": "blocks.40.hook_resid_post", "pos": 2}}]
     assert page.open_link("past", 0, of_another_bank, "raw", layers)[:2] == (first, None)
@@ -241,7 +241,7 @@ def test_only_this_machine_is_answered(any_model: Any, index: tll.ContextualInde
 
 
 def test_without_dash_the_extra_is_named() -> None:
-    code = "import sys; sys.modules['dash'] = None\nimport tl_latentlens.views.explore"
+    code = "import sys; sys.modules['dash'] = None\nimport tl_latentlens.explorer.app"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert 'MissingExtraError: the explore page needs dash: pip install "tl-latentlens[explore]"' in done.stderr
 
@@ -250,7 +250,7 @@ def test_the_command_serves_the_page(
     bank: tll.Bank, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(app, "serve", lambda *arguments: asked.extend(arguments))
+    monkeypatch.setattr(app_module, "serve", lambda *arguments: asked.extend(arguments))
     monkeypatch.setattr(
         sys, "argv", ["tl-latentlens", "explore", str(bank.path), "--sae", "demo", "--port", "8123", "-n", HOOK]
     )

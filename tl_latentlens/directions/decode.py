@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
-from tl_latentlens.lens.results import DirectionResult
 from tl_latentlens.search.vectors import as_tensor
 
 

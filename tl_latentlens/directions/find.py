@@ -25,12 +25,12 @@ from tl_latentlens.directions.component_outputs import (
     run_written,
     writing_weights,
 )
+from tl_latentlens.directions.find_result import FindResult, Meaning
 from tl_latentlens.directions.label import label_features
 from tl_latentlens.directions.sae import can_encode, decoder_of, encode, hook_names_of, require_sae
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
 from tl_latentlens.index.words import position_of
-from tl_latentlens.lens.results import FindResult, Meaning
 from tl_latentlens.model.activations import activations_at
 from tl_latentlens.model.adapter import in_residual_stream, is_bidirectional, require_model, token_bytes, tokenize
 

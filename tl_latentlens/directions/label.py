@@ -20,12 +20,12 @@ from tqdm.auto import tqdm
 
 from tl_latentlens.directions.activity import Activity, bank_activity
 from tl_latentlens.directions.decode import decode_directions
+from tl_latentlens.directions.feature_result import FeatureResult
 from tl_latentlens.directions.sae import can_encode, decoder_of, hook_names_of, require_sae
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
 from tl_latentlens.index.words import labels_of
 from tl_latentlens.lens.lenses import logit_lens
-from tl_latentlens.lens.results import FeatureResult
 from tl_latentlens.model.adapter import evaluating, is_bidirectional, model_device, require_model
 from tl_latentlens.search.ranking import TopK
 from tl_latentlens.statistics.intervals import mean_of

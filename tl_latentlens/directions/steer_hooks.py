@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.lens.hook import LatentLensHook
-from tl_latentlens.lens.results import LensResult
+from tl_latentlens.lens.result import LensResult
 from tl_latentlens.lens.run_context import running
 from tl_latentlens.model.adapter import flat_activation
 

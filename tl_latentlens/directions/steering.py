@@ -23,7 +23,7 @@ from tl_latentlens.directions.steer_hooks import AddVector, ComparingHook
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
 from tl_latentlens.lens.hook import LensHooks
-from tl_latentlens.lens.results import LensResult
+from tl_latentlens.lens.result import LensResult
 from tl_latentlens.model.activations import activations_at, batches, padded
 from tl_latentlens.model.adapter import flat_activation, in_residual_stream, model_device, require_model, run_hooked, tokenize
 from tl_latentlens.model.heads import fires_as

@@ -16,7 +16,7 @@ from tl_latentlens.errors import CorpusError, InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.index.words import positions_of_word
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
-from tl_latentlens.lens.results import TokenReading
+from tl_latentlens.lens.result import TokenReading
 from tl_latentlens.model.activations import as_run
 from tl_latentlens.model.adapter import in_residual_stream, is_bidirectional, model_device, token_bytes, tokenize
 from tl_latentlens.statistics.intervals import Measure

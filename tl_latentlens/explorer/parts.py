@@ -6,7 +6,8 @@ from typing import Any
 from tl_latentlens.explorer.components import html
 from tl_latentlens.explorer.image import Seen
 from tl_latentlens.explorer.reader import DirectionReading
-from tl_latentlens.lens.results import LensResult, Neighbor, TokenReading
+from tl_latentlens.index.neighbor import Neighbor
+from tl_latentlens.lens.result import LensResult, TokenReading
 from tl_latentlens.views.text import CHANCE, clip, short_hook_name, visible
 
 _TEXT = 220  # characters of the text around a chosen token

@@ -16,13 +16,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_latentlens.directions.decode import decode_directions, read_vector
+from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.directions.sae import can_encode, decoder_of, encode, hook_names_of
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.explorer.image import KEPT, Images, Seen
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.lens.hook import latentlens_hooks
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
-from tl_latentlens.lens.results import DirectionResult, LensResult, TokenReading
+from tl_latentlens.lens.result import LensResult, TokenReading
 from tl_latentlens.model.adapter import flat_activation, in_residual_stream, is_bidirectional, repeated, tokenize
 from tl_latentlens.model.hook_names import check_hook_names
 from tl_latentlens.search.vectors import unit_queries

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tl_latentlens.bank.bank import Bank, Row
 from tl_latentlens.errors import InvalidInputError, ModelMismatchError, UnknownHookError
+from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.index.transforms import TRANSFORMS, fit, spread
-from tl_latentlens.lens.results import Neighbor
 from tl_latentlens.model.adapter import in_residual_stream
 from tl_latentlens.model.fingerprint import check_fingerprint
 from tl_latentlens.model.heads import head_of, hook_point

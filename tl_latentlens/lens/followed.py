@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float, Int, Num
 
 from tl_latentlens.errors import InvalidInputError, MissingExtraError
-from tl_latentlens.lens.results import LensResult
+from tl_latentlens.lens.result import LensResult
 
 
 @dataclass(frozen=True)

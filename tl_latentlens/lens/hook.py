@@ -16,7 +16,7 @@ from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
 from tl_latentlens.lens.followed import FollowedTokens, TokenRanks, neighbor_ranks
 from tl_latentlens.lens.lenses import embedding_lens, embedding_ranks, logit_lens, logit_ranks
-from tl_latentlens.lens.results import LensResult, TokenReading
+from tl_latentlens.lens.result import LensResult, TokenReading
 from tl_latentlens.lens.run_context import RunContext, running, skipped_positions
 from tl_latentlens.model.adapter import (
     flat_activation,

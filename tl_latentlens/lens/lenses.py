@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.lens.followed import TokenRanks
-from tl_latentlens.lens.results import TokenReading
+from tl_latentlens.lens.result import TokenReading
 from tl_latentlens.model.adapter import evaluating, is_bidirectional, token_bytes, without_hooks
 from tl_latentlens.search.vectors import VectorSearch
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from tl_latentlens.directions.activity import HISTOGRAM_EDGES
 from tl_latentlens.directions.contexts import Texts, activations_around, ranges, texts_of
-from tl_latentlens.lens.results import FeatureResult
+from tl_latentlens.directions.feature_result import FeatureResult
 from tl_latentlens.views.page import filled, target
 from tl_latentlens.views.text import hook_headings, printable, short_hook_name, visible
 

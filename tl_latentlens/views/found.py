@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tl_latentlens.lens.results import FindResult, Meaning
+from tl_latentlens.directions.find_result import FindResult, Meaning
 from tl_latentlens.views.terminal import add_evidence, as_plain, label_text, neighbor_text
 from tl_latentlens.views.text import clip, short_hook_name, visible
 

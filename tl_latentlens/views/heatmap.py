@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tl_latentlens.lens.results import LensResult
+from tl_latentlens.lens.result import LensResult
 from tl_latentlens.views.sheet import LENSES, Context, Sheet, contexts_of, require_lens, sheet_of, span
 from tl_latentlens.views.text import CHANCE, hook_headings, short_hook_name, visible
 

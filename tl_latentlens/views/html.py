@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from tl_latentlens.directions.direction_result import DirectionResult
+from tl_latentlens.directions.feature_result import FeatureResult
+from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.lens.followed import COLUMNS, FollowedTokens
-from tl_latentlens.lens.results import Cell, DirectionResult, FeatureResult, LensResult, Neighbor
+from tl_latentlens.lens.result import Cell, LensResult
 from tl_latentlens.views.sheet import LENSES, Context, Sheet, contexts_of, sheet_of, span
 from tl_latentlens.views.text import CHANCE, clip, hook_headings, printable, short_hook_name, visible
 

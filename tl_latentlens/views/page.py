@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.lens.results import LensResult, TokenReading
+from tl_latentlens.lens.result import LensResult, TokenReading
 from tl_latentlens.views.sheet import LENSES, Sheet, contexts_of, sheet_of, span
 from tl_latentlens.views.text import CHANCE, hook_headings, short_hook_name, visible
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
-from tl_latentlens.lens.results import LensResult, TokenReading
+from tl_latentlens.lens.result import LensResult, TokenReading
 from tl_latentlens.views.text import CHANCE, clip, visible, word_around
 
 _WORD = 76  # characters that a word and its neighbors are looked for in

@@ -9,8 +9,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.lens.results import Cell, DirectionResult
+from tl_latentlens.lens.result import Cell
 from tl_latentlens.views.terminal import longest, neighbor_text, token_title
 from tl_latentlens.views.text import clip, short_hook_name, visible
 

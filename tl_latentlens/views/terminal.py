@@ -12,8 +12,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tl_latentlens.directions.feature_result import FeatureResult
 from tl_latentlens.evaluation.evaluate import Evaluation
-from tl_latentlens.lens.results import Cell, FeatureResult, LensResult, Neighbor
+from tl_latentlens.index.neighbor import Neighbor
+from tl_latentlens.lens.result import Cell, LensResult
 from tl_latentlens.statistics.intervals import Measure
 from tl_latentlens.views.text import CHANCE, clip, columns_of, hook_headings, short_hook_name, visible
 

@@ -11,7 +11,7 @@ from einops import reduce
 from jaxtyping import Bool, Float, Int, UInt8
 
 from tl_latentlens.errors import InvalidInputError, MissingExtraError, UnknownHookError
-from tl_latentlens.lens.results import LensResult
+from tl_latentlens.lens.result import LensResult
 from tl_latentlens.views.page import filled, sheet_data, target
 from tl_latentlens.views.sheet import LENSES, Sheet, columns_of, require_lens, sheet_of, span, whole_words
 from tl_latentlens.views.text import short_hook_name

@@ -29,7 +29,7 @@ from jaxtyping import UInt8
 from tqdm.auto import tqdm
 
 from tl_latentlens.errors import InvalidInputError, MissingExtraError
-from tl_latentlens.lens.results import LensResult
+from tl_latentlens.lens.result import LensResult
 from tl_latentlens.views.page import target
 from tl_latentlens.views.sheet import Sheet, whole_words
 from tl_latentlens.views.text import visible

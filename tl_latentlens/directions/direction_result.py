@@ -1,0 +1,59 @@
+"""What was found near directions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from tl_latentlens.index.contextual import SearchResult
+from tl_latentlens.index.neighbor import Neighbor
+
+_DIRECTION_COLUMNS = [
+    "direction", "sign", "rank", "token", "context", "position", "prompt_index", "row", "hook_name", "similarity",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DirectionResult:
+    """Neighbors of directions: of each vector and of its opposite.
+
+    Attributes:
+        ids: What each direction is called: feature numbers, or 0 to n - 1.
+        positive: Neighbors of +v.
+        negative: Neighbors of -v.
+    """
+
+    ids: Sequence[int]
+    positive: SearchResult = field(repr=False)
+    negative: SearchResult = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.ids)} directions, top {self.positive.rows.shape[-1]})"
+
+    def __str__(self) -> str:
+        from tl_latentlens.views.text import printable
+
+        chance = ["chance"] * (self.positive.chances is not None)
+        columns = ["direction", "sign", "rank", "similarity", *chance, "hook_name", "context"]
+        shown = self.to_dataframe()[columns].assign(context=lambda table: table["context"].map(printable))
+        with pd.option_context("display.max_colwidth", 100):
+            return shown.to_string(index=False)
+
+    def _repr_html_(self) -> str:
+        from tl_latentlens.views.html import directions_html
+
+        return directions_html(self)
+
+    def neighbors(self, direction: int) -> tuple[list[Neighbor], list[Neighbor]]:
+        """Neighbors of +v and of -v for the n-th direction."""
+        return self.positive.neighbors_of(direction), self.negative.neighbors_of(direction)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line for each direction, sign (+1 or -1) and rank."""
+        lines = []
+        for i, name in enumerate(self.ids):
+            for sign, neighbors in zip((1, -1), self.neighbors(i), strict=True):
+                for rank, n in enumerate(neighbors):
+                    found = {key: value for key, value in vars(n).items() if key != "chance" or value is not None}
+                    lines.append({"direction": name, "sign": sign, "rank": rank + 1, **found})
+        return pd.DataFrame(lines) if lines else pd.DataFrame(columns=_DIRECTION_COLUMNS)
