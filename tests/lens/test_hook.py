@@ -18,7 +18,7 @@ TEXT = "The red ball lay on the river bank."
 
 
 @pytest.fixture
-def hooks(index: tll.ContextualIndex) -> tll.hooks.decode.LensHooks:
+def hooks(index: tll.ContextualIndex) -> decode.LensHooks:
     """Hooks at all of the index's names."""
     return tll.latentlens_hooks(index, top_k=3)
 

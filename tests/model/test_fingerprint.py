@@ -121,7 +121,7 @@ def test_fingerprint_is_the_cache_of_each_prompt(demo_models: dict[str, Any]) ->
         for name in names:
             caches = [model.run_with_cache(torch.tensor([prompt]))[1][name][0] for prompt in prompts]
             np.testing.assert_allclose(known.activations[name], torch.cat(caches).detach().numpy(), atol=1e-4)
-        check_fingerprint(model, known, tll.model.describe_model(model))
+        check_fingerprint(model, known, describe_model(model))
 
 
 def test_every_class_is_accepted_by_the_bank_of_every_class(
@@ -245,7 +245,7 @@ def test_fingerprint_is_not_blinded_by_one_massive_activation() -> None:
     name = "blocks.1.hook_resid_post"
     known = fingerprint(model, [model.to_tokens(TEXTS[0])[0].tolist()], [name])
     assert np.abs(known.activations[name][0]).max() > 1000
-    check_fingerprint(model, known, tll.model.describe_model(model))
+    check_fingerprint(model, known, describe_model(model))
     with torch.no_grad():
         for weight in model.parameters():
             if weight.shape[0] != model.cfg.d_vocab:
@@ -255,7 +255,7 @@ def test_fingerprint_is_not_blinded_by_one_massive_activation() -> None:
     cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
     assert cosines.max() < 0.95  # the activations of every token but BOS have changed
     with pytest.raises(tll.ModelMismatchError, match="activations differ"):
-        check_fingerprint(model, known, tll.model.describe_model(model))
+        check_fingerprint(model, known, describe_model(model))
 
 
 # Another tokenizer, other sizes
