@@ -17,7 +17,6 @@ import tl_latentlens as tll
 from tl_latentlens.directions import find
 from tl_latentlens.directions.component_outputs import run_written, writing_weights
 from tl_latentlens.directions.sae import TensorSAE
-from tl_latentlens.index.words import position_of
 from tl_latentlens.model.adapter import DEMO_MODEL
 from tl_latentlens.model.loading import load_model
 
@@ -238,19 +237,6 @@ def test_results_read_as_tables(any_model: Any, sense_index: Any) -> None:
     assert all(str(feature) in shown for feature in frame["feature"])
     again = tll.find_features(AT_RIVER, -1, tll.load_sae("demo"), sense_index, model=any_model, top_k=3)
     assert bool(again.table.equals(result.table))
-
-
-def test_positions_and_words() -> None:
-    tokens, special = ["<s>", " The", " ban", "k", " by", " the", " ban", "k", "."], np.array([True] + 8 * [False])
-    assert position_of("bank", tokens, special) == 7
-    assert position_of(" ban ", tokens, special) == 6
-    assert position_of(3, tokens, special) == 3
-    assert position_of(-1, tokens, special) == 8
-    with pytest.raises(tll.InvalidInputError, match="no token of the text ends the word 'sea'"):
-        position_of("sea", tokens, special)
-    for wrong in (0, 9, -9, -10):
-        with pytest.raises(tll.InvalidInputError, match=f"got position {wrong}, expected"):
-            position_of(wrong, tokens, special)
 
 
 def test_what_cannot_be_found_is_refused(any_model: Any, sense_index: Any, senses: TensorSAE, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from tl_latentlens.evaluation.agreement import reader_agreement
 from tl_latentlens.evaluation.readings import Cells, draw_cells, left_out, neighbors_elsewhere, random_rows
 from tl_latentlens.evaluation.senses import Uses, _most_frequent, _votes, find_uses, layer_0, other_votes, sense_accuracy, votes
 from tl_latentlens.evaluation.substitution import _moved, substitution
-from tl_latentlens.index.words import positions_of_word
 from tl_latentlens.model.activations import activations_at
 from tl_latentlens.statistics.intervals import Measure, mean_of
 
@@ -34,13 +33,6 @@ def bank(any_model: Any, senses: pd.DataFrame, tmp_path_factory: pytest.TempPath
     texts = [*senses.text, *tll.load_corpus("demo", limit=120)]
     path = tmp_path_factory.mktemp("evaluate") / "bank.h5"
     return tll.build_bank(any_model, texts, path, hook_names=NAMES, max_rows_per_token=None, progress=False)
-
-
-def test_positions_of_word() -> None:
-    tokens = ["", "The", " bank", "er", " at", " the", ' "', "bank", '"', ".", " Ban", "k", "."]
-    assert positions_of_word(tokens, "bank") == [7, 11]
-    assert positions_of_word(tokens, "banker") == [3]
-    assert positions_of_word(tokens, "river") == []
 
 
 def test_demo_senses_are_found_in_every_text(demo_model: Any) -> None:

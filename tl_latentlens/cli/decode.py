@@ -83,10 +83,10 @@ def places(result: Any, word: str | None) -> list[tuple[int, int]]:
     Raises:
         InvalidInputError: No token ends it.
     """
-    from tl_latentlens.index.words import word_up_to
+    from tl_latentlens.corpus.words import word_ending_at
 
     read = [tuple(place) for place in result.positions.tolist()]
-    ending = [(b, p) for b, p in read if word is None or word_up_to(result.tokens[b], p) == word.strip()]
+    ending = [(b, p) for b, p in read if word is None or word_ending_at(result.tokens[b], p) == word.strip()]
     if not ending:
         raise InvalidInputError(f"no token of the text ends the word {word!r}; its tokens are {result.tokens}")
     return ending

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from tl_latentlens.corpus.words import find_position
 from tl_latentlens.directions.component_outputs import (
     WritingWeights,
     Written,
@@ -30,7 +31,6 @@ from tl_latentlens.directions.label import label_features
 from tl_latentlens.directions.sae import can_encode, decoder_of, encode, hook_names_of, require_sae
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
-from tl_latentlens.index.words import position_of
 from tl_latentlens.model.activations import activations_at
 from tl_latentlens.model.adapter import in_residual_stream, is_bidirectional, require_model, token_bytes, tokenize
 
@@ -292,7 +292,7 @@ def _meaning(text: str, at: int | str, index: ContextualIndex, model: Any, hook_
     prompt = tokenize(model, [text])
     texts = token_bytes(model, prompt.tokens.tolist())
     strings = [texts[i].decode("utf-8", errors="replace") for i in prompt.tokens.tolist()]
-    tokens = prompt.tokens[: position_of(at, strings, prompt.special) + 1]
+    tokens = prompt.tokens[: find_position(at, strings, prompt.special) + 1]
     activation = activations_at(model, [tokens.tolist()], [-1], [hook_name])[hook_name][0]
 
     rng = np.random.default_rng(seed)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tl_latentlens.corpus.plan import PlanSettings
 from tl_latentlens.corpus.texts import demo_labels
+from tl_latentlens.corpus.words import positions_of_word
 from tl_latentlens.errors import CorpusError, InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
-from tl_latentlens.index.words import positions_of_word
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
 from tl_latentlens.lens.result import TokenReading
 from tl_latentlens.model.activations import as_run

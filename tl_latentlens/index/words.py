@@ -1,19 +1,16 @@
-"""Words made of tokens: which token ends one, which stand around a row, and what sets of rows have in common."""
+"""The word at a row, the words near it, and the words that sets of rows have in common."""
 
 import math
-import operator
-import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from tqdm.auto import tqdm
 
 from tl_latentlens.bank.bank import Row
-from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.corpus.words import letters_of, starts_word
 from tl_latentlens.index.contextual import ContextualIndex
 
 _NEAR = 8  # tokens to each side that count as near
@@ -79,69 +76,22 @@ def words_around(row: Row) -> Words:
     words: list[str] = []
     mine = -1
     low, high = max(0, at - _NEAR), at + _NEAR + 1
-    while low > 0 and not _starts_word(tokens, low):
+    while low > 0 and not starts_word(tokens, low):
         low -= 1
-    while high < len(tokens) and not _starts_word(tokens, high):
+    while high < len(tokens) and not starts_word(tokens, high):
         high += 1
     for place in range(low, min(high, len(tokens))):
-        if _starts_word(tokens, place) or not words:
+        if starts_word(tokens, place) or not words:
             words.append("")
         words[-1] += tokens[place]
         if place == at:
             mine = len(words) - 1
-    plain = [_letters(word) for word in words]
+    plain = [letters_of(word) for word in words]
     near = frozenset(word for i, word in enumerate(plain) if i != mine and len(word) > 2)
-    piece = _letters(tokens[at])
+    piece = letters_of(tokens[at])
     if piece == plain[mine]:
         piece = ""
     elif piece:
-        goes_on = at + 1 < len(tokens) and not _starts_word(tokens, at + 1)
-        piece = "…" * (not _starts_word(tokens, at)) + piece + "…" * goes_on
+        goes_on = at + 1 < len(tokens) and not starts_word(tokens, at + 1)
+        piece = "…" * (not starts_word(tokens, at)) + piece + "…" * goes_on
     return Words(plain[mine], piece, near - {plain[mine]})
-
-
-def positions_of_word(tokens: Sequence[str], word: str) -> list[int]:
-    """Where the whole word ends: the position of the last token of each of its occurrences, whatever their case."""
-    ends = np.cumsum([len(token) for token in tokens])
-    found = re.finditer(rf"(?<!\w){re.escape(word.strip())}(?!\w)", "".join(tokens), re.IGNORECASE)
-    return [int(np.searchsorted(ends, match.end(), "left")) for match in found]
-
-
-def position_of(at: int | str, tokens: Sequence[str], special: Bool[np.ndarray, " pos"]) -> int:
-    """A position of a text: one that is given, negative from the end, or the last token that ends a word.
-
-    Args:
-        at: A position or a word.
-        tokens: The text's tokens.
-        special: True at BOS and padding.
-
-    Raises:
-        InvalidInputError: No such position, BOS or padding, or no token that ends the word.
-    """
-    if isinstance(at, str):
-        matching = [pos for pos in range(len(tokens)) if not special[pos] and word_up_to(tokens, pos) == at.strip()]
-        if not matching:
-            raise InvalidInputError(f"no token of the text ends the word {at!r}; its tokens are {list(tokens)}")
-        return matching[-1]
-    position = operator.index(at)
-    if not -len(tokens) <= position < len(tokens) or special[position]:
-        raise InvalidInputError(f"got position {at}, expected one of a word in the {len(tokens)} tokens {list(tokens)}")
-    return position % len(tokens)
-
-
-def word_up_to(tokens: Sequence[str], pos: int) -> str:
-    """The word that a token ends: its earlier pieces, back to the one that starts with a space, and itself."""
-    start = pos
-    while start > 0 and not tokens[start].startswith(" ") and not tokens[start - 1].startswith("<"):
-        start -= 1
-    return "".join(tokens[start : pos + 1]).strip()
-
-
-def _letters(text: str) -> str:
-    return "".join(letter for letter in text.lower() if letter.isalpha())
-
-
-def _starts_word(tokens: list[str], place: int) -> bool:
-    """True where a token begins a word: at a space, or where letters meet what is none."""
-    token, before = tokens[place], tokens[place - 1] if place else ""
-    return not token[:1].isalnum() or not before[-1:].isalnum()
