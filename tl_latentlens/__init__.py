@@ -7,13 +7,15 @@ from tl_latentlens.bank.writer import BankWriter
 from tl_latentlens.corpus.plan import Plan, PlanSettings, Prompts, make_plan, prompts_from_lists
 from tl_latentlens.corpus.texts import load_corpus
 from tl_latentlens.directions.decode import decode_directions
+from tl_latentlens.directions.difference_of_means import difference_of_means
 from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.directions.feature_result import FeatureResult
 from tl_latentlens.directions.find import find_features, find_heads, find_neurons
 from tl_latentlens.directions.find_result import FindResult, Meaning
 from tl_latentlens.directions.label import label_features
 from tl_latentlens.directions.sae import load_sae
-from tl_latentlens.directions.steering import SteeringLens, SteeringResult, difference_of_means
+from tl_latentlens.directions.steering_lens import SteeringLens
+from tl_latentlens.directions.steering_result import SteeringResult
 from tl_latentlens.errors import (
     BankCorruptError,
     BankError,

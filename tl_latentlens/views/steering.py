@@ -16,7 +16,7 @@ from tl_latentlens.views.terminal import longest, neighbor_text, token_title
 from tl_latentlens.views.text import clip, short_hook_name, visible
 
 if TYPE_CHECKING:
-    from tl_latentlens.directions.steering import SteeringResult
+    from tl_latentlens.directions.steering_result import SteeringResult
 
 _NARROWEST = 16  # characters that a multiple needs, margin included
 _LINES = 3  # of a neighbor's context in a cell
