@@ -39,8 +39,10 @@ from tl_latentlens.model.image_tokens import image_positions
 from tl_latentlens.model.loading import load_demo_model, load_model
 from tl_latentlens.search.vectors import VectorSearch
 from tl_latentlens.vision.image_page import image_to_html, image_to_png
-from tl_latentlens.vision.judge import Judge, JudgeEstimate, JudgeQuestions, judge_questions
-from tl_latentlens.vision.judgments import Judgments
+from tl_latentlens.vision.judge.judge import Judge, JudgeEstimate
+from tl_latentlens.vision.judge.judgments import Judgments
+from tl_latentlens.vision.judge.questions import JudgeQuestions
+from tl_latentlens.vision.judge.sampling import judge_questions
 from tl_latentlens.vision.keys import block_attention, key_spread
 from tl_latentlens.vision.patches import PatchGrid, patch_grids
 from tl_latentlens.vision.scenes import load_demo_vlm

@@ -12,30 +12,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from support.docs import DOCS, snippets, table
+from support.golden import head_of
 
 import tl_latentlens as tll
 from tl_latentlens.bank import create as bank_create
-from tl_latentlens.bank.head import Head, read_head
 
-DOCS = Path(__file__).parents[2] / "docs"
 PACKAGE = Path(tll.__file__).parent
-
-
-def snippets(page: str) -> list[str]:
-    found = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert found
-    return found
-
-
-def table(page: str, heading: str) -> list[list[str]]:
-    lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {heading} |")) + 2
-    rows = []
-    for line in lines[start:]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in line.strip("|").split("|")])
-    return rows
 
 
 @pytest.fixture(scope="module", params=["float16", "bfloat16"])
@@ -121,11 +104,6 @@ def test_format_page_lists_the_head(documented: tll.Bank) -> None:
             dataset = file[name]
             assert [dataset.id.get_offset(), dataset.dtype.name, list(dataset.shape)] == [offset, dtype, shape]
             assert offset % 64 == 0
-
-
-def head_of(path: Path) -> Head:
-    with path.open("rb") as file:
-        return read_head(file)
 
 
 def test_quickstart_and_index_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, any_model: Any) -> None:

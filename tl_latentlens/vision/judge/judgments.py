@@ -1,4 +1,4 @@
-"""What a judge said of the words that lenses read: shares with intervals, beside the control, and agreement of two judges."""
+"""A judge's answers as figures: shares with intervals beside the control, and the agreement of two judges."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,23 +9,23 @@ from jaxtyping import Bool, Float, Int
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.statistics.intervals import mean_of, share_of
+from tl_latentlens.vision.judge.questions import RELATIONS
 
-RELATIONS = ("concrete", "abstract", "global", "none")  # a patch counts as the first that one of its words has
-UNPARSED, UNANSWERED = "unparsed", "unanswered"
-_KEYS = ["image", "position", "lens", "hook_name", "shown"]
-_RESAMPLES = 2000
+UNPARSED, UNANSWERED = "unparsed", "unanswered"  # categories of questions without a relation, without an answer
+_QUESTION_COLUMNS = ["image", "position", "lens", "hook_name", "shown"]  # they tell which lines of two tables are one question
+_BOOTSTRAP_DRAWS = 2000
 
 
 @dataclass(frozen=True, eq=False)
 class Judgments:
-    """What a judge said of the words that lenses read.
+    """A judge's answers to questions on the words that lenses read.
 
     Attributes:
-        model: The judge.
-        table: A line a question: those of `JudgeQuestions.to_dataframe`; category (the first of concrete, abstract, global and
-            none that one of its words has; "unparsed" where the answer holds no such judgment, a refusal for instance;
-            "unanswered"), relations (of each word), answer (the judge's text), problem (why there is none).
-        input_tokens, output_tokens: Of all answers, as the endpoint counted them.
+        model: Name of the judge.
+        table: A line a question, with the columns of `JudgeQuestions.to_dataframe` and four more. category: the first of
+            concrete, abstract, global and none that one of its words has; "unparsed" where the answer names no relations, as in
+            a refusal; "unanswered". relations: one for each word. answer: the judge's text. problem: why there is no answer.
+        input_tokens, output_tokens: Tokens of all answers, as the endpoint counted them.
     """
 
     model: str
@@ -47,32 +47,36 @@ class Judgments:
         return self.table
 
     def shares(self) -> pd.DataFrame:
-        """How the patches fare, for each lens and hook name, with 95 % intervals over images, beside the control.
+        """The share of patches in each category, for each lens and hook name, with 95 % intervals over images.
 
-        A line for each category, and for "interpretable": concrete, abstract or global. Columns: lens, hook_name, category;
-        share, low, high (Wilson); control, control_low, control_high, the same with another image shown; gain, gain_low,
-        gain_high, the difference image by image (bootstrap); patches, unanswered, control_unanswered. Patches without an
-        answer are left out of the shares, unparsed ones are in them.
+        There is a line for each category, and one for "interpretable": concrete, abstract or global. Unanswered patches do not
+        count; unparsed ones do. Columns:
+        - lens, hook_name, category;
+        - share, low, high: the share and its Wilson interval;
+        - control, control_low, control_high: the same where another image was shown;
+        - gain, gain_low, gain_high: share less control, image by image, with a bootstrap interval;
+        - patches, unanswered, control_unanswered: numbers of patches.
         """
-        category, control, image = (np.asarray(self.table[name]) for name in ("category", "control", "image"))
-        answered, n_images = category != UNANSWERED, int(image.max()) + 1
+        category, is_control, image = (np.asarray(self.table[name]) for name in ("category", "control", "image"))
+        is_answered, n_images = category != UNANSWERED, int(image.max()) + 1
         lines = []
         for lens, hook_name in self.table[["lens", "hook_name"]].drop_duplicates().itertuples(index=False):
-            here = np.asarray((self.table["lens"] == lens) & (self.table["hook_name"] == hook_name))
-            seen, other = (np.flatnonzero(here & answered & (control == shuffled)) for shuffled in (False, True))
-            missing = {
-                "unanswered": np.count_nonzero(here & ~answered & ~control),
-                "control_unanswered": np.count_nonzero(here & ~answered & control),
+            is_read = np.asarray((self.table["lens"] == lens) & (self.table["hook_name"] == hook_name))
+            own, control = (np.flatnonzero(is_read & is_answered & (is_control == value)) for value in (False, True))
+            counts = {
+                "patches": len(own),
+                "unanswered": np.count_nonzero(is_read & ~is_answered & ~is_control),
+                "control_unanswered": np.count_nonzero(is_read & ~is_answered & is_control),
             }
             for name in (*RELATIONS, UNPARSED, "interpretable"):
-                counted = np.isin(category, RELATIONS[:3] if name == "interpretable" else [name])
-                real, shuffled = (_image_shares(image[some], counted[some], n_images) for some in (seen, other))
-                share, null, gain = share_of(real), share_of(shuffled), mean_of(real - shuffled)
+                is_counted = np.isin(category, RELATIONS[:3] if name == "interpretable" else [name])
+                own_shares, control_shares = (_image_shares(image[ids], is_counted[ids], n_images) for ids in (own, control))
+                share, null, gain = share_of(own_shares), share_of(control_shares), mean_of(own_shares - control_shares)
                 line = {"lens": lens, "hook_name": hook_name, "category": name}
                 line |= {"share": share.mean, "low": share.low, "high": share.high}
                 line |= {"control": null.mean, "control_low": null.low, "control_high": null.high}
                 line |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
-                lines.append({**line, "patches": len(seen), **missing})
+                lines.append({**line, **counts})
         return pd.DataFrame(lines)
 
     def agreement(self, other: "Judgments | pd.DataFrame", seed: int = 0) -> pd.DataFrame:
@@ -81,19 +85,21 @@ class Judgments:
         Args:
             other: Judgments, or a frame as `JudgeQuestions.to_dataframe` gives, with a column `category`: concrete, abstract,
                 global or none. Lines with anything else are left out.
-            seed: Of the bootstrap over images.
+            seed: Seed of the bootstrap over images.
 
         Returns:
             A line for the four categories ("relation"), and one for whether there is any relation ("interpretable"): kappa,
-            low, high (95 %), agreement (the share of equal ones), n. Kappa is NaN where both always say the same one thing.
+            low, high (95 %), agreement (share of equal ones), n. Kappa is NaN where both always give one and the same category.
 
         Raises:
             InvalidInputError: No question that both judged.
         """
         frames = [frame[frame["category"].isin(RELATIONS)] for frame in (self.table, _frame(other))]
-        pairs = frames[0].merge(frames[1], on=_KEYS, suffixes=("", "_other"), validate="one_to_one")
+        pairs = frames[0].merge(frames[1], on=_QUESTION_COLUMNS, suffixes=("", "_other"), validate="one_to_one")
         if pairs.empty:
-            raise InvalidInputError(f"no question was judged by both; expected the same {', '.join(_KEYS)}, and a category")
+            raise InvalidInputError(
+                f"no question was judged by both; expected the same {', '.join(_QUESTION_COLUMNS)}, and a category"
+            )
         first, second = (pairs[name].map(RELATIONS.index).to_numpy() for name in ("category", "category_other"))
         images = pd.factorize(pairs["image"])[0]
         lines = []
@@ -110,10 +116,12 @@ def _frame(other: "Judgments | pd.DataFrame") -> pd.DataFrame:
     return other.table if isinstance(other, Judgments) else other
 
 
-def _image_shares(image: Int[np.ndarray, " n"], counted: Bool[np.ndarray, " n"], n_images: int) -> Float[np.ndarray, " images"]:
-    """The share that is counted of each image's patches; NaN where it has none."""
+def _image_shares(
+    image: Int[np.ndarray, " n"], is_counted: Bool[np.ndarray, " n"], n_images: int
+) -> Float[np.ndarray, " images"]:
+    """For each image, the share of its patches that count; NaN where it has none."""
     with np.errstate(invalid="ignore"):
-        return np.bincount(image, counted, n_images) / np.bincount(image, minlength=n_images)
+        return np.bincount(image, is_counted, n_images) / np.bincount(image, minlength=n_images)
 
 
 def _with_interval(table: pd.DataFrame, *names: str) -> list[str]:
@@ -121,7 +129,7 @@ def _with_interval(table: pd.DataFrame, *names: str) -> list[str]:
 
 
 def cohens_kappa(counts: Float[np.ndarray, "... classes classes"]) -> Float[np.ndarray, "..."]:
-    """(p_o - p_e) / (1 - p_e) of tables of how often two judges gave each pair of labels (Cohen, 1960); NaN where p_e is 1."""
+    """Cohen's kappa (1960), (p_o - p_e) / (1 - p_e), from how often two judges gave each pair of labels; NaN where p_e is 1."""
     shares = counts / counts.sum((-2, -1), keepdims=True)
     observed = np.trace(shares, axis1=-2, axis2=-1)
     expected = (shares.sum(-1) * shares.sum(-2)).sum(-1)
@@ -130,10 +138,10 @@ def cohens_kappa(counts: Float[np.ndarray, "... classes classes"]) -> Float[np.n
 
 
 def _kappa_with_interval(counts: Float[np.ndarray, "images classes classes"], seed: int) -> tuple[float, float, float]:
-    """Kappa of all images together, and its percentile bootstrap interval over images."""
+    """Kappa of all images together, and its 95 % percentile bootstrap interval over images."""
     n = len(counts)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), _RESAMPLES)
-    resampled = cohens_kappa(np.tensordot(draws, counts, 1))
-    known = resampled[~np.isnan(resampled)]
-    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (math.nan, math.nan)
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), _BOOTSTRAP_DRAWS)
+    kappas = cohens_kappa(np.tensordot(draws, counts, 1))
+    finite = kappas[~np.isnan(kappas)]
+    low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (math.nan, math.nan)
     return float(cohens_kappa(counts.sum(0))), float(low), float(high)
