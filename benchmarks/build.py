@@ -21,8 +21,8 @@ from benchmarks.once import in_a_new_process
 from benchmarks.shapes import SHAPES, random_llama
 from tl_latentlens.bank.build import record_model
 from tl_latentlens.bank.writer import Batch
-from tl_latentlens.model.adapter import DEMO_MODEL, run_hooked
-from tl_latentlens.model.loading import load_model
+from tl_latentlens.model.loading import DEMO_MODEL, load_model
+from tl_latentlens.model.running import run_hooked
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}  # bfloat16, dense, SXM
 CAP = 50  # rows per token

@@ -15,7 +15,7 @@ import numpy as np
 import tl_latentlens as tll
 from benchmarks.measure import Settings, WrongResultError, alternate, table
 from tl_latentlens.corpus.plan import Plan, Prompts, block_starts
-from tl_latentlens.model.adapter import tokenize
+from tl_latentlens.model.tokenize import tokenize
 
 BLOCK_TOKENS, BLOCK_ROWS = 32768, 2**17
 

@@ -34,9 +34,9 @@ from tl_latentlens.lens.followed import FollowedTokens
 from tl_latentlens.lens.hook import LatentLensHook, latentlens_hooks
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
 from tl_latentlens.lens.result import LensResult
-from tl_latentlens.model.adapter import RepeatedTexts, repeated
 from tl_latentlens.model.image_tokens import image_positions
 from tl_latentlens.model.loading import load_demo_model, load_model
+from tl_latentlens.model.repeated import RepeatedTexts, repeated
 from tl_latentlens.search.vectors import VectorSearch
 from tl_latentlens.vision.image_page import image_to_html, image_to_png
 from tl_latentlens.vision.judge.judge import Judge, JudgeEstimate

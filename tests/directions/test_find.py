@@ -17,8 +17,7 @@ import tl_latentlens as tll
 from tl_latentlens.directions import find
 from tl_latentlens.directions.component_outputs import run_written, writing_weights
 from tl_latentlens.directions.sae import TensorSAE
-from tl_latentlens.model.adapter import DEMO_MODEL
-from tl_latentlens.model.loading import load_model
+from tl_latentlens.model.loading import DEMO_MODEL, load_model
 
 HOOK = "blocks.3.hook_resid_post"
 RIVER = ("river", "water", "boat", "mud", "fish", "grass", "stream")

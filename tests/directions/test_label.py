@@ -18,9 +18,9 @@ from tl_latentlens.corpus.plan import Prompts
 from tl_latentlens.directions.activity import HISTOGRAM_EDGES, bank_activity
 from tl_latentlens.directions.sae import TensorSAE
 from tl_latentlens.index.words import words_around
-from tl_latentlens.model.adapter import run_hooked
 from tl_latentlens.model.fingerprint import Fingerprint
 from tl_latentlens.model.info import ModelInfo
+from tl_latentlens.model.running import run_hooked
 
 HOOK = "blocks.1.hook_resid_post"
 N_WORDS, D, LENGTH = 200, 64, 20

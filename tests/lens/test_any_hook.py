@@ -11,7 +11,7 @@ from support.models import TEXTS, available_kinds, load_any
 
 import tl_latentlens as tll
 from tl_latentlens.lens.lenses import logit_lens
-from tl_latentlens.model.adapter import DEMO_MODEL
+from tl_latentlens.model.loading import DEMO_MODEL
 
 BLOCK = "blocks.1."
 HEADS = [f"{BLOCK}attn.hook_{part}" for part in "zqkv"]

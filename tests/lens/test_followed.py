@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 import tl_latentlens as tll
 from tl_latentlens.lens import lenses
-from tl_latentlens.model.adapter import single_tokens
+from tl_latentlens.model.token_strings import single_tokens
 
 TEXT = "She put the money in the bank before"
 CHOSEN = [" bank", " water", " the"]

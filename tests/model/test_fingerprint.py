@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 import tl_latentlens as tll
 from tl_latentlens import cli
-from tl_latentlens.model.adapter import DEMO_MODEL, describe_model, tokenize
+from tl_latentlens.model.describe import describe_model
 from tl_latentlens.model.fingerprint import TOLERANCES, Fingerprint, check_fingerprint, fingerprint
 from tl_latentlens.model.info import ModelInfo
-from tl_latentlens.model.loading import load_model
+from tl_latentlens.model.loading import DEMO_MODEL, load_model
+from tl_latentlens.model.tokenize import tokenize
 
 RESIDUAL = ["blocks.0.hook_resid_post", "blocks.3.hook_resid_mid", "blocks.5.hook_resid_post"]
 HEADS = ["blocks.1.attn.hook_q", "blocks.1.attn.hook_v", "blocks.1.attn.hook_z"]

@@ -14,14 +14,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import tl_latentlens as tll
 from tl_latentlens.lens.run_context import skipped_positions
-from tl_latentlens.model.adapter import (
-    DEMO_MODEL,
-    flat_activation,
-    head_outputs,
-    token_bytes,
-    tokenize,
-)
-from tl_latentlens.model.loading import load_model
+from tl_latentlens.model.flatten import flat_activation
+from tl_latentlens.model.head_outputs import head_outputs
+from tl_latentlens.model.loading import DEMO_MODEL, load_model
+from tl_latentlens.model.token_strings import token_bytes
+from tl_latentlens.model.tokenize import tokenize
 
 ODD_TEXTS = [
     *TEXTS,
@@ -116,7 +113,7 @@ def test_tokenize_counts_truncation_at_n_ctx(demo_models: dict[str, Any]) -> Non
 
 
 def test_tokenize_many_texts_in_order(any_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tl_latentlens.model.adapter._TOKENIZE_CHARACTERS", 100)  # two or three texts
+    monkeypatch.setattr("tl_latentlens.model.tokenize._TOKENIZER_BATCH_CHARACTERS", 100)  # two or three texts
     assert prompts_of(any_model, ODD_TEXTS) == [any_model.to_tokens(text)[0].tolist() for text in ODD_TEXTS]
     stream: Iterator[str] = iter(TEXTS)
     assert len(tokenize(any_model, stream).starts) == len(TEXTS) + 1

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tl_latentlens.model.adapter import run_hooked
+from tl_latentlens.model.running import run_hooked
 
 
 @pytest.mark.parametrize("layer", [2, 5])

@@ -15,7 +15,7 @@ from tl_latentlens.bank.layout import Layout
 from tl_latentlens.corpus.plan import Plan
 from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError, UnknownHookError
 from tl_latentlens.model.fingerprint import Fingerprint
-from tl_latentlens.model.heads import head_names, head_of, hook_point, names_heads
+from tl_latentlens.model.heads import head_names, head_of, hook_point, is_head_name
 from tl_latentlens.model.info import ModelInfo
 
 _CHUNK_NUMBERS = 2**20  # of 8 bytes, looked at together
@@ -288,7 +288,7 @@ class Bank:
         point = hook_point(hook_name)
         if point not in self.layout.widths:
             raise UnknownHookError(f"the bank {self.path} has no hook name {hook_name!r}; it has {list(self.hook_names)}")
-        if not names_heads(hook_name):
+        if not is_head_name(hook_name):
             return
         n_heads = self.layout.attributes.n_heads.get(point)
         if n_heads is None:

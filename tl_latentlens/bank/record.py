@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tl_latentlens.bank.writer import BankWriter, Batch
-from tl_latentlens.model.adapter import flat_activation
+from tl_latentlens.model.flatten import flat_activation
 from tl_latentlens.search.vectors import DTYPES
 
 

@@ -44,12 +44,12 @@ def decode(
     """
     import tl_latentlens as tll
     from tl_latentlens.bank.build import cut_note
-    from tl_latentlens.model.adapter import tokenize
-    from tl_latentlens.model.heads import names_heads, output_layer
+    from tl_latentlens.model.heads import head_result_layer, is_head_name
+    from tl_latentlens.model.tokenize import tokenize
     from tl_latentlens.views.terminal import lens_table
 
     require_folders(html)
-    heads = [name for name in hook_name or [] if names_heads(name) and output_layer(name) is None]
+    heads = [name for name in hook_name or [] if is_head_name(name) and head_result_layer(name) is None]
     index = tll.ContextualIndex(bank, heads or None, device, transform=transform, allow_mismatch=allow_mismatch)
     loaded = tll.load_model(model, kind=kind, device=device)
     index.check_model(loaded)  # first of all: a forgotten --model shows as a bank of another model

@@ -65,7 +65,7 @@ def _features_active(model: Any, bank: "Bank") -> "FeatureResult":
     """The embedded SAE's features that are active on the sentences, labelled by the bank's rows."""
     import tl_latentlens as tll
     from tl_latentlens.model.activations import activations_at
-    from tl_latentlens.model.adapter import tokenize
+    from tl_latentlens.model.tokenize import tokenize
 
     sae = tll.load_sae("demo")
     name = str(sae.hook_name)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.activations import activations_at
-from tl_latentlens.model.adapter import model_device, run_hooked
+from tl_latentlens.model.describe import model_device
+from tl_latentlens.model.running import run_hooked
 
 _READ = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|mid|post)")
 _TOLERANCE = 0.05  # of the activation's length: bfloat16 models round at every layer

@@ -14,8 +14,10 @@ from tl_latentlens.bank.bank import Bank
 from tl_latentlens.directions.sae import decoder_of, encode
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.model.activations import as_run, batches
-from tl_latentlens.model.adapter import flat_activation, model_device, run_hooked
-from tl_latentlens.model.heads import fires_as
+from tl_latentlens.model.describe import model_device
+from tl_latentlens.model.flatten import flat_activation
+from tl_latentlens.model.heads import tl_hook_name
+from tl_latentlens.model.running import run_hooked
 
 _CHUNK_BYTES = 2**26  # of feature activations at once
 
@@ -153,5 +155,5 @@ def _run(
     def take(activation: Tensor, hook: Any) -> None:
         seen.append(flat_activation(hook_name, activation, mask.shape))
 
-    run_hooked(model, tokens, mask, [(fires_as(hook_name), take)])
+    run_hooked(model, tokens, mask, [(tl_hook_name(hook_name), take)])
     return seen[0]

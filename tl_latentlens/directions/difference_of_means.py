@@ -13,9 +13,11 @@ from tl_latentlens.corpus.plan import Prompts
 from tl_latentlens.directions.prompts import tokenize_prompts
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.activations import activations_at, batches
-from tl_latentlens.model.adapter import flat_activation, model_device, require_model, run_hooked
-from tl_latentlens.model.heads import fires_as
+from tl_latentlens.model.describe import model_device, require_model
+from tl_latentlens.model.flatten import flat_activation
+from tl_latentlens.model.heads import tl_hook_name
 from tl_latentlens.model.hook_names import require_firing
+from tl_latentlens.model.running import run_hooked
 
 
 def difference_of_means(
@@ -81,5 +83,5 @@ def _sum_of_prompt_means(
         flat = flat_activation(hook_name, activation, weights.shape).float()
         captured.append(einsum(flat, weights.to(flat.device), "batch pos d, batch pos -> d"))
 
-    run_hooked(model, token_ids, mask, [(fires_as(hook_name), capture)])
+    run_hooked(model, token_ids, mask, [(tl_hook_name(hook_name), capture)])
     return captured[-1].cpu().double()  # HookedTransformer runs ln1 three times: for query, key and value.

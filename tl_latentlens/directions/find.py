@@ -32,7 +32,10 @@ from tl_latentlens.directions.sae import can_encode, decoder_of, encode, hook_na
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
 from tl_latentlens.model.activations import activations_at
-from tl_latentlens.model.adapter import in_residual_stream, is_bidirectional, require_model, token_bytes, tokenize
+from tl_latentlens.model.describe import is_bidirectional, require_model
+from tl_latentlens.model.hook_points import in_residual_stream
+from tl_latentlens.model.token_strings import token_bytes
+from tl_latentlens.model.tokenize import tokenize
 
 _FEW = 6  # uses of a token, below which they cannot be told apart
 _ALIKE = 10  # nearest uses, at most

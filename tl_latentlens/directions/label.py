@@ -26,7 +26,8 @@ from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
 from tl_latentlens.index.words import labels_of
 from tl_latentlens.lens.lenses import logit_lens
-from tl_latentlens.model.adapter import evaluating, is_bidirectional, model_device, require_model
+from tl_latentlens.model.describe import is_bidirectional, model_device, require_model
+from tl_latentlens.model.running import evaluating
 from tl_latentlens.search.ranking import TopK
 from tl_latentlens.statistics.intervals import mean_of
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tl_latentlens.corpus.plan import Prompts
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.model.adapter import tokenize
+from tl_latentlens.model.tokenize import tokenize
 
 
 def tokenize_prompts(model: Any, texts: str | Sequence[str], name: str, min_tokens: int = 1) -> Prompts:

@@ -12,7 +12,7 @@ from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.lens.hook import LatentLensHook
 from tl_latentlens.lens.result import LensResult
 from tl_latentlens.lens.run_context import running
-from tl_latentlens.model.adapter import flat_activation
+from tl_latentlens.model.flatten import flat_activation
 
 
 class AddVector:

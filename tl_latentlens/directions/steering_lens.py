@@ -16,8 +16,10 @@ from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
 from tl_latentlens.lens.hook import LensHooks
 from tl_latentlens.model.activations import padded
-from tl_latentlens.model.adapter import in_residual_stream, model_device, require_model, run_hooked
-from tl_latentlens.model.hook_names import check_hook_names, forward_order
+from tl_latentlens.model.describe import model_device, require_model
+from tl_latentlens.model.hook_names import check_hook_names
+from tl_latentlens.model.hook_points import forward_order, in_residual_stream
+from tl_latentlens.model.running import run_hooked
 from tl_latentlens.search.vectors import as_tensor
 
 _UNITS = ("vector", "activation")

@@ -20,8 +20,8 @@ from tl_latentlens.evaluation.substitution import substitution
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.index.transforms import TRANSFORMS
 from tl_latentlens.model.activations import activations_at
-from tl_latentlens.model.adapter import is_bidirectional, require_model
-from tl_latentlens.model.heads import names_heads
+from tl_latentlens.model.describe import is_bidirectional, require_model
+from tl_latentlens.model.heads import is_head_name
 from tl_latentlens.statistics.intervals import Measure
 
 
@@ -140,7 +140,7 @@ def evaluate(
     for transform in tqdm(dict.fromkeys(transforms), desc="transforms", delay=2, disable=not progress):
         # One index at a time: each may hold a copy of the bank on the device.
         index = ContextualIndex(opened, hook_names, device, transform=transform, verify=not read)
-        if any(names_heads(name) for name in index.hook_names):
+        if any(is_head_name(name) for name in index.hook_names):
             raise InvalidInputError(f"got heads, {list(index.hook_names)}; expected whole hook names")
         if not read:
             index.check_model(model)

@@ -18,7 +18,10 @@ from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
 from tl_latentlens.lens.result import TokenReading
 from tl_latentlens.model.activations import as_run
-from tl_latentlens.model.adapter import in_residual_stream, is_bidirectional, model_device, token_bytes, tokenize
+from tl_latentlens.model.describe import is_bidirectional, model_device
+from tl_latentlens.model.hook_points import in_residual_stream
+from tl_latentlens.model.token_strings import token_bytes
+from tl_latentlens.model.tokenize import tokenize
 from tl_latentlens.statistics.intervals import Measure
 
 _READ = 10  # tokens of a lens that stand for its reading

@@ -12,7 +12,9 @@ from tqdm.auto import tqdm
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.evaluation.readings import Cells, random_rows
 from tl_latentlens.model.activations import as_run, batches
-from tl_latentlens.model.adapter import evaluating, in_residual_stream, is_bidirectional, model_device
+from tl_latentlens.model.describe import is_bidirectional, model_device
+from tl_latentlens.model.hook_points import in_residual_stream
+from tl_latentlens.model.running import evaluating
 from tl_latentlens.statistics.intervals import Measure
 
 _AFTER = 4  # tokens that follow whose predictions are looked at too

@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.model.adapter import model_device
+from tl_latentlens.model.describe import model_device
 from tl_latentlens.model.image_tokens import image_positions, image_token_id
 from tl_latentlens.vision.image_page import Pixels, pillow, pixels
 from tl_latentlens.vision.patches import PatchGrid, patch_grids

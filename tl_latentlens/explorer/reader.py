@@ -24,8 +24,12 @@ from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.lens.hook import latentlens_hooks
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
 from tl_latentlens.lens.result import LensResult, TokenReading
-from tl_latentlens.model.adapter import flat_activation, in_residual_stream, is_bidirectional, repeated, tokenize
+from tl_latentlens.model.describe import is_bidirectional
+from tl_latentlens.model.flatten import flat_activation
 from tl_latentlens.model.hook_names import check_hook_names
+from tl_latentlens.model.hook_points import in_residual_stream
+from tl_latentlens.model.repeated import repeated
+from tl_latentlens.model.tokenize import tokenize
 from tl_latentlens.search.vectors import unit_queries
 
 _KEPT = 64  # readings

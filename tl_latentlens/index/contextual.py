@@ -18,9 +18,9 @@ from tl_latentlens.bank.bank import Bank, Row
 from tl_latentlens.errors import InvalidInputError, ModelMismatchError, UnknownHookError
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.index.transforms import TRANSFORMS, fit, spread
-from tl_latentlens.model.adapter import in_residual_stream
 from tl_latentlens.model.fingerprint import check_fingerprint
 from tl_latentlens.model.heads import head_of, hook_point
+from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.model.info import ModelInfo
 from tl_latentlens.search.approximate import ApproximateSearch, rank_apart
 from tl_latentlens.search.device import as_device

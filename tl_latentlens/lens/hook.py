@@ -18,17 +18,21 @@ from tl_latentlens.lens.followed import FollowedTokens, TokenRanks, neighbor_ran
 from tl_latentlens.lens.lenses import embedding_lens, embedding_ranks, logit_lens, logit_ranks
 from tl_latentlens.lens.result import LensResult, TokenReading
 from tl_latentlens.lens.run_context import RunContext, running, skipped_positions
-from tl_latentlens.model.adapter import (
-    flat_activation,
-    head_output,
-    in_residual_stream,
-    single_tokens,
-    token_bytes,
-    without_hooks,
+from tl_latentlens.model.flatten import activations_by_name
+from tl_latentlens.model.head_outputs import head_output
+from tl_latentlens.model.heads import (
+    head_of,
+    head_result_layer,
+    hook_point,
+    is_all_heads_name,
+    is_head_name,
+    tl_hook_name,
 )
-from tl_latentlens.model.heads import fires_as, head_names, head_of, hook_point, names_heads, of_all_heads, output_layer
-from tl_latentlens.model.hook_names import check_hook_names, forward_order, require_firing, require_language_model
+from tl_latentlens.model.hook_names import check_hook_names, require_firing, require_language_model
+from tl_latentlens.model.hook_points import forward_order, in_residual_stream
 from tl_latentlens.model.image_tokens import image_positions
+from tl_latentlens.model.running import without_hooks
+from tl_latentlens.model.token_strings import single_tokens, token_bytes
 
 _Read = TypeVar("_Read", TokenReading, TokenRanks)
 _TOGETHER = 4096  # vectors searched at once, of several hook names; more would only take more memory
@@ -89,7 +93,7 @@ class LatentLensHook:
         require_language_model(name)
         batch, pos = activation.shape[:2]
         context = running(batch, pos)
-        for one, vectors in _by_head(name, activation).items():
+        for one, vectors in activations_by_name(name, activation).items():
             self._keep(one, vectors.clone(), context)
         self._result = None
 
@@ -136,7 +140,7 @@ class LatentLensHook:
             )
         if model is None and (self.logit_lens or self.embedding_lens):
             raise InvalidInputError("the logit lens needs the model: LatentLensHook(index, model=model), or logit_lens=False")
-        if model is None and any(output_layer(name) is not None for name in self._captured):
+        if model is None and any(head_result_layer(name) is not None for name in self._captured):
             raise InvalidInputError("hook_result[head] is computed with the model's W_O: LatentLensHook(index, model=model)")
         tokens, skipped = self._input(model)
         captures = next(iter(self._captured.values()))
@@ -221,7 +225,7 @@ class LatentLensHook:
     def _vectors(self, name: str, decoded: Bool[np.ndarray, "batch pos"]) -> Float[Tensor, "cells d"]:
         activation = torch.cat([capture.activation for capture in self._captured[name]], 1)
         vectors = activation[torch.from_numpy(decoded).to(activation.device)]
-        layer, head = output_layer(name), head_of(name)
+        layer, head = head_result_layer(name), head_of(name)
         return vectors if layer is None or head is None else head_output(self._model_that_ran, layer, head, vectors)
 
     def _input(self, model: Any) -> tuple[Tensor | None, Tensor | None]:
@@ -280,19 +284,6 @@ def _as_mask(positions: Any, shape: tuple[int, int]) -> Bool[np.ndarray, "batch 
     return mask
 
 
-def _by_head(name: str, activation: Tensor) -> dict[str, Float[Tensor, "batch pos d"]]:
-    """An activation under its name, or each head that the name stands for."""
-    if not names_heads(name):
-        return {name: flat_activation(name, activation, activation.shape[:2])}
-    n_heads = activation.shape[2] if activation.ndim == 4 else 0
-    if n_heads <= (head_of(name) or 0):
-        raise InvalidInputError(
-            f"got {name!r}, but {fires_as(name)} has shape {tuple(activation.shape)}; expected [batch, pos, head, d_head] "
-            "with that head"
-        )
-    return {one: activation.detach()[:, :, head_of(one)] for one in head_names(name, n_heads)}
-
-
 def _again(name: str, last: str) -> bool:
     """True for ln1 of the layer that fired last: HookedTransformer runs it three times, for query, key and value."""
     return ".ln1." in name and name.rpartition(".")[0] == last.rpartition(".")[0]
@@ -309,7 +300,7 @@ class LensHooks(list[tuple[str, Callable[..., Any]]]):
 
     def __init__(self, hook: LatentLensHook, hook_names: Sequence[str]) -> None:
         """Bind each requested name to the hook: on a bridge the hook point's own name differs."""
-        super().__init__((fires_as(name), partial(hook, name=name)) for name in hook_names)
+        super().__init__((tl_hook_name(name), partial(hook, name=name)) for name in hook_names)
         self.hook = hook
         self.hook_names = tuple(hook_names)
 
@@ -400,9 +391,9 @@ def latentlens_hooks(
     if not asked:
         raise InvalidInputError("got no hook names; expected at least one, or None for those of the index")
     names = list(dict.fromkeys(one for name in asked for one in _heads_to_read(name, asked, index)))
-    plain = [name for name in names if not names_heads(name)]
+    plain = [name for name in names if not is_head_name(name)]
     if model is not None:
-        check_hook_names([*plain, *map(fires_as, names)], model.hook_dict, type(model).__name__)
+        check_hook_names([*plain, *map(tl_hook_name, names)], model.hook_dict, type(model).__name__)
     else:
         check_hook_names(plain, index.hook_names, "without model=, the index")
     hook = LatentLensHook(
@@ -419,13 +410,13 @@ def latentlens_hooks(
 
 def _heads_to_read(name: str, asked: Sequence[str], index: ContextualIndex) -> list[str]:
     """The hook names that one asked for stands for; how many heads `hook_result[:]` has is known when it fires."""
-    if not names_heads(name):
+    if not is_head_name(name):
         return [name]
-    if output_layer(name) is not None:
+    if head_result_layer(name) is not None:
         everything = f"{hook_point(name)}[:]"
         return [everything if everything in asked else name]
     held = [one for one in index.hook_names if head_of(one) is not None and hook_point(one) == hook_point(name)]
-    wanted = held if of_all_heads(name) else [one for one in held if one == name]
+    wanted = held if is_all_heads_name(name) else [one for one in held if one == name]
     if not wanted and re.search(r"attn\.hook_[qkvz]\[", name) is None:
         raise UnknownHookError(f"got {name!r}, which has no heads; those of attention do: 'blocks.0.attn.hook_z[1]'")
     if not wanted:

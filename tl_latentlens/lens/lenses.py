@@ -13,7 +13,9 @@ from torch.nn.functional import normalize
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.lens.followed import TokenRanks
 from tl_latentlens.lens.result import TokenReading
-from tl_latentlens.model.adapter import evaluating, is_bidirectional, token_bytes, without_hooks
+from tl_latentlens.model.describe import is_bidirectional
+from tl_latentlens.model.running import evaluating, without_hooks
+from tl_latentlens.model.token_strings import token_bytes
 from tl_latentlens.search.vectors import VectorSearch
 
 _LOGIT_BYTES = 128 * 2**20

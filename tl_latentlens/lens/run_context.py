@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_latentlens.model.adapter import is_model
+from tl_latentlens.model.describe import is_model
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from tl_latentlens.corpus.plan import PlanSettings
 from tl_latentlens.errors import UnknownHookError
-from tl_latentlens.model.adapter import flat_activation, model_device, run_hooked
-from tl_latentlens.model.heads import fires_as
+from tl_latentlens.model.describe import model_device
+from tl_latentlens.model.flatten import flat_activation
+from tl_latentlens.model.heads import tl_hook_name
 from tl_latentlens.model.hook_names import require_firing
+from tl_latentlens.model.running import run_hooked
 
 _BATCH_TOKENS = (1024, 16384)  # on a CPU, on a GPU
 
@@ -63,7 +65,7 @@ def activations_at(
 
     for chosen, tokens, mask in batches(prompts, model_device(model)):
         of = torch.from_numpy(chosen)
-        run_hooked(model, tokens, mask, [(fires_as(name), partial(take, name=name, chosen=of)) for name in hook_names])
+        run_hooked(model, tokens, mask, [(tl_hook_name(name), partial(take, name=name, chosen=of)) for name in hook_names])
     for name in hook_names:
         if name not in found:
             raise UnknownHookError(f"{name} did not fire when the model ran; expected a hook name that this model uses")

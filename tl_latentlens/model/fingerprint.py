@@ -10,19 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError, ModelMismatchError
-from tl_latentlens.model.adapter import (
-    NO_TOKENIZER,
-    describe_model,
-    flat_activation,
-    in_residual_stream,
-    model_device,
-    name_on_bridge,
-    run_hooked,
-    sae_input,
-    switched_off,
-)
-from tl_latentlens.model.hook_names import forward_order
+from tl_latentlens.model.describe import NO_TOKENIZER, describe_model, model_device
+from tl_latentlens.model.flatten import flat_activation
+from tl_latentlens.model.hook_points import bridge_hook_name, forward_order, in_residual_stream, sae_input_name, switch_on_hint
 from tl_latentlens.model.info import ModelInfo
+from tl_latentlens.model.running import run_hooked
 
 # Most that activations of the same model may differ when it runs again, as a share of their length, by weight dtype.
 TOLERANCES = {"float32": 5e-3, "float16": 2e-2, "bfloat16": 5e-2}
@@ -88,7 +80,7 @@ def fingerprint(model: Any, prompts: Sequence[Sequence[int]], hook_names: Sequen
             seen[name].append(rows)
     silent = [name for name, parts in seen.items() if len(parts) < len(prompts)]
     if silent:
-        remedies = [remedy for name in silent if (remedy := switched_off(model, name))]
+        remedies = [remedy for name in silent if (remedy := switch_on_hint(model, name))]
         raise InvalidInputError(
             f"{silent} did not fire when the model ran: it has such hook points and does not use them; "
             f"{remedies[0] if remedies else 'leave them out'}"
@@ -124,8 +116,8 @@ def check_fingerprint(model: Any, stored: Fingerprint, info: ModelInfo, *, witho
             "that built the bank, or rebuild the bank"
         )
     known = model.hook_dict
-    saes = {name: sae for name in stored.activations if (sae := sae_input(name, known))}
-    called = {name: saes.get(name) or (name if name in known else name_on_bridge(name)) for name in stored.activations}
+    saes = {name: sae for name in stored.activations if (sae := sae_input_name(name, known))}
+    called = {name: saes.get(name) or (name if name in known else bridge_hook_name(name)) for name in stored.activations}
     try:
         found = fingerprint(model, stored.prompts, list(called.values()))
         found = replace(found, activations={name: found.activations[there] for name, there in called.items()})

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
-from tl_latentlens.model.adapter import sae_input, switched_off
-from tl_latentlens.model.heads import fires_as, names_heads
+from tl_latentlens.model.heads import is_head_name, tl_hook_name
+from tl_latentlens.model.hook_points import forward_order, sae_input_name, switch_on_hint
 
 _DEFAULT_LAYERS = 8
 _ENCODERS = re.compile(r"(vision|audio)_")  # whose hook points a bridge of a multimodal model has beside those of its blocks
@@ -39,23 +39,14 @@ def expand_hook_names(model: Any, spec: str | Sequence[str] | Callable[[str], bo
     if len(set(names)) < len(names):
         raise InvalidInputError(f"a hook name was given twice: {names}")
     for name in names:
-        if names_heads(name):
-            whole = fires_as(name)
+        if is_head_name(name):
+            whole = tl_hook_name(name)
             raise InvalidInputError(
                 f"got {name!r}; a bank holds all heads of a hook name: bank {whole!r}, and choose heads when it is loaded "
                 f"(ContextualIndex(bank, '{whole}[:]'))"
             )
     require_firing(names, model)
     return names
-
-
-def forward_order(name: str) -> tuple[int, int]:
-    """Block, and place of the residual stream within it; a bridge lists its hook points in another order."""
-    match = re.match(r"blocks\.(\d+)\.", name)
-    if match is None:
-        return (-1 if name in ("hook_embed", "hook_pos_embed") else 10**9), 0
-    parts = ("resid_pre", "attn", "resid_mid", "mlp", "resid_post")
-    return int(match[1]), next((i for i, part in enumerate(parts) if part in name), len(parts))
 
 
 def check_hook_names(names: Sequence[str], known: Any, where: str) -> None:
@@ -68,7 +59,7 @@ def check_hook_names(names: Sequence[str], known: Any, where: str) -> None:
     for name in names:
         require_language_model(name)
         if name not in known:
-            if sae := sae_input(name, known):
+            if sae := sae_input_name(name, known):
                 raise UnknownHookError(
                     f"{where} has no hook name {name!r} while an SAE is attached there: use {sae!r}, the same activation, or "
                     "detach the SAE (model.reset_saes())"
@@ -102,8 +93,8 @@ def require_firing(names: Sequence[str], model: Any) -> None:
         UnknownHookError: It does not have one, or an attached SAE replaces it.
         InvalidInputError: A hook point that is switched off.
     """
-    points = [fires_as(name) for name in names]
+    points = [tl_hook_name(name) for name in names]
     check_hook_names(points, model.hook_dict, type(model).__name__)
     for point in points:
-        if remedy := switched_off(model, point):
+        if remedy := switch_on_hint(model, point):
             raise InvalidInputError(f"{point!r} never fires on this {type(model).__name__} as it is set: {remedy}")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.model.adapter import DEMO_MODEL
 from tl_latentlens.search.device import as_device
 
+DEMO_MODEL = Path(__file__).parents[1] / "data" / "demo_model"
 KINDS = ("hooked", "bridge")
 
 

@@ -1,0 +1,83 @@
+"""What a TransformerLens model is: the check for one, its device and direction, and the description that a bank stores.
+
+A model is recognised by what it has (`cfg`, `hook_dict`, `run_with_hooks`) and never by its class: TransformerLens 3 and 4
+share no class for models.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.model.info import ModelInfo
+
+NO_TOKENIZER = hashlib.sha256(b"").hexdigest()
+"""The vocabulary hash of a model without tokenizer."""
+
+
+def require_model(model: Any) -> None:
+    """Check that `model` is a TransformerLens model.
+
+    Raises:
+        InvalidInputError: It has no `cfg`, `hook_dict` or `run_with_hooks`.
+    """
+    if not is_model(model):
+        raise InvalidInputError(
+            f"got a {type(model).__name__}; expected a TransformerLens model (HookedTransformer or TransformerBridge), "
+            "for instance TransformerBridge.boot_transformers(name)"
+        )
+
+
+def is_model(thing: Any) -> bool:
+    """True for an object that can be used as a TransformerLens model."""
+    # The class is asked first, because the hook_dict of a bridge is a property that takes milliseconds.
+    return all(hasattr(type(thing), name) or hasattr(thing, name) for name in ("run_with_hooks", "cfg", "hook_dict"))
+
+
+def model_device(model: Any) -> torch.device:
+    """The device of the model's first parameter, which takes the tokens."""
+    return next(model.parameters()).device
+
+
+def is_bidirectional(model: Any) -> bool:
+    """True for encoders such as BERT, whose activations depend on the whole prompt."""
+    if getattr(model.cfg, "attention_dir", "causal") == "bidirectional":
+        return True
+    return "bert" in str(getattr(model.cfg, "architecture", "") or getattr(model.cfg, "original_architecture", "")).lower()
+
+
+def describe_model(model: Any) -> ModelInfo:
+    """The description by which a bank names its model.
+
+    Raises:
+        InvalidInputError: `model` is no TransformerLens model.
+    """
+    require_model(model)
+    cfg, embedding = model.cfg, getattr(model, "W_E", None)
+    name = str(getattr(cfg, "model_name", "custom"))
+    vocabulary = json.dumps(sorted(model.tokenizer.get_vocab().items())) if model.tokenizer is not None else ""
+    return ModelInfo(
+        name=Path(name).name if Path(name).is_dir() else name,  # a local folder is named by its last part alone
+        class_name=type(model).__name__,
+        n_layers=int(cfg.n_layers),
+        d_model=int(cfg.d_model),
+        d_vocab=int(cfg.d_vocab),
+        n_ctx=int(cfg.n_ctx),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        centered=embedding is not None and _is_centered(embedding.detach().float()),
+        tokenizer=hashlib.sha256(vocabulary.encode()).hexdigest(),
+    )
+
+
+def _is_centered(embedding: Float[Tensor, "d_vocab d_model"]) -> bool:
+    """True where the mean over d_model was removed from each row of the embedding.
+
+    The mean of a raw row is about its length / d_model. The mean of a centered row that was rounded to bfloat16 is 1 % of that.
+    """
+    length = torch.linalg.vector_norm(embedding) / embedding.shape[0] ** 0.5
+    return bool(embedding.mean(-1).abs().max() * embedding.shape[1] < 0.1 * length)
