@@ -44,7 +44,8 @@ from tl_latentlens.vision.judge.judgments import Judgments
 from tl_latentlens.vision.judge.questions import JudgeQuestions
 from tl_latentlens.vision.judge.sampling import judge_questions
 from tl_latentlens.vision.keys import block_attention, key_spread
-from tl_latentlens.vision.patches import PatchGrid, patch_grids
+from tl_latentlens.vision.patch_grid import PatchGrid
+from tl_latentlens.vision.patches import patch_grids
 from tl_latentlens.vision.scenes import load_demo_vlm
 
 __version__ = "0.1.0"

@@ -24,7 +24,8 @@ from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.describe import model_device
 from tl_latentlens.model.image_tokens import image_positions, image_token_id
 from tl_latentlens.vision.image_page import Pixels, pillow, pixels
-from tl_latentlens.vision.patches import PatchGrid, patch_grids
+from tl_latentlens.vision.patch_grid import PatchGrid
+from tl_latentlens.vision.patches import patch_grids
 from tl_latentlens.vision.scenes.connector import SceneModel
 from tl_latentlens.vision.scenes.phrases import article, joined
 from tl_latentlens.vision.scenes.render import GRID, draw_scenes

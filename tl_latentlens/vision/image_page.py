@@ -15,7 +15,7 @@ from tl_latentlens.lens.result import LensResult
 from tl_latentlens.views.page import filled, sheet_data, target
 from tl_latentlens.views.sheet import LENSES, Sheet, columns_of, require_lens, sheet_of, span, whole_words
 from tl_latentlens.views.text import short_hook_name
-from tl_latentlens.vision.patches import PatchGrid
+from tl_latentlens.vision.patch_grid import PatchGrid
 
 _LARGEST = 1600  # pixels of a picture's longer side in a page; larger ones are averaged down
 _SQUEEZED = 0.02  # most that a picture's proportions may differ from those of its grid

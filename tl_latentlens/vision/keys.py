@@ -1,4 +1,4 @@
-"""The keys behind visual tokens: which are the same whatever the image shows, and runs in which nothing attends to some."""
+"""Keys behind visual tokens: the spread of each key from image to image, and hooks that keep some keys from being attended to."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
 
-_KEYS = ("hook_k", "hook_rot_k")
+_KEY_HOOKS = ("hook_k", "hook_rot_k")
 
 
 def key_spread(keys: Float[Tensor, "image pos ... d_head"]) -> Float[Tensor, "pos ..."]:
-    """How much of the keys at each position differs from image to image: variance over mean squared length, in [0, 1].
+    """The spread of the keys at each position from image to image: their variance over their mean squared length, in [0, 1].
 
-    Keys with a low spread are input-agnostic (Liu et al. 2025, arXiv 2510.04819): they say where a token stands, not what it
-    shows. How low is low depends on the model; compare with the other positions of the same layer and head.
+    Keys with a low spread are input-agnostic (Liu et al. 2025, arXiv 2510.04819): they depend on the position of a token and not
+    on what it shows. There is no absolute threshold. Compare with the other positions of the same layer and head.
 
     Args:
         keys: `blocks.L.attn.hook_k` at the visual positions of several images, in the same order; one batch of a run.
@@ -34,14 +34,14 @@ def key_spread(keys: Float[Tensor, "image pos ... d_head"]) -> Float[Tensor, "po
             f"got keys of shape {tuple(keys.shape)}; expected [image, pos, kv_head, d_head], two images or more"
         )
     keys = keys.detach().double()
-    squared = keys.square().sum(-1).mean(0)
-    return (1 - keys.mean(0).square().sum(-1) / squared.clamp(min=torch.finfo(torch.float64).tiny)).clamp(0, 1)
+    mean_squared_length = keys.square().sum(-1).mean(0)
+    return (1 - keys.mean(0).square().sum(-1) / mean_squared_length.clamp(min=torch.finfo(torch.float64).tiny)).clamp(0, 1)
 
 
 def block_attention(
     blocked: Mapping[str, Bool[Tensor, "pos kv_head"]], *, first_query: int = 0
 ) -> list[tuple[str, Callable[..., Tensor]]]:
-    """Hooks for a run in which no later token attends to some keys; what they were looked at goes to the other tokens.
+    """Hooks for a run in which no later token attends to some keys. The attention that they had goes to the other keys.
 
     >>> spread = tll.key_spread(keys)  # [patch, kv_head]                                       # doctest: +SKIP
     >>> mask = torch.zeros(n_pos, spread.shape[1], dtype=torch.bool)                            # doctest: +SKIP
@@ -53,24 +53,25 @@ def block_attention(
     itself.
 
     Args:
-        blocked: For each hook name of keys, `blocks.L.attn.hook_k`, True where a key is blocked: [pos, kv_head], positions of
-            the prompt from its first token (BOS) on; [pos] for all heads; a batch axis in front for a mask of each prompt. What
-            stands behind the last position of a mask is not blocked. With grouped queries, a key is blocked for its group.
-        first_query: Tokens before this position attend as ever. The position behind the image blocks what the text sees of it,
-            and leaves the visual tokens as they are.
+        blocked: For each hook name of keys, `blocks.L.attn.hook_k`, a mask that is True where a key is blocked. Its shape is
+            [pos, kv_head], with positions from the first token of the prompt (BOS) on; [pos] for all heads; or
+            [batch, pos, kv_head] for a mask of each prompt. Keys behind the last position of a mask are not blocked. With grouped
+            queries, a key is blocked for its group.
+        first_query: Tokens before this position attend to all keys. Give the position behind the image to block only what the
+            text sees of it; the visual tokens then stay as they are.
 
     Returns:
         Hook names and functions, for `fwd_hooks` of either model class.
 
     Raises:
-        InvalidInputError: A name that is not one of keys, or a mask of another type or shape. While the model runs: a mask with
-            heads that do not divide the model's.
+        InvalidInputError: The hook name is not one of keys, or the mask has another type or shape. While the model runs: the
+            number of heads of the mask does not divide that of the model.
     """
     hooks = []
     for name, mask in blocked.items():
         prefix, _, last = name.rpartition(".")
         mask = torch.as_tensor(mask)
-        if last not in _KEYS or not prefix.endswith(".attn") or mask.dtype != torch.bool or mask.ndim not in (1, 2, 3):
+        if last not in _KEY_HOOKS or not prefix.endswith(".attn") or mask.dtype != torch.bool or mask.ndim not in (1, 2, 3):
             raise InvalidInputError(
                 f"got {name!r} with a mask {mask.dtype} of shape {tuple(mask.shape)}; expected 'blocks.L.attn.hook_k' and a "
                 "bool mask [pos, kv_head], [pos] for all heads, or [batch, pos, kv_head]"
@@ -90,8 +91,9 @@ def _blocking(mask: Bool[Tensor, "batch kv_head pos"], first_query: int) -> Call
             )
         grouped = repeat(mask, "batch kv pos -> batch (kv group) 1 pos", group=n_heads // mask.shape[1])
         padded = F.pad(grouped[..., :n_keys], (0, max(0, n_keys - mask.shape[-1]))).to(scores.device)
-        query = torch.arange(n_keys - n_queries, n_keys, device=scores.device)[:, None]  # while generating, keys are cached
-        seen = (query == torch.arange(n_keys, device=scores.device)) | (query < first_query)
-        return scores.masked_fill(padded & ~seen, -torch.inf)
+        # While the model generates, the keys of earlier tokens are cached: the queries are the last ones.
+        query = torch.arange(n_keys - n_queries, n_keys, device=scores.device)[:, None]
+        is_always_seen = (query == torch.arange(n_keys, device=scores.device)) | (query < first_query)
+        return scores.masked_fill(padded & ~is_always_seen, -torch.inf)
 
     return hook_function

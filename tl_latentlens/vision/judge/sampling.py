@@ -12,7 +12,7 @@ from tl_latentlens.views.sheet import Sheet, whole_words
 from tl_latentlens.views.text import visible
 from tl_latentlens.vision.image_page import Pixels, pixels, read_patches
 from tl_latentlens.vision.judge.questions import Box, JudgeQuestions, Question, scale_box
-from tl_latentlens.vision.patches import PatchGrid
+from tl_latentlens.vision.patch_grid import PatchGrid
 
 
 def judge_questions(
