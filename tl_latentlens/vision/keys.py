@@ -1,4 +1,4 @@
-"""Keys behind visual tokens: the spread of each key from image to image, and hooks that keep some keys from being attended to."""
+"""Keys behind visual tokens: their spread from image to image, and hooks for runs in which some of them are blocked."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,8 +17,8 @@ _KEY_HOOKS = ("hook_k", "hook_rot_k")
 def key_spread(keys: Float[Tensor, "image pos ... d_head"]) -> Float[Tensor, "pos ..."]:
     """The spread of the keys at each position from image to image: their variance over their mean squared length, in [0, 1].
 
-    Keys with a low spread are input-agnostic (Liu et al. 2025, arXiv 2510.04819): they depend on the position of a token and not
-    on what it shows. There is no absolute threshold. Compare with the other positions of the same layer and head.
+    Keys with a low spread are input-agnostic (Liu et al. 2025, arXiv 2510.04819): they depend on the position of a token and
+    not on what it shows. There is no absolute threshold. Compare with the other positions of the same layer and head.
 
     Args:
         keys: `blocks.L.attn.hook_k` at the visual positions of several images, in the same order; one batch of a run.
@@ -55,8 +55,8 @@ def block_attention(
     Args:
         blocked: For each hook name of keys, `blocks.L.attn.hook_k`, a mask that is True where a key is blocked. Its shape is
             [pos, kv_head], with positions from the first token of the prompt (BOS) on; [pos] for all heads; or
-            [batch, pos, kv_head] for a mask of each prompt. Keys behind the last position of a mask are not blocked. With grouped
-            queries, a key is blocked for its group.
+            [batch, pos, kv_head] for a mask of each prompt. Keys behind the last position of a mask are not blocked. With
+            grouped queries, a key is blocked for its group.
         first_query: Tokens before this position attend to all keys. Give the position behind the image to block only what the
             text sees of it; the visual tokens then stay as they are.
 
