@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from tl_latentlens.directions.activity import Activity
 from tl_latentlens.directions.direction_result import DirectionResult
+from tl_latentlens.directions.label_summary import summarize
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.neighbor import Neighbor
 
@@ -107,6 +108,4 @@ class FeatureResult(DirectionResult):
 
     def summary(self) -> pd.DataFrame:
         """How many features are alive and labelled, and the mean of each score beside its null, with 95 % intervals."""
-        from tl_latentlens.directions.label import summarize
-
         return summarize(self.table)

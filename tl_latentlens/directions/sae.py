@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
@@ -167,6 +167,11 @@ def decoder_of(sae: Any) -> Float[Tensor, "d_sae d_in"]:
     if weight.ndim != 2:
         raise InvalidInputError(f"got a decoder of shape {tuple(weight.shape)}; expected W_dec [d_sae, d_in]")
     return weight
+
+
+def nonzero_features(sae: Any) -> Bool[np.ndarray, " d_sae"]:
+    """False for features whose decoder row is zero: they have no direction."""
+    return (decoder_of(sae) != 0).any(-1).cpu().numpy()
 
 
 def hook_names_of(sae: Any) -> tuple[str | None, str | None]:
