@@ -10,7 +10,9 @@ from tl_latentlens.directions.decode import decode_directions
 from tl_latentlens.directions.difference_of_means import difference_of_means
 from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.directions.feature_result import FeatureResult
-from tl_latentlens.directions.find import find_features, find_heads, find_neurons
+from tl_latentlens.directions.find_features import find_features
+from tl_latentlens.directions.find_heads import find_heads
+from tl_latentlens.directions.find_neurons import find_neurons
 from tl_latentlens.directions.find_result import FindResult, Meaning
 from tl_latentlens.directions.label import label_features
 from tl_latentlens.directions.sae import load_sae

@@ -14,8 +14,7 @@ from support.models import TEXTS, available_kinds
 from torch.nn.functional import normalize
 
 import tl_latentlens as tll
-from tl_latentlens.directions import find
-from tl_latentlens.directions.component_outputs import run_written, writing_weights
+from tl_latentlens.directions.component_outputs import output_weights, record_component_outputs
 from tl_latentlens.directions.sae import TensorSAE
 from tl_latentlens.model.loading import DEMO_MODEL, load_model
 
@@ -126,16 +125,16 @@ def test_a_head_or_neuron_that_writes_one_sense_is_first(
 @pytest.mark.parametrize("name", ["blocks.3.hook_resid_post", "blocks.2.hook_resid_mid", "blocks.2.hook_resid_pre"])
 def test_embedding_heads_neurons_and_biases_sum_to_the_activation(demo_model: Any, name: str) -> None:
     prompts = [demo_model.to_tokens(text)[0].tolist() for text in (AT_RIVER, TEXTS[3], AT_MONEY[:20])]
-    written, weights = run_written(demo_model, prompts, name), writing_weights(demo_model, name)
+    outputs, weights = record_component_outputs(demo_model, prompts, name), output_weights(demo_model, name)
     for i, prompt in enumerate(prompts):
         with torch.no_grad():
             cache = demo_model.run_with_cache(torch.tensor([prompt]))[1]
-        torch.testing.assert_close(written.after[i], cache[name][0, -1], atol=1e-4, rtol=1e-4)
-    m = normalize(torch.randn(len(written.after[0]), generator=torch.Generator().manual_seed(2)), dim=0)
-    parts = [each(written, m).flatten(1).sum(1) for each in (weights.heads, weights.neurons)]
-    total = written.before @ m + parts[0] + parts[1] + weights.biases @ m
-    torch.testing.assert_close(total, written.after @ m, atol=1e-3, rtol=1e-3)
-    weights.require_sum(written, name)
+        torch.testing.assert_close(outputs.activation[i], cache[name][0, -1], atol=1e-4, rtol=1e-4)
+    m = normalize(torch.randn(len(outputs.activation[0]), generator=torch.Generator().manual_seed(2)), dim=0)
+    parts = [each(outputs, m).flatten(1).sum(1) for each in (weights.heads, weights.neurons)]
+    total = outputs.resid_pre @ m + parts[0] + parts[1] + weights.biases @ m
+    torch.testing.assert_close(total, outputs.activation @ m, atol=1e-3, rtol=1e-3)
+    weights.require_sum(outputs, name)
 
 
 def test_head_contribution_is_hook_result_along_the_direction(demo_model: Any, sense_index: Any) -> None:
@@ -198,7 +197,7 @@ def test_every_architecture_adds_up_or_is_refused(model_folder: Path, tmp_path: 
         with pytest.raises(tll.InvalidInputError, match=r"do not add up to blocks.1.hook_resid_post: \d+% .* find_features"):
             tll.find_heads(TEXTS[0], -1, index, model=model)
         return
-    for found in (find.find_heads, find.find_neurons):
+    for found in (tll.find_heads, tll.find_neurons):
         result = found(TEXTS[0], -2, index, model=model)
         assert sum(result.parts.values()) == pytest.approx(1)
         assert len(result.to_dataframe()) == min(10, len(result.table))

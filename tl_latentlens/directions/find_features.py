@@ -1,0 +1,137 @@
+"""The SAE features that write the meaning of a word in its context."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_latentlens.directions.component_ranking import Contributions, rank_components
+from tl_latentlens.directions.find_result import FindResult
+from tl_latentlens.directions.label import label_features
+from tl_latentlens.directions.sae import can_encode, decoder_of, encode, hook_names_of, nonzero_features, require_sae
+from tl_latentlens.directions.word_in_context import MAX_STORED_ROWS, N_NEIGHBORS, locate_word, stored_activations
+from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.index.contextual import ContextualIndex
+
+_ENCODED_BYTES = 2**26  # Feature activations held at once, in bytes.
+
+
+def find_features(
+    text: str,
+    at: int | str,
+    sae: Any,
+    index: ContextualIndex,
+    *,
+    model: Any,
+    hook_name: str | None = None,
+    top_k: int = 10,
+    label: bool = True,
+    seed: int = 0,
+) -> FindResult:
+    """The SAE features that write the meaning of a word in its context, the largest share first.
+
+    Take the other uses of the word's token in the bank, and their activations (vector x norm) less the mean of those uses.
+    The third with the largest cosine to this use, at most ten, are the similar uses. Project the rest on (mean of the similar
+    uses - mean of the rest): those on the far side of the midpoint are the contrast uses. The meaning's direction m [d] is
+    the mean of the similar uses less that of the contrast uses, scaled to length 1. So m has what this use shares with others
+    like it, and not all that happens to stand before it. With fewer than six other uses, m is a, the activation at the word,
+    less the bank's mean.
+
+    A feature's `contribution` is its part of a along m, acts_f (W_dec[f] · m), in units of the activation. `usual` is its mean
+    at the contrast uses. `share`, by which the table is ranked, is (contribution - usual) / (a · m - mean of a · m over the
+    contrast uses). The shares of all features and of the reconstruction error add up to 1. A feature that adds as much
+    everywhere has share 0.
+
+    Each feature is compared with its own contributions along the same m at two sets of rows, up to 1000 each, from the bank's
+    stored activations: the contrast uses (`_same_token`) and random rows (`_random`). p = (1 + nulls at least as large) /
+    (1 + n). `beats_null`: p_same_token, or p_random where the bank has too few uses of the token, is at most 0.05, or the
+    smallest that n allows. `why_not` says what failed otherwise. p_random also tells how particular a feature is: a meaning
+    that many tokens share is written at many. Each p is that of one feature; among many, some reach it by chance.
+
+    Args:
+        text: The text. It is run up to the word.
+        at: A position (BOS counted; negative: from the end), or a word: the last token that ends it.
+        sae: An SAELens SAE, or what `load_sae` returns, with an encoder.
+        index: Holds the activation that the SAE reads. With transform "center" neighbors of directions say more.
+        model: The bank's model.
+        hook_name: The activation that the SAE reads and writes; None: the one that the SAE names.
+        top_k: Features to return, of those that are active at the word.
+        label: Add labels (`label_features`: one pass of the encoder over the bank).
+        seed: Seed of the sampled rows.
+
+    Returns:
+        A table with a line a feature: feature, activation, contribution, usual, share, beats_null, why_not, p, z and n against
+        each null (p_same_token, ..., p_random, ...), label, label_why_not, density. `parts`: the share of all features active
+        at the word, and the rest: features active at other uses alone, and the reconstruction error. Neighbors are those of
+        the decoder row.
+
+    Raises:
+        InvalidInputError: No such position or word; no encoder; a transcoder; another width than the activation; a bank that
+            was built with repeat.
+        UnknownHookError: The index lacks the activation.
+        ModelMismatchError: `model` is not the bank's.
+    """
+    read_hook = _require_encoder_of_one_hook(sae, hook_name)
+    word = locate_word(text, at, index, model, read_hook, MAX_STORED_ROWS, seed)
+    decoder = decoder_of(sae)
+    if decoder.shape[1] != len(word.activation):
+        raise InvalidInputError(f"got W_dec of width {decoder.shape[1]}; {read_hook} has width {len(word.activation)}")
+    activations = encode(sae, word.activation[None])[0].cpu()
+    active = torch.from_numpy(np.flatnonzero((activations != 0).numpy() & nonzero_features(sae)))
+    if not len(active):
+        raise InvalidInputError(
+            f"no feature of the SAE is active at {word.token_strings[-1]!r}; is {read_hook} what it was trained on?"
+        )
+    projections = (decoder[active].float() @ word.direction.to(decoder.device)).cpu()
+    contributions = Contributions(
+        (activations[active] * projections).numpy(),
+        _contributions_at_rows(sae, index, read_hook, word.contrast_rows, active, projections),
+        _contributions_at_rows(sae, index, read_hook, word.random_rows, active, projections),
+    )
+    ranked = rank_components(contributions, word, word.strength, top_k)
+    features, table = active[ranked.places], ranked.table
+    table.insert(0, "feature", features.numpy())
+    table.insert(1, "activation", activations[features].numpy())
+    if label and len(features):
+        labels = label_features(sae, index, features.tolist(), hook_name=read_hook, progress=False).table
+        table["label"], table["label_why_not"], table["density"] = labels["label"], labels["why_not"], labels["density"]
+    active_share = float(ranked.shares.sum())
+    parts = {"features active here": active_share, "the rest": 1 - active_share}
+    neighbors = index.search(decoder[features], N_NEIGHBORS, read_hook)
+    return FindResult("feature", word.meaning(index), table, parts, neighbors)
+
+
+def _require_encoder_of_one_hook(sae: Any, hook_name: str | None) -> str:
+    """The hook name that an SAE both reads and writes.
+
+    Raises:
+        InvalidInputError: No SAE, one without an encoder, or one that reads and writes different activations.
+    """
+    require_sae(sae)
+    if not can_encode(sae):
+        raise InvalidInputError("got an SAE without an encoder; give W_enc and its biases too: its activations are needed")
+    encoder_hook, decoder_hook = hook_names_of(sae) if hook_name is None else (hook_name, hook_name)
+    if encoder_hook is None or encoder_hook != decoder_hook:
+        raise InvalidInputError(
+            f"got an SAE that reads {encoder_hook} and writes {decoder_hook}; expected one activation, or pass hook_name="
+        )
+    return encoder_hook
+
+
+def _contributions_at_rows(
+    sae: Any,
+    index: ContextualIndex,
+    hook_name: str,
+    rows: Int[np.ndarray, " n"],
+    features: Int[Tensor, " f"],
+    projections: Float[Tensor, " f"],
+) -> Float[np.ndarray, "n f"]:
+    """Activation times projection of each feature at each row, from the bank's stored activations."""
+    if not len(rows):
+        return np.zeros((0, len(features)), np.float32)
+    chunk = max(1, _ENCODED_BYTES // (4 * len(decoder_of(sae))))
+    stored = stored_activations(index, hook_name, rows)
+    activations = torch.cat([encode(sae, part)[:, features].cpu() for part in stored.split(chunk)])
+    return (activations * projections).numpy()
