@@ -19,8 +19,8 @@ import tl_latentlens as tll
 from benchmarks.measure import Measured, Settings, Timing, WrongResultError, alternate, megabytes, table
 from benchmarks.once import in_a_new_process
 from benchmarks.shapes import SHAPES, random_llama
+from tl_latentlens.bank.batches import Batch
 from tl_latentlens.bank.build import record_model
-from tl_latentlens.bank.writer import Batch
 from tl_latentlens.model.loading import DEMO_MODEL, load_model
 from tl_latentlens.model.running import run_hooked
 
@@ -43,7 +43,7 @@ def run(settings: Settings) -> str:
         with tll.Bank.open(path) as bank:
             check(model, bank)
             names, n_rows = list(bank.hook_names), bank.n_rows
-            batch_tokens = bank.layout.attributes.batch_tokens
+            batch_tokens = bank.file.metadata.batch_tokens
         batches = batches_of(model, texts, Path(folder) / "batches.h5", names, batch_tokens)
         n_tokens = sum(batch.n_tokens for batch in batches)
         contestants: dict[str, Callable[[], Any]] = {

@@ -24,11 +24,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.banks import NUMPY_DTYPES, TORCH_DTYPES, StopBuildError, activations, at_most, fill, give, make_record, make_rows
 
 from tl_latentlens.bank import create as create_module
-from tl_latentlens.bank import writer as writer_module
+from tl_latentlens.bank import partial_file as partial_module
 from tl_latentlens.bank.bank import Bank
+from tl_latentlens.bank.batches import Batch
 from tl_latentlens.bank.format import partial_path
-from tl_latentlens.bank.head import Stored, read_head
-from tl_latentlens.bank.writer import BankWriter, Batch
+from tl_latentlens.bank.head import DatasetPlace, read_head
+from tl_latentlens.bank.writer import BankWriter
 from tl_latentlens.errors import BankError
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.search.vectors import VectorSearch
@@ -99,7 +100,7 @@ def taped(path: Path) -> Iterator[Tape]:
         patch.setattr(os, "pwrite", tape_write)
         patch.setattr(os, "rename", tape_rename)
         patch.setattr(os, "fsync", tape_sync)
-        patch.setattr(writer_module, "_fdatasync", tape_sync)
+        patch.setattr(partial_module, "_fdatasync", tape_sync)
         yield tape
 
 
@@ -157,7 +158,7 @@ class Whole:
     """An undisturbed build: its bytes, and where things stand in them."""
 
     data: bytes
-    places: dict[str, Stored]
+    places: dict[str, DatasetPlace]
     starts: list[int]
     batches: list[Batch]
 
@@ -201,7 +202,7 @@ def whole_of(dtype: str) -> Whole:
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(create_module, "_BLOCK_BATCHES", 1)
+        patch.setattr(create_module, "BATCHES_PER_BLOCK", 1)
         yield
 
 
@@ -514,8 +515,7 @@ class BankMachine(RuleBasedStateMachine):
                 self.give(batch, tuple(WIDTHS))
             self.writer.__exit__(None, None, None)
         else:
-            self.writer._pool.shutdown()
-            self.writer._held.close()
+            self.writer.__exit__(StopBuildError, StopBuildError(), None)
         self.end_session()
         at = data.draw(moments(self.tape))
         if power:

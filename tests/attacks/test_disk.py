@@ -21,7 +21,7 @@ from support.processes import NOBODY, as_nobody
 import tl_latentlens as tll
 from tl_latentlens.bank import build as build_module
 from tl_latentlens.bank import create as create_module
-from tl_latentlens.bank import writer as writer_module
+from tl_latentlens.bank import partial_file as partial_module
 from tl_latentlens.bank.bank import Bank
 from tl_latentlens.bank.format import partial_path
 from tl_latentlens.bank.head import read_head
@@ -37,7 +37,7 @@ FAILED = r"^writing .+/a\.h5\.partial failed: .*{}.*; finished blocks are kept, 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(create_module, "_BLOCK_BATCHES", 1)
+    monkeypatch.setattr(create_module, "BATCHES_PER_BLOCK", 1)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The file that an undisturbed build makes."""
     path = tmp_path_factory.mktemp("whole") / "a.h5"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(create_module, "_BLOCK_BATCHES", 1)
+        patch.setattr(create_module, "BATCHES_PER_BLOCK", 1)
         fill(path, PLAN, batch_tokens=16)
     return path.read_bytes()
 
@@ -199,7 +199,7 @@ CASES: dict[str, Callable[[Path, Sizes], None]] = {
 
 def serve(folder: Path) -> None:
     """Run each case in a fork of its own, which then ends as interpreters end; print what became of them as JSON."""
-    create_module._BLOCK_BATCHES = 1
+    create_module.BATCHES_PER_BLOCK = 1
     (folder / "whole").mkdir()
     fill(folder / "whole" / "a.h5", PLAN, batch_tokens=16)
     with open(folder / "whole" / "a.h5", "rb") as file:
@@ -453,7 +453,7 @@ def use_up(folder: Path) -> None:
 @contextmanager
 def breaking(call: str, n: int, error: int) -> Iterator[list[int]]:
     """After n calls, this call of the writer fails for good."""
-    owner, name = (writer_module, "_fdatasync") if call == "sync" else (writer_module.os, call)
+    owner, name = (partial_module, "_fdatasync") if call == "sync" else (partial_module.os, call)
     before, calls = getattr(owner, name), []
 
     def count(*arguments: Any) -> Any:
@@ -520,7 +520,7 @@ def test_a_folder_that_cannot_be_synced_leaves_a_whole_bank(
     path = tmp_path / "a.h5"
     with pytest.raises(StopBuildError):
         fill(path, PLAN, batch_tokens=16, stop_after=3)
-    monkeypatch.setattr(writer_module.os, "fsync", failing(errno.EIO))
+    monkeypatch.setattr(partial_module.os, "fsync", failing(errno.EIO))
     with pytest.raises(BankError, match="Input/output error"):
         fill(path, PLAN, batch_tokens=16)
     assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]

@@ -33,7 +33,7 @@ from support.golden import GOLDEN, MID, POST, head_of
 import tl_latentlens as tll
 from tl_latentlens import cli
 from tl_latentlens.bank.bank import Bank
-from tl_latentlens.bank.head import _LARGEST, Head, Stored, _parse, digest_of
+from tl_latentlens.bank.head import MAX_USER_BLOCK, DatasetPlace, Head, digest_of, parse_head
 from tl_latentlens.errors import BankCorruptError, BankError, LatentLensError
 
 VECTORS = f"hooks/{POST}/vectors"
@@ -70,13 +70,13 @@ def forge_record(path: Path, record: dict[str, Json]) -> None:
         datasets = {name: [offset + size - SIZE, *rest] for name, (offset, *rest) in record["datasets"].items()}
         record = record | {"size": size, "datasets": datasets}
     with suppress(LatentLensError, KeyError, TypeError, ValueError, OSError), path.open("rb") as file:
-        record = record | {"digest": digest_of(file, _parse(json.dumps(record).encode()))}
+        record = record | {"digest": digest_of(file, parse_head(json.dumps(record).encode()))}
     forge(path, json.dumps(record).encode(), size)
 
 
 def refit(path: Path, head: Head | None = None) -> None:
     """Make the digest that of the file as it is now, and write both copies of the head."""
-    head = _parse(path.read_bytes().partition(b"\n")[0]) if head is None else head
+    head = parse_head(path.read_bytes().partition(b"\n")[0]) if head is None else head
     with path.open("r+b") as file:
         block = 2 * replace(head, digest=digest_of(file, head)).encode()
         file.seek(0)
@@ -95,18 +95,18 @@ def poke(path: Path, name: str, array: np.ndarray) -> None:
 
 def assemble(path: Path, arrays: dict[str, np.ndarray], empty: dict[str, tuple[str, tuple[int, ...]]]) -> None:
     """A bank of one hook name without any HDF5 in it; `empty` datasets are holes in the file."""
-    attributes = replace(head_of(GOLDEN).attributes, hook_names=(POST,))
+    metadata = replace(head_of(GOLDEN).metadata, hook_names=(POST,))
     places, end = {}, SIZE
     everything = {name: (array.dtype.name, array.shape) for name, array in arrays.items()} | empty
     for name, (dtype, shape) in everything.items():
-        places[name] = Stored(end, dtype, shape)
+        places[name] = DatasetPlace(end, dtype, shape)
         end += -(-places[name].n_bytes // 64) * 64
     with path.open("wb") as file:
         file.truncate(end)
         for name, array in arrays.items():
             file.seek(places[name].offset)
             file.write(array.tobytes())
-    refit(path, Head(SIZE, True, attributes, places))
+    refit(path, Head(SIZE, True, metadata, places))
 
 
 def _at(record: Json, keys: Sequence[str | int]) -> Json:
@@ -554,11 +554,11 @@ def test_a_user_block_of_no_size(path: Path, size: int) -> None:
 
 
 def test_a_user_block_too_large_to_be_read(path: Path) -> None:
-    line = json.dumps(record_of(path) | {"size": 2 * _LARGEST}).encode()
-    os.truncate(path, 8 * _LARGEST)
+    line = json.dumps(record_of(path) | {"size": 2 * MAX_USER_BLOCK}).encode()
+    os.truncate(path, 8 * MAX_USER_BLOCK)
     with path.open("r+b") as file:
         file.write(line + b"\n" + xxhash.xxh3_64_hexdigest(line).encode() + b"\n")
-    refused(path, rf"is damaged \(its size {2 * _LARGEST} is no power of two")
+    refused(path, rf"is damaged \(its size {2 * MAX_USER_BLOCK} is no power of two")
 
 
 @pytest.mark.parametrize("size", ["-8192", "8192.0", "1e4", '"8192"', "10000000000", "true", "[8192]", "0x2000"])
@@ -863,7 +863,7 @@ for path in sorted(Path(sys.argv[1]).glob("*.h5")):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_heads_that_ask_for_much_are_refused_in_little_memory(path: Path, tmp_path: Path) -> None:
     """The largest heads there are, in 512 MB beside what is in use."""
-    size, record = _LARGEST, record_of(path)
+    size, record = MAX_USER_BLOCK, record_of(path)
     fill = {"lists": b"[[[[]]]],", "names": b"", "datasets": b"", "holes": b""}
     start = json.dumps(record | {"size": size})[:-1].encode()
     folder = tmp_path / "large"
@@ -1019,7 +1019,7 @@ def test_any_edited_file_with_fitting_checksums_raises_nothing_else(scratch: Pat
         return
     forge(scratch, line)
     with suppress(LatentLensError, KeyError, TypeError, ValueError, OSError):  # the line may be no head
-        refit(scratch, _parse(line))
+        refit(scratch, parse_head(line))
     read_or_refuse(scratch)
 
 

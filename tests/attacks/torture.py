@@ -45,8 +45,11 @@ import tl_latentlens as tll
 from tl_latentlens.bank import build as build_module
 from tl_latentlens.bank import create as create_module
 from tl_latentlens.bank import lock as lock_module
+from tl_latentlens.bank import partial_file as partial_module
 from tl_latentlens.bank import writer as writer_module
-from tl_latentlens.bank.layout import Layout
+from tl_latentlens.bank.datasets import JOURNAL
+from tl_latentlens.bank.file import BankFile
+from tl_latentlens.bank.partial_file import PartialFile
 from tl_latentlens.bank.writer import BankWriter
 
 HOOK_NAMES = ["blocks.0.hook_resid_post", "blocks.3.attn.hook_z", "blocks.5.hook_resid_post"]
@@ -64,21 +67,21 @@ SEAMS: list[tuple[str, Any, str, Callable[..., bool]]] = [
     ("fingerprint", build_module, "record_model", lambda *_: True),
     ("creation", writer_module, "create_partial", lambda *_: True),
     ("model", build_module, "run_hooked", lambda *_: True),
-    ("block", BankWriter, "_commit", lambda *_: True),
-    ("journal", BankWriter, "_put", lambda _, name, *__: name == "journal"),
-    ("verification", BankWriter, "_require_whole", lambda *_: True),
-    ("moments", writer_module, "_moments", lambda *_: True),
-    ("head, copy 2", BankWriter, "_write_at", lambda writer, offset, _: 0 < offset < writer._layout.head.size),
-    ("head, copy 1", BankWriter, "_write_at", lambda _, offset, __: offset == 0),
+    ("block", PartialFile, "write_block", lambda *_: True),
+    ("journal", PartialFile, "_write_array", lambda _, dataset, *__: dataset == JOURNAL),
+    ("verification", PartialFile, "_require_blocks", lambda *_: True),
+    ("moments", partial_module, "mean_and_std", lambda *_: True),
+    ("head, copy 2", PartialFile, "_write_at", lambda partial, offset, _: 0 < offset < partial.file.head.size),
+    ("head, copy 1", PartialFile, "_write_at", lambda _, offset, __: offset == 0),
     ("rename", Path, "rename", lambda _, target: Path(target).suffix == ".h5"),
-    ("folder", writer_module, "_sync_folder", lambda *_: True),
+    ("folder", partial_module, "_sync_folder", lambda *_: True),
     ("unlock", Path, "unlink", lambda path, **_: path.suffix == ".lock"),
 ]
 PHASES = [seam[0] for seam in SEAMS]
 TIMED = {"anywhere", "planning", "fingerprint", "model", "verification", "moments"}  # those that compute
 SYSTEM_CALLS = [
     *((os, name) for name in ("open", "write", "ftruncate", "pwrite", "fsync", "posix_fallocate") if hasattr(os, name)),
-    (writer_module, "_fdatasync"),
+    (partial_module, "_fdatasync"),
     (fcntl, "flock"),
     (Path, "rename"),
     (Path, "unlink"),
@@ -310,7 +313,7 @@ class Corpus:
     def __init__(self, n_texts: int) -> None:
         torch.set_num_threads(1)
         tqdm.monitor_interval = 0  # a thread would be lost in the children
-        create_module._BLOCK_BATCHES = BLOCK_BATCHES
+        create_module.BATCHES_PER_BLOCK = BLOCK_BATCHES
         self.model = tll.load_demo_model()
         self.texts = list(tll.load_corpus("demo", limit=n_texts))
         tll.record_model(self.model, tll.plan_corpus(self.model, self.texts[:8]), HOOK_NAMES)  # what starts slowly has started
@@ -383,28 +386,28 @@ class Reference:
             raise RuntimeError(f"no build enters {never}: the library has changed, and SEAMS has to follow it")
         self.seconds = {phase: run.seconds_in(phase) for phase in PHASES}
         self.data = path.read_bytes()
-        self.layout = Layout(path)
+        self.file = BankFile(path)
 
     @cached_property
     def n_blocks(self) -> int:
         """Blocks of the bank."""
-        return len(self.layout.blocks())
+        return len(self.file.blocks())
 
     def journal(self, data: bytes) -> set[int]:
         """The blocks that are done in a `.partial`, whose datasets stand where they do in the finished file."""
-        place = self.layout.head.datasets["journal"]
+        place = self.file.head.datasets[JOURNAL]
         return {block for block, done in enumerate(data[place.offset : place.offset + place.n_bytes]) if done}
 
     def differs(self, data: bytes, block: int) -> bool:
         """True where a block's vectors, norms or checksum in a `.partial` are not those of the reference."""
-        first, last = self.layout.blocks()[block]
-        for name, width in self.layout.widths.items():
+        first, last = self.file.blocks()[block]
+        for name, width in self.file.widths.items():
             for kind, begin, end in (
                 ("vectors", 2 * width * first, 2 * width * last),
                 ("norms", 4 * first, 4 * last),
                 ("checksums", 8 * block, 8 * block + 8),
             ):
-                offset = self.layout.head.datasets[f"hooks/{name}/{kind}"].offset
+                offset = self.file.head.datasets[f"hooks/{name}/{kind}"].offset
                 if data[offset + begin : offset + end] != self.data[offset + begin : offset + end]:
                     return True
         return False

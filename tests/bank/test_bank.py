@@ -630,7 +630,7 @@ def test_a_bank_without_head_counts(tmp_path: Path) -> None:
 def test_head_counts_that_cannot_be(tmp_path: Path, n_heads: dict[str, int]) -> None:
     bank_of_heads(tmp_path / "heads.h5", {HEADS: 3})
     head = head_of(tmp_path / "heads.h5")
-    encoded = replace(head, attributes=replace(head.attributes, n_heads=n_heads)).encode()
+    encoded = replace(head, metadata=replace(head.metadata, n_heads=n_heads)).encode()
     with (tmp_path / "heads.h5").open("r+b") as file:
         file.write(2 * encoded)
     with pytest.raises(BankCorruptError, match=r"heads of (blocks.0.attn.hook_z|other), which its vectors do not have"):
@@ -690,5 +690,5 @@ def test_banks_written_today_are_laid_out_as_the_golden_file(path: Path) -> None
         assert stored_in(golden) == head_of(GOLDEN).datasets
     assert b"repeat" not in path.read_bytes()[:8192], "what a plain plan does not use is not recorded"
     then, now = head_of(GOLDEN), head_of(path)
-    assert replace(now.attributes, versions={}) == replace(then.attributes, versions={})
+    assert replace(now.metadata, versions={}) == replace(then.metadata, versions={})
     assert list(now.datasets) == list(then.datasets)

@@ -268,7 +268,7 @@ def test_progress_is_shown_when_asked_for(
 
 
 def test_interrupted_build_goes_on(any_model: Any, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(create_module, "_BLOCK_BATCHES", 1)
+    monkeypatch.setattr(create_module, "BATCHES_PER_BLOCK", 1)
     path = tmp_path / "a.h5"
     with counted_runs() as whole_runs:
         whole = build(any_model, texts, tmp_path / "whole.h5", batch_tokens=8)

@@ -302,7 +302,7 @@ def test_a_lock_file_that_was_deleted_by_hand_does_no_harm_in_the_end(tmp_path: 
 
 
 def test_builders_in_many_threads_make_one_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(create_module, "_BLOCK_BATCHES", 1)
+    monkeypatch.setattr(create_module, "BATCHES_PER_BLOCK", 1)
     fill(tmp_path / "whole.h5", PLAN, batch_tokens=16)
     path, ends, start = tmp_path / "a.h5", [], threading.Barrier(4)
 
@@ -338,7 +338,7 @@ BUILD = """
 import sys, time
 sys.path.insert(0, {tests!r})
 import test_lock as t
-t.create_module._BLOCK_BATCHES = 1
+t.create_module.BATCHES_PER_BLOCK = 1
 print("ready", flush=True)
 for i in range({n}):
     with t.BankWriter.create(f"{{sys.argv[1]}}/{{i}}.h5", t.PLAN, t.make_record(t.PLAN), batch_tokens=16) as writer:
@@ -368,7 +368,7 @@ def test_a_reader_sees_no_bank_or_a_whole_one(tmp_path: Path, monkeypatch: pytes
             assert bank.n_rows == PLAN.n_rows
         assert builder.wait() == 0
     assert hints > n_banks
-    monkeypatch.setattr(create_module, "_BLOCK_BATCHES", 1)
+    monkeypatch.setattr(create_module, "BATCHES_PER_BLOCK", 1)
     fill(tmp_path / "whole.h5", PLAN, batch_tokens=16)
     assert len({(tmp_path / name).read_bytes() for name in names(tmp_path)}) == 1
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import tl_latentlens as tll
 from tl_latentlens.bank import create as create_module
+from tl_latentlens.bank.batches import Batch
 from tl_latentlens.bank.format import ModelRecord, partial_path
-from tl_latentlens.bank.writer import Batch
 from tl_latentlens.model.fingerprint import Fingerprint
 from tl_latentlens.model.info import ModelInfo
 
@@ -88,7 +88,7 @@ def gaussian(n: int, d: int, seed: int = 0) -> np.ndarray:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """One batch of two prompts fills a block."""
-    monkeypatch.setattr(create_module, "_BLOCK_BATCHES", 1)
+    monkeypatch.setattr(create_module, "BATCHES_PER_BLOCK", 1)
 
 
 # Refused

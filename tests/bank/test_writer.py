@@ -36,11 +36,12 @@ from support.banks import (
 )
 
 from tl_latentlens.bank import create as create_module
-from tl_latentlens.bank import writer as writer_module
+from tl_latentlens.bank import partial_file as partial_module
 from tl_latentlens.bank.bank import Bank
-from tl_latentlens.bank.format import Attributes, partial_path
-from tl_latentlens.bank.head import Head, Stored, user_block_size
-from tl_latentlens.bank.writer import BankWriter, Batch
+from tl_latentlens.bank.batches import Batch
+from tl_latentlens.bank.format import BankMetadata, partial_path
+from tl_latentlens.bank.head import DatasetPlace, Head, user_block_size
+from tl_latentlens.bank.writer import BankWriter
 from tl_latentlens.corpus.plan import Plan, PlanSettings, make_plan, prompts_from_lists
 from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError
 
@@ -53,7 +54,7 @@ def plan() -> Plan:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two or three batches of 16 tokens fill a block: it closes with the prompt that brings it to 16."""
-    monkeypatch.setattr(create_module, "_BLOCK_BATCHES", 1)
+    monkeypatch.setattr(create_module, "BATCHES_PER_BLOCK", 1)
 
 
 # Batches
@@ -84,8 +85,8 @@ def test_batches_hold_every_row_once_in_padded_prompts(
     lists, special, of_plan = corpus
     plan = make_plan(prompts_from_lists(lists, special), of_plan)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(create_module, "_BLOCK_BATCHES", block_batches)
-        patch.setattr(create_module, "_BLOCK_BYTES", block_bytes)
+        patch.setattr(create_module, "BATCHES_PER_BLOCK", block_batches)
+        patch.setattr(create_module, "MAX_BLOCK_BYTES", block_bytes)
         path = Path(folder) / "a.h5"
         acts = activations(plan)
         seen: Counter[int] = Counter()
@@ -193,8 +194,8 @@ def test_batch_tokens_below_one_is_refused(tmp_path: Path, plan: Plan, batch_tok
 def test_bank_holds_what_was_given(
     tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, dtype: str, batches: int, size: int
 ) -> None:
-    monkeypatch.setattr(create_module, "_BLOCK_BATCHES", batches)
-    monkeypatch.setattr(create_module, "_BLOCK_BYTES", size)
+    monkeypatch.setattr(create_module, "BATCHES_PER_BLOCK", batches)
+    monkeypatch.setattr(create_module, "MAX_BLOCK_BYTES", size)
     acts = activations(plan)
     fill(tmp_path / "a.h5", plan, dtype=dtype, batch_tokens=16)
     bank = Bank.open(tmp_path / "a.h5")
@@ -243,17 +244,17 @@ def test_the_same_build_later_gives_the_same_bytes(tmp_path: Path, plan: Plan) -
 @pytest.mark.parametrize("n_hooks", [1, 2, 35, 36, 75, 76, 156, 400])
 def test_user_block_has_room_for_every_hook_of_a_large_bank(n_hooks: int) -> None:
     names = tuple(f"blocks.{i}.hook_resid_post" for i in range(n_hooks))
-    attributes = Attributes(INFO, PlanSettings(), "0" * 64, 0, "float16", 4096, names, tuple(range(100)), {"torch": "2.13.0"})
-    size = user_block_size(attributes)
+    metadata = BankMetadata(INFO, PlanSettings(), "0" * 64, 0, "float16", 4096, names, tuple(range(100)), {"torch": "2.13.0"})
+    size = user_block_size(metadata)
     assert size & (size - 1) == 0
     # A few hundred GB in all; token ids, bytes, blocks and prompts in their millions.
     parts = ("vectors", "norms", "checksums", "mean", "std")
     datasets = [*(f"hooks/{name}/{part}" for name in names for part in parts), *(f"fingerprint/{name}" for name in names)]
     datasets += "tokens prompt_starts row_tokens block_starts token_ids token_bytes token_byte_starts journal".split()
     datasets += ["fingerprint/tokens", "fingerprint/prompt_starts"]
-    places = {name: Stored(345_678_901_234, "float32", (123_456_789, 16_384)) for name in datasets}
+    places = {name: DatasetPlace(345_678_901_234, "float32", (123_456_789, 16_384)) for name in datasets}
     for complete in (False, True):
-        assert len(Head(size, complete, attributes, places).encode()) == size // 2
+        assert len(Head(size, complete, metadata, places).encode()) == size // 2
 
 
 def test_bank_of_many_hooks(tmp_path: Path) -> None:
@@ -497,18 +498,19 @@ def flip(path: Path, offset: int) -> None:
 
 _CHILD = """
 import sys, time
+from pathlib import Path
 sys.path.insert(0, {tests!r})
 import support.banks as t
 from tl_latentlens.bank import create as create_module
 from tl_latentlens.bank.writer import BankWriter
-create_module._BLOCK_BATCHES = 1
+create_module.BATCHES_PER_BLOCK = 1
 plan = t.make_rows()
 acts = t.activations(plan)
 with BankWriter.create({path!r}, plan, t.make_record(plan), batch_tokens=16) as writer:
     for batch in writer.batches():
         t.give(writer, batch, acts)
         time.sleep(0.05)
-        done = int(writer._layout.map("journal")[:].sum())
+        done = int(t.journal(Path({path!r})).sum())
         print(done, flush=True)
         if done >= 3:
             t.give(writer, batch, acts, (t.HOOK_A,))
@@ -731,6 +733,6 @@ def test_short_writes_are_continued(tmp_path: Path, plan: Plan, monkeypatch: pyt
     fill(tmp_path / "whole.h5", plan)
     pwrite = os.pwrite
     with monkeypatch.context() as patch:
-        patch.setattr(writer_module.os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:7] if offset else data, offset))
+        patch.setattr(partial_module.os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:7] if offset else data, offset))
         fill(tmp_path / "a.h5", plan)
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()

@@ -27,7 +27,7 @@ def documented(request: pytest.FixtureRequest, any_model: Any, texts: list[str],
     path = tmp_path_factory.mktemp("docs") / "demo.h5"
     names = ["blocks.1.hook_resid_post", "blocks.0.attn.hook_z"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bank_create, "_BLOCK_BATCHES", 8)
+        patch.setattr(bank_create, "BATCHES_PER_BLOCK", 8)
         return tll.build_bank(any_model, texts, path, hook_names=names, dtype=request.param, batch_tokens=2, progress=False)
 
 

@@ -11,8 +11,9 @@ import ml_dtypes
 import numpy as np
 import torch
 
+from tl_latentlens.bank.batches import Batch
 from tl_latentlens.bank.format import ModelRecord, partial_path
-from tl_latentlens.bank.writer import BankWriter, Batch
+from tl_latentlens.bank.writer import BankWriter
 from tl_latentlens.corpus.plan import Plan, PlanSettings, make_plan, prompts_from_lists
 from tl_latentlens.model.fingerprint import Fingerprint
 from tl_latentlens.model.info import ModelInfo

@@ -12,7 +12,7 @@ import torch
 from tl_latentlens.bank import create as bank_create
 from tl_latentlens.bank import head as bank_head
 from tl_latentlens.bank.format import ModelRecord
-from tl_latentlens.bank.head import Stored, read_head
+from tl_latentlens.bank.head import DatasetPlace, read_head
 from tl_latentlens.bank.writer import BankWriter
 from tl_latentlens.corpus.plan import Plan, PlanSettings, make_plan, prompts_from_lists
 from tl_latentlens.model.fingerprint import Fingerprint
@@ -58,7 +58,7 @@ def write_bank(
     record = ModelRecord(INFO, {name: array.shape[1] for name, array in acts.items()}, known, TOKEN_BYTES, (BOS,))
     kind = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bank_create, "_BLOCK_BATCHES", 8)
+        patch.setattr(bank_create, "BATCHES_PER_BLOCK", 8)
         writer = BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=1)
     with writer:
         for batch in writer.batches():
@@ -73,13 +73,13 @@ def head_of(path: Path) -> bank_head.Head:
         return read_head(file)
 
 
-def stored_in(file: h5py.File) -> dict[str, Stored]:
+def stored_in(file: h5py.File) -> dict[str, DatasetPlace]:
     """Where HDF5 says each dataset stands."""
-    found: dict[str, Stored] = {}
+    found: dict[str, DatasetPlace] = {}
 
     def add(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
-            found[name] = Stored(item.id.get_offset(), item.dtype.name, item.shape)
+            found[name] = DatasetPlace(item.id.get_offset(), item.dtype.name, item.shape)
 
     file.visititems(add)
     return found

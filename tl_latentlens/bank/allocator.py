@@ -1,14 +1,14 @@
-"""Memory of activations that is kept from batch to batch: glibc gives it back when freed, and each batch faults it in anew."""
+"""Keeping freed memory from batch to batch: glibc gives it back to the system, and each batch would fault it in again."""
 
 import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
-_MMAP_MOST = 2**25  # the largest that glibc takes
-_KEPT = 2**30
-_RESTING = 2 * _MMAP_MOST  # where glibc's own adjustment ends
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
+_MAX_MMAP_THRESHOLD = 2**25  # glibc takes no larger one
+_KEPT_BYTES = 2**30
+_DEFAULT_TRIM_THRESHOLD = 2 * _MAX_MMAP_THRESHOLD  # where glibc's own adjustment ends
 
 
 @contextmanager
@@ -22,10 +22,10 @@ def freed_memory_kept() -> Iterator[None]:
     if libc is None or not hasattr(libc, "mallopt"):
         yield
         return
-    libc.mallopt(_MMAP_THRESHOLD, _MMAP_MOST)
-    libc.mallopt(_TRIM_THRESHOLD, _KEPT)
+    libc.mallopt(_M_MMAP_THRESHOLD, _MAX_MMAP_THRESHOLD)
+    libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
     try:
         yield
     finally:
-        libc.mallopt(_TRIM_THRESHOLD, _RESTING)
+        libc.mallopt(_M_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD)
         libc.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""The bank file, read: open, look up rows, map vectors, verify. `writer` fills it, `bank_layout` knows what stands where."""
+"""A finished bank: open it, look up rows, map vectors, verify. `writer` fills it, `file` knows what stands where."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -10,15 +10,15 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
+from tl_latentlens.bank.datasets import MEAN, NORMS, STD, TOKEN_BYTE_STARTS, TOKEN_BYTES, TOKEN_IDS, hook_dataset
+from tl_latentlens.bank.file import BankFile
 from tl_latentlens.bank.format import partial_path
-from tl_latentlens.bank.layout import Layout
+from tl_latentlens.bank.moments import mean_and_std_of_heads
 from tl_latentlens.corpus.plan import Plan
 from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError, UnknownHookError
 from tl_latentlens.model.fingerprint import Fingerprint
 from tl_latentlens.model.heads import head_names, head_of, hook_point, is_head_name
 from tl_latentlens.model.info import ModelInfo
-
-_CHUNK_NUMBERS = 2**20  # of 8 bytes, looked at together
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Row:
 class Bank:
     """A finished bank file. Opening reads metadata only; vectors are memory-mapped when asked for."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, file: BankFile) -> None:
         """Use `Bank.open`."""
         self.path = path
-        self.layout = layout
-        self._head_moments: dict[str, dict[str, Float[np.ndarray, "head d_head"]]] = {}
+        self.file = file
+        self._moments_of_heads: dict[str, dict[str, Float[np.ndarray, "head d_head"]]] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> "Bank":
@@ -86,10 +86,10 @@ class Bank:
             if path.is_dir():
                 raise BankError(f"no bank file at {path}: it is a folder; name the file (.h5) in it")
             raise BankError(f"no bank file at {path}{hint}")
-        layout = Layout(path)
-        if not layout.head.complete:
+        file = BankFile(path)
+        if not file.head.complete:
             raise BankError(f"{path} is an unfinished bank; run the same build call again to resume it")
-        return cls(path, layout)
+        return cls(path, file)
 
     def __enter__(self) -> "Bank":
         """Return the bank itself."""
@@ -109,7 +109,7 @@ class Bank:
 
     def close(self) -> None:
         """Let go of the memory maps; the bank maps them again if it is used again."""
-        self.layout.close()
+        self.file.close()
 
     @property
     def n_rows(self) -> int:
@@ -119,37 +119,37 @@ class Bank:
     @property
     def hook_names(self) -> tuple[str, ...]:
         """The banked hook names, in the order they were asked for."""
-        return tuple(self.layout.widths)
+        return tuple(self.file.widths)
 
     @property
     def model_info(self) -> ModelInfo:
         """The model that filled the bank."""
-        return self.layout.attributes.model
+        return self.file.metadata.model
 
     @property
     def dtype(self) -> str:
         """How the vectors are stored: "float16", "bfloat16" or "float32"."""
-        return self.layout.attributes.dtype
+        return self.file.metadata.dtype
 
     @property
     def versions(self) -> dict[str, str]:
         """Package versions that built the bank."""
-        return self.layout.attributes.versions
+        return self.file.metadata.versions
 
     @property
     def plan(self) -> Plan:
         """Which rows were kept, and of which prompts; the tokens are memory-mapped."""
-        return self.layout.plan
+        return self.file.plan
 
     @property
     def plan_digest(self) -> str:
         """sha256 of the plan: banks with the same digest have the same rows."""
-        return self.layout.attributes.plan_digest
+        return self.file.metadata.plan_digest
 
     def n_heads(self, hook_name: str) -> int:
         """Heads that stand side by side in a hook name's vectors; 1 for all other hook names."""
         self._require(hook_name)
-        return self.layout.attributes.n_heads.get(hook_point(hook_name), 1)
+        return self.file.metadata.n_heads.get(hook_point(hook_name), 1)
 
     def head_names(self, hook_name: str) -> list[str]:
         """What a name stands for: each head of `blocks.3.attn.hook_z[:]`, else the name itself.
@@ -164,7 +164,7 @@ class Bank:
     def d(self, hook_name: str) -> int:
         """Width of a hook name's vectors; of a head's, d_head."""
         self._require(hook_name)
-        return self.layout.widths[hook_point(hook_name)] // (1 if head_of(hook_name) is None else self.n_heads(hook_name))
+        return self.file.widths[hook_point(hook_name)] // (1 if head_of(hook_name) is None else self.n_heads(hook_name))
 
     def vectors(self, hook_name: str) -> Float[np.ndarray, "rows d"]:
         """The unit-length vectors of a hook name, memory-mapped; writing to them does not reach the file.
@@ -172,13 +172,13 @@ class Bank:
         Those of a head, `blocks.3.attn.hook_z[5]`, are columns of them, whose length varies.
         """
         width, head = self.d(hook_name), head_of(hook_name)
-        whole = self.layout.map_vectors(hook_point(hook_name))
+        whole = self.file.map_vectors(hook_point(hook_name))
         return whole if head is None else whole[:, head * width : (head + 1) * width]
 
     def norms(self, hook_name: str) -> Float[np.ndarray, " rows"]:
         """Length of each activation (all heads together) before it was divided by it, float32, memory-mapped."""
         self._require(hook_name)
-        return self.layout.map(f"hooks/{hook_point(hook_name)}/norms")
+        return self.file.map(hook_dataset(hook_point(hook_name), NORMS))
 
     def activations(self, hook_name: str, rows: slice | Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
         """The activations as the model gave them, up to the precision of `dtype`: vectors x norms, float32, in memory.
@@ -194,20 +194,21 @@ class Bank:
 
     def mean(self, hook_name: str) -> Float[np.ndarray, " d"]:
         """Mean of the vectors, each brought to length 1, per dimension, float64."""
-        return self._moment(hook_name, "mean")
+        return self._moment(hook_name, MEAN)
 
     def std(self, hook_name: str) -> Float[np.ndarray, " d"]:
         """Standard deviation of the vectors, each brought to length 1, per dimension, float64 (divided by n)."""
-        return self._moment(hook_name, "std")
+        return self._moment(hook_name, STD)
 
     def _moment(self, hook_name: str, moment: str) -> Float[np.ndarray, " d"]:
         self._require(hook_name)
         head, point = head_of(hook_name), hook_point(hook_name)
         if head is None:
-            return np.array(self.layout.map(f"hooks/{point}/{moment}"))
-        if point not in self._head_moments:
-            self._head_moments[point] = _head_moments(self.vectors(point), self.n_heads(point))
-        return self._head_moments[point][moment][head]
+            return np.array(self.file.map(hook_dataset(point, moment)))
+        if point not in self._moments_of_heads:
+            mean, std = mean_and_std_of_heads(self.vectors(point), self.n_heads(point))
+            self._moments_of_heads[point] = {MEAN: mean, STD: std}
+        return self._moments_of_heads[point][moment][head]
 
     def row(self, row: int) -> Row:
         """Look up one row.
@@ -248,7 +249,7 @@ class Bank:
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """The stored prompts and activations by which the model is known again."""
-        return self.layout.fingerprint
+        return self.file.fingerprint
 
     def verify(self, hook_names: Sequence[str] | None = None, *, progress: bool = False) -> None:
         """Check every checksum, metadata and vectors.
@@ -260,13 +261,13 @@ class Bank:
         Raises:
             BankCorruptError: Naming the hook name and the block that differ.
         """
-        self.layout.check()
+        self.file.check()
         names = self.hook_names if hook_names is None else hook_names
         for name in names:
             self._require(name)
         for name in tqdm(names, desc="verify", unit=" hook names", disable=not progress):
-            for block in self.layout.bad_blocks(name):
-                first, last = self.layout.blocks()[block]
+            for block in self.file.bad_blocks(name):
+                first, last = self.file.blocks()[block]
                 raise BankCorruptError(
                     f"{self.path}: hook name {name!r}, block {block} (rows {first} to {last - 1}) does not match its "
                     "checksum; the file was changed or the disk is failing: copy the bank again or rebuild it"
@@ -274,23 +275,23 @@ class Bank:
 
     def blocks(self) -> list[tuple[int, int]]:
         """First row and end of each checksummed block."""
-        return self.layout.blocks()
+        return self.file.blocks()
 
     @cached_property
     def _token_bytes(self) -> "_TokenBytes":
-        return _TokenBytes(self.layout)
+        return _TokenBytes(self.file)
 
     @cached_property
     def _plain_bytes(self) -> "_TokenBytes":
-        return _TokenBytes(self.layout, without=self.layout.attributes.special_ids)
+        return _TokenBytes(self.file, without=self.file.metadata.special_ids)
 
     def _require(self, hook_name: str) -> None:
         point = hook_point(hook_name)
-        if point not in self.layout.widths:
+        if point not in self.file.widths:
             raise UnknownHookError(f"the bank {self.path} has no hook name {hook_name!r}; it has {list(self.hook_names)}")
         if not is_head_name(hook_name):
             return
-        n_heads = self.layout.attributes.n_heads.get(point)
+        n_heads = self.file.metadata.n_heads.get(point)
         if n_heads is None:
             raise UnknownHookError(
                 f"the bank {self.path} knows no heads of {point!r}, asked for as {hook_name!r}: the activation has none, or "
@@ -300,32 +301,17 @@ class Bank:
             raise UnknownHookError(f"{point!r} has heads 0 to {n_heads - 1} in the bank {self.path}, got {hook_name!r}")
 
 
-def _head_moments(vectors: Float[np.ndarray, "rows d"], n_heads: int) -> dict[str, Float[np.ndarray, "head d_head"]]:
-    """Mean and standard deviation of each head's vectors, brought to length 1, in float64; zeros stay zeros."""
-    total, squares = np.zeros(vectors.shape[1]), np.zeros(vectors.shape[1])
-    step = max(1, _CHUNK_NUMBERS // vectors.shape[1])
-    for row in range(0, len(vectors), step):
-        heads = vectors[row : row + step].astype(np.float64).reshape(-1, n_heads, vectors.shape[1] // n_heads)
-        lengths = np.linalg.norm(heads, axis=-1, keepdims=True)
-        units = (heads / np.where(lengths > 0, lengths, 1)).reshape(-1, vectors.shape[1])
-        total += units.sum(0)
-        squares += np.square(units).sum(0)
-    mean = total / len(vectors)
-    std = np.sqrt(np.maximum(squares / len(vectors) - mean**2, 0))
-    return {"mean": mean.reshape(n_heads, -1), "std": std.reshape(n_heads, -1)}
-
-
 class _TokenBytes(dict[int, bytes]):
     """Token id → the bytes of its text, read when first asked for: vocabularies are large, and few tokens are looked at."""
 
-    def __init__(self, layout: Layout, without: Iterable[int] = ()) -> None:
+    def __init__(self, file: BankFile, without: Iterable[int] = ()) -> None:
         super().__init__(dict.fromkeys(without, b""))
-        self._layout = layout
+        self._file = file
 
     def __missing__(self, token_id: int) -> bytes:
-        ids, starts, blob = (self._layout.map(name) for name in ("token_ids", "token_byte_starts", "token_bytes"))
+        ids, starts, blob = (self._file.map(name) for name in (TOKEN_IDS, TOKEN_BYTE_STARTS, TOKEN_BYTES))
         at = bisect_left(ids, token_id)
         if at == len(ids) or ids[at] != token_id:
-            raise BankCorruptError(f"{self._layout.path} holds no text for token id {token_id}; rebuild it")
+            raise BankCorruptError(f"{self._file.path} holds no text for token id {token_id}; rebuild it")
         self[token_id] = blob[starts[at] : starts[at + 1]].tobytes()
         return self[token_id]

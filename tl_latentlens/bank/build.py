@@ -24,7 +24,7 @@ from tl_latentlens.model.running import run_hooked
 from tl_latentlens.model.token_strings import token_bytes
 from tl_latentlens.model.tokenize import tokenize
 
-_FINGERPRINT_PROMPTS, _FINGERPRINT_TOKENS = 4, 16
+_FINGERPRINT_PROMPTS, _FINGERPRINT_TOKENS = 4, 16  # So many prompts, and tokens of each, identify the model.
 
 
 def build_bank(
@@ -71,37 +71,18 @@ def build_bank(
     path = Path(path).expanduser()
     require_settings(dtype, batch_tokens)
     require_folder(path)
-    try:
-        with build_lock(path):
-            pass  # who builds it already is named now, not after the planning; what a killed build left goes
-    except BankError:
-        if not path.exists():  # a finished bank may lie where nothing can be written
-            raise
+    _require_no_other_build(path)
     plan = plan_corpus(model, texts, max_rows_per_token=max_rows_per_token, seed=seed, repeat=repeat)
     if progress and plan.n_truncated:
         tqdm.write(cut_note(model, plan.n_truncated, plan.n_prompts, repeat))
     if path.exists():
-        bank = _finished(path, plan, model, names, dtype)
+        bank = _open_finished(path, plan, model, names, dtype)
         if progress:
             tqdm.write(f"{path} is complete already")
         return bank
-    device = model_device(model)
-    wanted = batch_tokens or (1024 if device.type == "cpu" else 16384)
     record = record_model(model, plan, names)
     try:
-        with (
-            freed_memory_kept() if device.type == "cpu" else nullcontext(),
-            BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=wanted) as writer,
-            tqdm(total=writer.tokens_to_run, unit=" tokens", unit_scale=True, desc=path.name, disable=not progress) as bar,
-        ):
-            if writer.tokens_left < writer.tokens_to_run:
-                bar.initial = bar.n = writer.tokens_to_run - writer.tokens_left  # so that the rate counts this run alone
-                bar.set_description(f"{path.name} (resumed)")
-            if progress and batch_tokens not in (None, writer.batch_tokens):
-                tqdm.write(f"{partial_path(path)} was begun with batch_tokens={writer.batch_tokens}, which stays")
-            for batch in writer.batches(device):
-                run_hooked(model, batch.tokens, batch.attention_mask, bank_hooks(writer, batch))
-                bar.update(batch.n_tokens)
+        _run_corpus(model, path, plan, record, dtype, batch_tokens, progress)
     except KeyboardInterrupt:
         if not partial_path(path).exists():
             raise
@@ -109,8 +90,43 @@ def build_bank(
     return Bank.open(path)
 
 
+def _require_no_other_build(path: Path) -> None:
+    """Name a process that builds the bank already, before the planning, and take away the lock of one that was killed.
+
+    Raises:
+        BankError: Another process builds it, or the folder cannot be written to and has no finished bank.
+    """
+    try:
+        with build_lock(path):
+            pass
+    except BankError:
+        if not path.exists():  # a finished bank may lie where nothing can be written
+            raise
+
+
+def _run_corpus(
+    model: Any, path: Path, plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int | None, progress: bool
+) -> None:
+    """Run the batches that are left through the model, which fills the bank, and finish it."""
+    device = model_device(model)
+    most_tokens = batch_tokens or (1024 if device.type == "cpu" else 16384)
+    with (
+        freed_memory_kept() if device.type == "cpu" else nullcontext(),
+        BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=most_tokens) as writer,
+        tqdm(total=writer.tokens_to_run, unit=" tokens", unit_scale=True, desc=path.name, disable=not progress) as bar,
+    ):
+        if writer.tokens_left < writer.tokens_to_run:
+            bar.initial = bar.n = writer.tokens_to_run - writer.tokens_left  # so that the rate counts this run alone
+            bar.set_description(f"{path.name} (resumed)")
+        if progress and batch_tokens not in (None, writer.batch_tokens):
+            tqdm.write(f"{partial_path(path)} was begun with batch_tokens={writer.batch_tokens}, which stays")
+        for batch in writer.batches(device):
+            run_hooked(model, batch.tokens, batch.attention_mask, bank_hooks(writer, batch))
+            bar.update(batch.n_tokens)
+
+
 def cut_note(model: Any, n_truncated: int, n_texts: int, repeat: bool) -> str:
-    """What a user is told of texts that did not fit."""
+    """The note to users on texts that were too long for the model."""
     twice = ", read twice," * repeat
     return f"{n_truncated} of {n_texts} texts were longer than n_ctx = {model.cfg.n_ctx} tokens{twice} and were cut"
 
@@ -123,28 +139,33 @@ def plan_corpus(model: Any, texts: Any, *, max_rows_per_token: int | None = 50, 
 
 
 def record_model(model: Any, plan: Plan, hook_names: str | Sequence[str] | Callable[[str], bool] | None = None) -> ModelRecord:
-    """What a bank stores of a model, for `BankWriter.create`: runs a few prompts of the plan to know the model again."""
+    """The record of a model that a bank stores, for `BankWriter.create`; runs a few prompts of the plan to fingerprint it."""
     require_model(model)
     names = expand_hook_names(model, hook_names)
     prompts = np.unique(plan.row_prompts[: 50 * _FINGERPRINT_PROMPTS])[:_FINGERPRINT_PROMPTS]
-    heads = [plan.tokens[plan.prompt_starts[p] : plan.prompt_starts[p + 1]][:_FINGERPRINT_TOKENS].tolist() for p in prompts]
-    known = fingerprint(model, heads, names)
-    widths = {name: vectors.shape[1] for name, vectors in known.activations.items()}
-    special = () if model.tokenizer is None else tuple(int(i) for i in model.tokenizer.all_special_ids)
-    return ModelRecord(describe_model(model), widths, known, token_bytes(model, np.unique(plan.tokens).tolist()), special)
+    spans = [(plan.prompt_starts[prompt], plan.prompt_starts[prompt + 1]) for prompt in prompts]
+    model_fingerprint = fingerprint(model, [plan.tokens[a:b][:_FINGERPRINT_TOKENS].tolist() for a, b in spans], names)
+    return ModelRecord(
+        info=describe_model(model),
+        widths={name: vectors.shape[1] for name, vectors in model_fingerprint.activations.items()},
+        fingerprint=model_fingerprint,
+        token_bytes=token_bytes(model, np.unique(plan.tokens).tolist()),
+        special_ids=() if model.tokenizer is None else tuple(int(i) for i in model.tokenizer.all_special_ids),
+    )
 
 
-def _finished(path: Path, plan: Plan, model: Any, names: list[str], dtype: str) -> Bank:
+def _open_finished(path: Path, plan: Plan, model: Any, names: list[str], dtype: str) -> Bank:
     try:
         bank = Bank.open(path)
     except BankError as error:
         raise type(error)(
             f"{error} (it stands where the bank is to go and was left as it is: move it or choose another path)"
         ) from error
-    differing = bank.layout.differences(plan, dtype, names)
-    if differing:
+    differences = bank.file.differences(plan, dtype, names)
+    if differences:
         raise BankError(
-            f"{path} exists and differs in {'; '.join(differing)}. Repeat the old call, choose another path, or delete the file"
+            f"{path} exists and differs in {'; '.join(differences)}. Repeat the old call, choose another path, or delete the "
+            "file"
         )
     check_fingerprint(model, bank.fingerprint, bank.model_info)
     return bank

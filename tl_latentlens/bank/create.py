@@ -1,4 +1,4 @@
-"""The bank file, created: every group, attribute and dataset at its final size, disk space reserved, before the model runs."""
+"""Creating a bank file before the model runs: every group, attribute and dataset at its final size, disk space reserved."""
 
 import errno
 import io
@@ -13,63 +13,77 @@ from typing import Any
 import h5py
 import numpy as np
 
-from tl_latentlens.bank.format import DTYPES, Attributes, ModelRecord
-from tl_latentlens.bank.head import Head, Stored, digest_of, user_block_size
-from tl_latentlens.corpus.plan import Plan, as_record, block_starts
+from tl_latentlens.bank.datasets import (
+    BLOCK_STARTS,
+    CHECKSUMS,
+    FINGERPRINT_PROMPT_STARTS,
+    FINGERPRINT_TOKENS,
+    JOURNAL,
+    MEAN,
+    NORMS,
+    PROMPT_STARTS,
+    ROW_TOKENS,
+    STD,
+    TOKEN_BYTE_STARTS,
+    TOKEN_BYTES,
+    TOKEN_IDS,
+    TOKENS,
+    VECTORS,
+    fingerprint_dataset,
+    hook_dataset,
+)
+from tl_latentlens.bank.format import DTYPES, VERSION, BankMetadata, ModelRecord
+from tl_latentlens.bank.head import DatasetPlace, Head, digest_of, user_block_size
+from tl_latentlens.corpus.plan import Plan, block_starts, to_json_dict
 from tl_latentlens.errors import BankError
 
-_BLOCK_BATCHES = 32  # of one block, whose prompts are sorted by length: the more, the less padding (5 % of short sentences)
-_BLOCK_BYTES = 2**30  # most bytes of vectors held in memory for one block
-_ALIGNMENT = 64  # of each dataset, in bytes
-_HDF5_BYTES = 1024  # most that HDF5 and alignment add for a dataset
+# Batches of one block. Its prompts are sorted by length, so larger blocks need less padding: with 32, 5 % of short sentences.
+BATCHES_PER_BLOCK = 32
+MAX_BLOCK_BYTES = 2**30  # A block's vectors are held in memory until it is full.
+_ALIGNMENT = 64  # Each dataset starts at a multiple of so many bytes.
+_HDF5_BYTES = 1024  # HDF5 and the alignment add at most so many bytes to a dataset.
 _PACKAGES = ("tl-latentlens", "torch", "transformer-lens", "transformers", "h5py")
 
 
 def create_partial(partial: Path, plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int) -> None:
-    """Create under another name first, so that a `.partial` is always whole; what a killed creation left is replaced.
+    """Create the partial file of a bank.
+
+    It is made under another name and renamed, so that a `.partial` is always whole; what a killed creation left is replaced.
 
     Raises:
         BankError: No space; no file is left behind.
     """
     fresh = partial.with_name(partial.name + ".new")
-    attributes = Attributes(
-        record.info,
-        plan.settings,
-        plan.digest,
-        plan.n_truncated,
-        dtype,
-        batch_tokens,
-        tuple(record.widths),
-        tuple(record.special_ids),
-        {name: version(name) for name in _PACKAGES},
-        {name: heads for name, heads in record.fingerprint.n_heads.items() if name in record.widths},
-    )
-    arrays = _arrays(plan, record, dtype, batch_tokens)
-    empty = _empty_arrays(plan, record, dtype, len(arrays["block_starts"]) - 1)
-    size = user_block_size(attributes)
-    needed = size + sum(array.nbytes for array in arrays.values()) + _HDF5_BYTES * (len(arrays) + len(empty) + 10)
-    needed += sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in empty.values())
+    metadata = _metadata(plan, record, dtype, batch_tokens)
+    arrays = _known_arrays(plan, record, dtype, batch_tokens)
+    empty_arrays = _empty_arrays(plan, record, dtype, len(arrays[BLOCK_STARTS]) - 1)
+    user_block = user_block_size(metadata)
+    needed = user_block + _bytes_needed(arrays, empty_arrays)
     try:
         free = shutil.disk_usage(partial.parent).free
         if needed > free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with _HDF5Target(fresh, "w+") as file:
-            _allocate(file.fileno(), needed)  # so that a full disk, or a limit, shows before HDF5 has begun
-            os.ftruncate(file.fileno(), 0)  # HDF5 takes an empty file only
+            _allocate(file.fileno(), needed)  # A full disk, or a limit, shows here, before HDF5 has begun.
+            os.ftruncate(file.fileno(), 0)  # HDF5 takes an empty file only.
             try:
-                _write(file, size, attributes, arrays, empty)
+                _write(file, user_block, metadata, arrays, empty_arrays)
             except (OSError, RuntimeError, KeyError, ValueError) as error:
                 raise file.error or error from None  # HDF5 fails to read back what could not be written
         fresh.rename(partial)
     except OSError as error:
-        name = partial.name.removesuffix(".partial")
-        where = f"{partial.parent} has {shutil.disk_usage(partial.parent).free:,} free"
-        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            limit = "; a limit on file sizes (ulimit -f) is lower" * (error.errno == errno.EFBIG)
-            raise BankError(f"no space for {name}: it needs {needed:,} bytes and {where} ({error.strerror}{limit})") from error
-        raise BankError(f"{name} cannot be created: {error}") from error
+        raise _creation_error(partial, needed, error) from error
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def _creation_error(partial: Path, needed: int, error: OSError) -> BankError:
+    name = partial.name.removesuffix(".partial")
+    if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return BankError(f"{name} cannot be created: {error}")
+    free = f"{partial.parent} has {shutil.disk_usage(partial.parent).free:,} free"
+    limit = "; a limit on file sizes (ulimit -f) is lower" * (error.errno == errno.EFBIG)
+    return BankError(f"no space for {name}: it needs {needed:,} bytes and {free} ({error.strerror}{limit})")
 
 
 class _HDF5Target(io.FileIO):
@@ -95,62 +109,85 @@ class _HDF5Target(io.FileIO):
             return size or 0
 
 
-def _arrays(plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int) -> dict[str, np.ndarray]:
+def _metadata(plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int) -> BankMetadata:
+    return BankMetadata(
+        model=record.info,
+        plan=plan.settings,
+        plan_digest=plan.digest,
+        n_truncated=plan.n_truncated,
+        dtype=dtype,
+        batch_tokens=batch_tokens,
+        hook_names=tuple(record.widths),
+        special_ids=tuple(record.special_ids),
+        versions={name: version(name) for name in _PACKAGES},
+        n_heads={name: n_heads for name, n_heads in record.fingerprint.n_heads.items() if name in record.widths},
+    )
+
+
+def _known_arrays(plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int) -> dict[str, np.ndarray]:
     """The datasets that are known before the model runs."""
-    bytes_a_row = sum(record.widths.values()) * np.dtype(DTYPES[dtype][1]).itemsize
-    used = np.unique(plan.tokens)
-    texts = [record.token_bytes[int(i)] for i in used]
+    row_bytes = sum(record.widths.values()) * np.dtype(DTYPES[dtype][1]).itemsize
+    token_ids = np.unique(plan.tokens)
+    token_bytes = [record.token_bytes[int(token_id)] for token_id in token_ids]
     prompts = record.fingerprint.prompts
     arrays = {
-        "tokens": plan.tokens.astype(np.int32, copy=False),
-        "prompt_starts": plan.prompt_starts.astype(np.int64, copy=False),
-        "row_tokens": plan.row_tokens.astype(np.int64, copy=False),
-        "block_starts": block_starts(plan, _BLOCK_BATCHES * batch_tokens, max(1, _BLOCK_BYTES // bytes_a_row)),
-        "token_ids": used.astype(np.int32),
-        "token_bytes": np.frombuffer(b"".join(texts), np.uint8),
-        "token_byte_starts": np.cumsum([0, *map(len, texts)]).astype(np.int64),
-        "fingerprint/tokens": np.array([t for prompt in prompts for t in prompt], np.int32),
-        "fingerprint/prompt_starts": np.cumsum([0, *map(len, prompts)]).astype(np.int64),
+        TOKENS: plan.tokens.astype(np.int32, copy=False),
+        PROMPT_STARTS: plan.prompt_starts.astype(np.int64, copy=False),
+        ROW_TOKENS: plan.row_tokens.astype(np.int64, copy=False),
+        BLOCK_STARTS: block_starts(plan, BATCHES_PER_BLOCK * batch_tokens, max(1, MAX_BLOCK_BYTES // row_bytes)),
+        TOKEN_IDS: token_ids.astype(np.int32),
+        TOKEN_BYTES: np.frombuffer(b"".join(token_bytes), np.uint8),
+        TOKEN_BYTE_STARTS: np.cumsum([0, *map(len, token_bytes)]).astype(np.int64),
+        FINGERPRINT_TOKENS: np.array([token for prompt in prompts for token in prompt], np.int32),
+        FINGERPRINT_PROMPT_STARTS: np.cumsum([0, *map(len, prompts)]).astype(np.int64),
     }
-    return arrays | {f"fingerprint/{name}": record.fingerprint.activations[name].astype(np.float32) for name in record.widths}
+    known = record.fingerprint.activations
+    return arrays | {fingerprint_dataset(name): known[name].astype(np.float32) for name in record.widths}
 
 
 def _empty_arrays(plan: Plan, record: ModelRecord, dtype: str, n_blocks: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Shape and dtype of the datasets that the build fills."""
-    empty: dict[str, tuple[tuple[int, ...], Any]] = {"journal": ((n_blocks,), np.uint8)}
+    empty_arrays: dict[str, tuple[tuple[int, ...], Any]] = {JOURNAL: ((n_blocks,), np.uint8)}
     for name, width in record.widths.items():
-        empty[f"hooks/{name}/vectors"] = ((plan.n_rows, width), DTYPES[dtype][1])
-        empty[f"hooks/{name}/norms"] = ((plan.n_rows,), np.float32)
-        empty[f"hooks/{name}/checksums"] = ((n_blocks,), np.uint64)
-        for moment in ("mean", "std"):
-            empty[f"hooks/{name}/{moment}"] = ((width,), np.float64)
-    return empty
+        empty_arrays[hook_dataset(name, VECTORS)] = ((plan.n_rows, width), DTYPES[dtype][1])
+        empty_arrays[hook_dataset(name, NORMS)] = ((plan.n_rows,), np.float32)
+        empty_arrays[hook_dataset(name, CHECKSUMS)] = ((n_blocks,), np.uint64)
+        for part in (MEAN, STD):
+            empty_arrays[hook_dataset(name, part)] = ((width,), np.float64)
+    return empty_arrays
+
+
+def _bytes_needed(arrays: dict[str, np.ndarray], empty_arrays: dict[str, tuple[tuple[int, ...], Any]]) -> int:
+    """Most bytes that these datasets and HDF5's own metadata take."""
+    n_bytes = sum(array.nbytes for array in arrays.values()) + _HDF5_BYTES * (len(arrays) + len(empty_arrays) + 10)
+    return n_bytes + sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in empty_arrays.values())
 
 
 def _write(
     target: _HDF5Target,
-    size: int,
-    attributes: Attributes,
+    user_block: int,
+    metadata: BankMetadata,
     arrays: dict[str, np.ndarray],
-    empty: dict[str, tuple[tuple[int, ...], Any]],
+    empty_arrays: dict[str, tuple[tuple[int, ...], Any]],
 ) -> None:
-    places: dict[str, Stored] = {}
-    with h5py.File(target, "w", userblock_size=size, alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
-        for key, value in {"format_version": 1, **as_record(attributes)}.items():
+    """Write the HDF5 structure, reserve the disk space, and write the head twice into the user block."""
+    places: dict[str, DatasetPlace] = {}
+    with h5py.File(target, "w", userblock_size=user_block, alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
+        for key, value in {"format_version": VERSION, **to_json_dict(metadata)}.items():
             file.attrs[key] = json.dumps(value)
         for name, array in arrays.items():
             file[name] = array
-        for name, (shape, kind) in empty.items():
+        for name, (shape, kind) in empty_arrays.items():
             _reserve(file, name, shape, kind)
-            if attributes.dtype == "bfloat16" and name.endswith("/vectors"):
+            if metadata.dtype == "bfloat16" and name.endswith(f"/{VECTORS}"):
                 file[name].attrs["bfloat16"] = True
-        for name in (*arrays, *empty):
+        for name in (*arrays, *empty_arrays):
             dataset = h5py.h5d.open(file.id, name.encode())
-            places[name] = Stored(dataset.get_offset() or size, dataset.dtype.name, dataset.shape)
+            places[name] = DatasetPlace(dataset.get_offset() or user_block, dataset.dtype.name, dataset.shape)
     if target.error is not None:
         raise target.error
     _allocate(target.fileno(), target.seek(0, os.SEEK_END))
-    head = Head(size, False, attributes, places)
+    head = Head(user_block, False, metadata, places)
     encoded = replace(head, digest=digest_of(target, head)).encode()
     target.seek(0)
     target.write(2 * encoded)

@@ -1,6 +1,7 @@
-"""What a bank file holds: names, dtypes, the records of model and plan. docs/bank_format.md describes the file.
+"""The bank format: its version and dtypes, and the records of model and plan that a bank stores.
 
-`bank_head` says where everything stands in a file, `bank_layout` maps it, `bank_create` and `writer` make it.
+docs/bank_format.md describes the file. `datasets` names what is in it, `head` says where each dataset stands, `file` maps
+it, `create` and `writer` make it.
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ class ModelRecord:
     Attributes:
         info: The model's name, sizes and weight processing.
         widths: Hook name → width of its vectors, in the order of the bank.
-        fingerprint: What the model gave for a few prompts.
+        fingerprint: The model's activations for a few prompts.
         token_bytes: Token id → the bytes of its text, for every id of the plan.
         special_ids: Ids that are no text (BOS, padding).
     """
@@ -45,20 +46,20 @@ class ModelRecord:
 
 
 @dataclass(frozen=True)
-class Attributes:
-    """What a bank says of itself, in its head and as HDF5 attributes.
+class BankMetadata:
+    """The metadata of a bank, stored in its head and as HDF5 attributes.
 
     Attributes:
         model: The model that filled it.
-        plan: What decided its rows.
+        plan: The settings that decided its rows.
         plan_digest: sha256 over plan settings, tokens, prompts and rows, hex.
         n_truncated: Prompts cut at n_ctx.
-        dtype: How vectors are stored.
-        batch_tokens: Most tokens of one batch, from which blocks follow.
+        dtype: The dtype of the stored vectors, a key of `DTYPES`.
+        batch_tokens: Most tokens of one batch. The blocks follow from it.
         hook_names: In the order in which they were asked for.
         special_ids: Token ids that are no text.
         versions: Package → version that built the bank.
-        n_heads: Hook name → heads that stand side by side in its vectors; not written where there are none.
+        n_heads: Hook name → number of heads that stand side by side in its vectors; not written where there are none.
     """
 
     model: ModelInfo
@@ -74,7 +75,7 @@ class Attributes:
 
 
 def partial_path(path: Path) -> Path:
-    """Where a bank is built before it is complete."""
+    """The path of a bank while it is built."""
     return path.with_name(path.name + ".partial")
 
 

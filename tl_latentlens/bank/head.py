@@ -15,19 +15,25 @@ from typing import Any, BinaryIO, get_args, get_origin
 import numpy as np
 import xxhash
 
-from tl_latentlens.bank.format import DTYPES, FORMAT, VERSION, Attributes
-from tl_latentlens.corpus.plan import LATER_SETTINGS, as_record
+from tl_latentlens.bank.datasets import CHECKSUMS, JOURNAL, MEAN, NORMS, STD, VECTORS, dataset_spec, hook_dataset, n_datasets
+from tl_latentlens.bank.format import DTYPES, FORMAT, VERSION, BankMetadata
+from tl_latentlens.corpus.plan import OPTIONAL_FIELDS, to_json_dict
 from tl_latentlens.errors import BankCorruptError, BankError
 
-_START = re.compile(rb'\{"format": "%s", "version": ([1-9]\d{0,8}), "size": (\d{1,9}), ' % FORMAT.encode())
-_SMALLEST, _LARGEST = 1 << 13, 1 << 24  # the largest holds some 8,000 hook names
-_HASH_BYTES = 1 << 18  # hashed while they are in the processor's cache
-_PAYLOAD = ("vectors", "norms")  # of each hook name: under block checksums, all the rest under the digest
+_HEAD_START = re.compile(rb'\{"format": "%s", "version": ([1-9]\d{0,8}), "size": (\d{1,9}), ' % FORMAT.encode())
+MIN_USER_BLOCK, MAX_USER_BLOCK = 1 << 13, 1 << 24  # In bytes. The largest holds some 8,000 hook names.
+_HASH_BYTES = 1 << 18  # So many bytes are hashed while they are in the processor's cache.
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Where a dataset stands: bytes from the start of the file, and what they are."""
+class DatasetPlace:
+    """The place of a dataset in the file.
+
+    Attributes:
+        offset: Bytes from the start of the file.
+        dtype: NumPy's name of it.
+        shape: Length of each axis.
+    """
 
     offset: int
     dtype: str
@@ -44,48 +50,52 @@ class Stored:
 
 @dataclass(frozen=True)
 class Head:
-    """Everything that is known of a bank file before its arrays are looked at.
+    """All that a bank file says before its arrays are read.
 
     Attributes:
         size: Bytes of the user block, in which the head stands twice.
         complete: False while the bank is being built.
-        attributes: Model, plan and settings.
+        metadata: Model, plan and settings.
         datasets: Name → place, for every dataset.
         digest: xxh3-128 over the file without the user block and without `unhashed`, hex.
     """
 
     size: int
     complete: bool
-    attributes: Attributes
-    datasets: dict[str, Stored]
+    metadata: BankMetadata
+    datasets: dict[str, DatasetPlace]
     digest: str = "0" * 32
 
     @property
     def unhashed(self) -> list[tuple[int, int]]:
-        """(offset, size) of what the digest leaves out: vectors and norms; while building, all that changes."""
-        kinds = (*_PAYLOAD, *(() if self.complete else ("checksums", "mean", "std")))
-        names = [f"hooks/{name}/{kind}" for name in self.attributes.hook_names for kind in kinds]
-        names += [] if self.complete else ["journal"]
+        """(offset, size) of each dataset that the digest leaves out.
+
+        Vectors and norms are under the checksums of their blocks. While the bank is built, all that still changes is left out.
+        """
+        parts = (VECTORS, NORMS) if self.complete else (VECTORS, NORMS, CHECKSUMS, MEAN, STD)
+        names = [hook_dataset(name, part) for name in self.metadata.hook_names for part in parts]
+        names += [] if self.complete else [JOURNAL]
         return sorted((self.datasets[name].offset, self.datasets[name].n_bytes) for name in names)
 
     def encode(self) -> bytes:
         """One half of the user block: a line of JSON, its checksum on a second line, zeros."""
         datasets = {name: [place.offset, place.dtype, place.shape] for name, place in self.datasets.items()}
         record = {"format": FORMAT, "version": VERSION, "size": self.size, "complete": self.complete, "digest": self.digest}
-        line = json.dumps(record | {"attributes": as_record(self.attributes), "datasets": datasets}).encode()
+        line = json.dumps(record | {"attributes": to_json_dict(self.metadata), "datasets": datasets}).encode()
         return (line + b"\n" + xxhash.xxh3_64_hexdigest(line).encode() + b"\n").ljust(self.size // 2, b"\0")
 
 
-def user_block_size(attributes: Attributes) -> int:
+def user_block_size(metadata: BankMetadata) -> int:
     """Bytes before the HDF5 data: a power of two with room for the head twice, wherever its datasets will stand.
 
     Raises:
         BankError: More hook names than a head can list.
     """
-    datasets = {name: Stored(10**15, dtype, (10**15,) * len(axes)) for name, (dtype, axes) in _spec(attributes).items()}
-    size = max(_SMALLEST, 2 << (len(Head(2, True, attributes, datasets).encode()) - 1).bit_length())
-    if size > _LARGEST:
-        raise BankError(f"got {len(attributes.hook_names)} hook names, more than one file can list: bank fewer in each")
+    spec = dataset_spec(metadata)
+    datasets = {name: DatasetPlace(10**15, dtype, (10**15,) * len(axes)) for name, (dtype, axes) in spec.items()}
+    size = max(MIN_USER_BLOCK, 2 << (len(Head(2, True, metadata, datasets).encode()) - 1).bit_length())
+    if size > MAX_USER_BLOCK:
+        raise BankError(f"got {len(metadata.hook_names)} hook names, more than one file can list: bank fewer in each")
     return size
 
 
@@ -94,38 +104,39 @@ def read_head(file: BinaryIO, copy: int = 0) -> Head:
 
     Args:
         file: Opened for reading, in binary.
-        copy: Which of the two: 0, by which banks are read, or 1, from which a build that was killed while it wrote the
-            first goes on.
+        copy: 0 for the first copy, by which banks are read; 1 for the second, from which a build goes on that was killed
+            while it wrote the first.
 
     Raises:
         BankError: Not a bank, or of a newer version.
         BankCorruptError: The head is damaged, or describes a file that cannot be.
     """
     file.seek(0)
-    start = _START.match(file.read(4096))
+    start = _HEAD_START.match(file.read(4096))
     if start is None:
         raise BankError("is not a tl-latentlens bank, or its first bytes are damaged; `tl-latentlens build` makes banks")
     version, size = int(start[1]), int(start[2])
     if version > VERSION:
         raise BankError(f"is of bank version {version}; this package reads up to {VERSION}: upgrade tl-latentlens")
     file_size = file.seek(0, 2)
-    if not _SMALLEST <= size <= min(_LARGEST, file_size) or size & (size - 1):
-        raise _damaged(f"its size {size} is no power of two from {_SMALLEST} up to the file's {file_size} bytes")
+    if not MIN_USER_BLOCK <= size <= min(MAX_USER_BLOCK, file_size) or size & (size - 1):
+        raise _damaged_head(f"its size {size} is no power of two from {MIN_USER_BLOCK} up to the file's {file_size} bytes")
     file.seek(0)
     block = file.read(size)
     half = block[size // 2 * copy : size // 2 * (copy + 1)]
     line, _, rest = half.partition(b"\n")
     if rest[:17] != xxhash.xxh3_64_hexdigest(line).encode() + b"\n" or rest[17:].strip(b"\0"):
-        raise _damaged("its checksum does not match")
-    head = _parse(line)
+        raise _damaged_head("its checksum does not match")
+    head = parse_head(line)
     if head.size != size or (head.complete and not copy and block[: size // 2] != block[size // 2 :]):
-        raise _damaged("its two copies differ")
-    _check_datasets(head, file_size)
+        raise _damaged_head("its two copies differ")
+    for problem in _problems(head, file_size):
+        raise _damaged_head(problem)
     return head
 
 
 def digest_of(file: BinaryIO, head: Head) -> str:
-    """xxh3-128 over all bytes behind the user block, but for the head's `unhashed` regions, and over the file's size."""
+    """xxh3-128, hex, over all bytes after the user block except the head's `unhashed` regions, and over the file's size."""
     digest = xxhash.xxh3_128()
     size, start = file.seek(0, 2), head.size
     for offset, length in [*head.unhashed, (size, 0)]:
@@ -138,24 +149,29 @@ def digest_of(file: BinaryIO, head: Head) -> str:
     return digest.hexdigest()
 
 
-def _damaged(why: str) -> BankCorruptError:
+def _damaged_head(why: str) -> BankCorruptError:
     return BankCorruptError(f"the head at the start of the file is damaged ({why[:300]}); copy the bank again or rebuild it")
 
 
-def _parse(line: bytes) -> Head:
+def parse_head(line: bytes) -> Head:
+    """The head that a line of JSON describes: types and keys are checked here, the numbers are not.
+
+    Raises:
+        BankCorruptError: It describes no head.
+    """
     try:
         record = json.loads(line.decode("ascii"))
-        places = {name: _typed(Stored, dict(zip(("offset", "dtype", "shape"), place, strict=True)))
+        places = {name: _typed(DatasetPlace, dict(zip(("offset", "dtype", "shape"), place, strict=True)))
                   for name, place in record["datasets"].items()}  # fmt: skip
         head = Head(
             _typed(int, record["size"]),
             _typed(bool, record["complete"]),
-            _typed(Attributes, record["attributes"]),
+            _typed(BankMetadata, record["attributes"]),
             places,
             _typed(str, record["digest"]),
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:
-        raise _damaged(f"{type(error).__name__}: {str(error)[:200]}") from error
+        raise _damaged_head(f"{type(error).__name__}: {str(error)[:200]}") from error
     return head
 
 
@@ -164,87 +180,72 @@ def _typed(kind: Any, value: Any) -> Any:
     if type(value) is kind and kind is not str:
         return value
     if is_dataclass(kind):
-        wanted = {field.name: field.type for field in fields(kind)}
-        if not isinstance(value, dict) or not set(wanted) - set(LATER_SETTINGS) <= set(value) <= set(wanted):
-            raise ValueError(f"expected the keys {list(wanted)}")
-        return kind(**{name: _typed(of, value[name]) for name, of in wanted.items() if name in value})  # type: ignore[operator]
+        kinds = {field.name: field.type for field in fields(kind)}
+        if not isinstance(value, dict) or not set(kinds) - set(OPTIONAL_FIELDS) <= set(value) <= set(kinds):
+            raise ValueError(f"expected the keys {list(kinds)}")
+        present = {name: _typed(field_kind, value[name]) for name, field_kind in kinds.items() if name in value}
+        return kind(**present)  # type: ignore[operator]
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(_typed(get_args(kind)[0], item) for item in value)
     if get_origin(kind) is dict and isinstance(value, dict):
         return {_typed(str, name): _typed(get_args(kind)[1], item) for name, item in value.items()}
-    plain = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    if type(value) not in plain and not (value is None and type(None) in plain):
+    plain_kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if type(value) not in plain_kinds and not (value is None and type(None) in plain_kinds):
         raise ValueError(f"got {str(value)[:40]!r}, expected {kind}")
     if isinstance(value, str) and not value.isprintable():
         raise ValueError(f"got {value[:40]!r}, which no terminal should be given")
     return value
 
 
-def _spec(attributes: Attributes) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Every dataset's dtype and axes; axes of one name have one length."""
-    vectors = np.dtype(DTYPES[attributes.dtype][1]).name
-    spec: dict[str, tuple[str, tuple[str, ...]]] = {
-        "tokens": ("int32", ("tokens",)),
-        "prompt_starts": ("int64", ("prompts+1",)),
-        "row_tokens": ("int64", ("rows",)),
-        "block_starts": ("int64", ("blocks+1",)),
-        "token_ids": ("int32", ("ids",)),
-        "token_bytes": ("uint8", ("bytes",)),
-        "token_byte_starts": ("int64", ("ids+1",)),
-        "journal": ("uint8", ("blocks",)),
-        "fingerprint/tokens": ("int32", ("fingerprint tokens",)),
-        "fingerprint/prompt_starts": ("int64", ("fingerprint prompts+1",)),
-    }
-    for name in attributes.hook_names:
-        spec[f"fingerprint/{name}"] = ("float32", ("fingerprint tokens", f"d of {name}"))
-        spec[f"hooks/{name}/vectors"] = (vectors, ("rows", f"d of {name}"))
-        spec[f"hooks/{name}/norms"] = ("float32", ("rows",))
-        spec[f"hooks/{name}/checksums"] = ("uint64", ("blocks",))
-        spec[f"hooks/{name}/mean"] = spec[f"hooks/{name}/std"] = ("float64", (f"d of {name}",))
-    return spec
-
-
-def _check_datasets(head: Head, file_size: int) -> None:
-    for problem in _problems(head, file_size):
-        raise _damaged(problem)
-
-
 def _problems(head: Head, file_size: int) -> Iterator[str]:
-    attributes = head.attributes
-    names = attributes.hook_names
-    if attributes.dtype not in DTYPES:
-        yield f"dtype {attributes.dtype!r}, expected one of {list(DTYPES)}"
+    """Everything that is wrong with a head; only the first is sure, since each check relies on those before it."""
+    yield from _metadata_problems(head)
+    yield from _shape_problems(head)
+    yield from _place_problems(head, file_size)
+
+
+def _metadata_problems(head: Head) -> Iterator[str]:
+    metadata, names = head.metadata, head.metadata.hook_names
+    if metadata.dtype not in DTYPES:
+        yield f"dtype {metadata.dtype!r}, expected one of {list(DTYPES)}"
     if not names or len(set(names)) != len(names) or not all(name and "/" not in name for name in names):
         yield "hook names that are empty, repeated or hold a slash"
-    if attributes.batch_tokens < 1:
-        yield f"batch_tokens {attributes.batch_tokens}"
-    if len(head.datasets) != (expected := 10 + 6 * len(names)):  # before the memory that a spec of them takes
+    if metadata.batch_tokens < 1:
+        yield f"batch_tokens {metadata.batch_tokens}"
+    # The number is compared first, because the names of all datasets would take memory.
+    if len(head.datasets) != (expected := n_datasets(len(names))):
         yield f"it lists {len(head.datasets)} datasets, expected {expected}"
-    spec = _spec(attributes)
-    if set(head.datasets) != set(spec):
+    if set(head.datasets) != set(dataset_spec(metadata)):
         yield f"its datasets are not those of the hook names {list(names)}"
-    lengths: dict[str, int] = {}
-    for name, (dtype, axes) in spec.items():
+
+
+def _shape_problems(head: Head) -> Iterator[str]:
+    axis_lengths: dict[str, int] = {}
+    for name, (dtype, axes) in dataset_spec(head.metadata).items():
         place = head.datasets[name]
         if place.dtype != dtype or len(place.shape) != len(axes):
             yield f"{name} is {place.dtype} of {len(place.shape)} dimensions, expected {dtype} of {len(axes)}"
         if not all(0 <= number < 2**63 for number in (place.offset, *place.shape)):
             yield f"{name} has numbers that no file has"
         for axis, length in zip(axes, place.shape, strict=True):
-            axis, _, more = axis.partition("+")
-            length -= int(more or 0)
-            if length < 0 or lengths.setdefault(axis, length) != length:
+            axis, _, n_more = axis.partition("+")
+            length -= int(n_more or 0)
+            if length < 0 or axis_lengths.setdefault(axis, length) != length:
                 yield f"{name} has shape {place.shape}, which does not fit the other datasets"
-    for name, heads in attributes.n_heads.items():
-        if name not in names or heads < 1 or lengths[f"d of {name}"] % heads:
-            yield f"{heads} heads of {name}, which its vectors do not have"
-    if not lengths["rows"] or not lengths["blocks"]:
+    for name, n_heads in head.metadata.n_heads.items():
+        if name not in head.metadata.hook_names or n_heads < 1 or axis_lengths[f"d of {name}"] % n_heads:
+            yield f"{n_heads} heads of {name}, which its vectors do not have"
+    if not axis_lengths["rows"] or not axis_lengths["blocks"]:
         yield "no rows"
-    whole = max(place.offset + place.n_bytes for place in head.datasets.values())
-    if whole > file_size:
-        raise BankCorruptError(f"the file is cut short: it has {file_size:,} bytes of at least {whole:,}; copy the bank again")
-    end = head.size
+
+
+def _place_problems(head: Head, file_size: int) -> Iterator[str]:
+    needed = max(place.offset + place.n_bytes for place in head.datasets.values())
+    if needed > file_size:
+        raise BankCorruptError(f"the file is cut short: it has {file_size:,} bytes of at least {needed:,}; copy the bank again")
+    previous_end = head.size
     for name, place in sorted(head.datasets.items(), key=lambda item: (item[1].offset, item[1].n_bytes)):
-        if place.offset % np.dtype(place.dtype).itemsize or place.offset < end or place.offset + place.n_bytes > file_size:
-            yield f"{name} stands at {place.offset} to {place.offset + place.n_bytes} in a file of {file_size} bytes"
-        end = max(end, place.offset + place.n_bytes)
+        end = place.offset + place.n_bytes
+        if place.offset % np.dtype(place.dtype).itemsize or place.offset < previous_end or end > file_size:
+            yield f"{name} stands at {place.offset} to {end} in a file of {file_size} bytes"
+        previous_end = max(previous_end, end)

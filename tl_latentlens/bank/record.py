@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_latentlens.bank.writer import BankWriter, Batch
+from tl_latentlens.bank.batches import Batch
+from tl_latentlens.bank.writer import BankWriter
 from tl_latentlens.model.flatten import flat_activation
 from tl_latentlens.search.vectors import DTYPES
 
@@ -24,10 +25,10 @@ def bank_hooks(writer: BankWriter, batch: Batch) -> list[tuple[str, Callable[...
 def _recorder(writer: BankWriter, batch: Batch, name: str) -> Callable[..., None]:
     def record(activation: Tensor, hook: Any) -> None:
         vectors = flat_activation(name, activation, batch.tokens.shape)
-        at = (batch.row_batch * batch.tokens.shape[1] + batch.row_pos).to(vectors.device)
-        rows = vectors.flatten(0, 1).index_select(0, at).float()
-        # Division in float32: activations of some models are past float16's range. Squares are summed in float64, where
-        # those of any float32 fit.
+        places = (batch.row_batch * batch.tokens.shape[1] + batch.row_pos).to(vectors.device)
+        rows = vectors.flatten(0, 1).index_select(0, places).float()
+        # The division is in float32, because activations of some models are past float16's range. Squares are summed in
+        # float64, where those of any float32 fit.
         norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).float()
         writer.write(name, batch, (rows / norms[:, None]).to(DTYPES[writer.dtype]), norms)
 

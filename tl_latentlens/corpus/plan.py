@@ -39,14 +39,14 @@ class PlanSettings:
     text_start: int = 0
 
 
-# Later than the first banks: not recorded where they are 0 or empty, so that digests stay.
-LATER_SETTINGS = ("repeat", "text_start", "n_heads")
+# The first banks had no such fields. They are not recorded where they are 0 or empty, so that digests stay the same.
+OPTIONAL_FIELDS = ("repeat", "text_start", "n_heads")
 
 
-def as_record(data: Any) -> dict[str, Any]:
-    """A dataclass as what is stored of it and hashed, in JSON."""
+def to_json_dict(data: Any) -> dict[str, Any]:
+    """The fields of a dataclass as they are stored and hashed, in JSON."""
     return asdict(
-        data, dict_factory=lambda pairs: {name: value for name, value in pairs if name not in LATER_SETTINGS or value}
+        data, dict_factory=lambda pairs: {name: value for name, value in pairs if name not in OPTIONAL_FIELDS or value}
     )
 
 
@@ -116,7 +116,7 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """sha256 over everything that decides the rows, as hex."""
-        sha = hashlib.sha256(json.dumps(as_record(self.settings), sort_keys=True).encode())
+        sha = hashlib.sha256(json.dumps(to_json_dict(self.settings), sort_keys=True).encode())
         for array in (self.tokens, self.prompt_starts, self.row_tokens):
             sha.update(memoryview(np.ascontiguousarray(array)))
         return sha.hexdigest()

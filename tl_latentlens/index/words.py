@@ -70,7 +70,7 @@ class Words:
 
 def words_around(row: Row) -> Words:
     """The word at a row, and those near it."""
-    special = set(row.bank.layout.attributes.special_ids)
+    special = set(row.bank.file.metadata.special_ids)
     ids = row.bank.prompt(row.prompt_index)
     tokens, at = ["" if i in special else row.bank.token_string(i) for i in ids], row.position
     words: list[str] = []

@@ -1,0 +1,41 @@
+"""Mean and standard deviation of vectors per dimension, in float64, a few rows at a time."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_CACHED_NUMBERS = 2**17  # A core's cache holds this many numbers of 8 bytes.
+_HEADS_CHUNK_NUMBERS = 2**20  # Numbers of 8 bytes that one step over the heads takes.
+
+
+def mean_and_std(vectors: Float[Tensor, "rows d"]) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
+    """Mean and standard deviation (divided by n) of each dimension, float64.
+
+    Sums are of differences to the first row, so that a dimension that never changes has a deviation of exactly zero.
+    """
+    origin = vectors[0].double()
+    total, squares = torch.zeros_like(origin), torch.zeros_like(origin)
+    for chunk in vectors.split(max(1, _CACHED_NUMBERS * torch.get_num_threads() // vectors.shape[1])):
+        differences = chunk.double().sub_(origin)
+        total += differences.sum(0)
+        squares += differences.square_().sum(0)
+    shift = total / len(vectors)
+    return (origin + shift).numpy(), (squares / len(vectors) - shift**2).clamp(min=0).sqrt().numpy()
+
+
+def mean_and_std_of_heads(
+    vectors: Float[np.ndarray, "rows d"], n_heads: int
+) -> tuple[Float[np.ndarray, "head d_head"], Float[np.ndarray, "head d_head"]]:
+    """Mean and standard deviation of each head's vectors, brought to length 1, float64; vectors of zeros stay zeros."""
+    total, squares = np.zeros(vectors.shape[1]), np.zeros(vectors.shape[1])
+    step = max(1, _HEADS_CHUNK_NUMBERS // vectors.shape[1])
+    for row in range(0, len(vectors), step):
+        heads = vectors[row : row + step].astype(np.float64).reshape(-1, n_heads, vectors.shape[1] // n_heads)
+        lengths = np.linalg.norm(heads, axis=-1, keepdims=True)
+        units = (heads / np.where(lengths > 0, lengths, 1)).reshape(-1, vectors.shape[1])
+        total += units.sum(0)
+        squares += np.square(units).sum(0)
+    mean = total / len(vectors)
+    std = np.sqrt(np.maximum(squares / len(vectors) - mean**2, 0))
+    return mean.reshape(n_heads, -1), std.reshape(n_heads, -1)
