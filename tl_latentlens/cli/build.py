@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+import tl_latentlens as tll
 from tl_latentlens.cli.info import print_info
 from tl_latentlens.cli.options import DataOption, DeviceOption, HookOption, KindOption, ModelOption
 
@@ -32,8 +33,6 @@ def build(
 
     Example: `tl-latentlens build corpus.txt gpt2.h5 --model gpt2 -n blocks.5.hook_resid_post -n blocks.9.hook_resid_post`
     """
-    import tl_latentlens as tll
-
     try:
         texts = tll.load_corpus(corpus, text_column=text_column, split=split, limit=limit)
         loaded = tll.load_model(model, kind=kind, device=device)

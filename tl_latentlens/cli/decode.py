@@ -2,16 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import pandas as pd
 import typer
 
+import tl_latentlens as tll
+from tl_latentlens.bank.build import cut_note
 from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, HookOption, KindOption, ModelOption
 from tl_latentlens.cli.output import console, note, print_table, require_folders
+from tl_latentlens.corpus.words import word_ending_at
 from tl_latentlens.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    import pandas as pd
+from tl_latentlens.model.heads import head_result_layer, is_head_name
+from tl_latentlens.model.tokenize import tokenize
+from tl_latentlens.views.terminal import lens_table
 
 
 def decode(
@@ -42,73 +46,83 @@ def decode(
 
     Example: `tl-latentlens decode demo.h5 "We fished and sat on the grassy bank" --model demo --word bank`
     """
-    import tl_latentlens as tll
-    from tl_latentlens.bank.build import cut_note
-    from tl_latentlens.model.heads import head_result_layer, is_head_name
-    from tl_latentlens.model.tokenize import tokenize
-    from tl_latentlens.views.terminal import lens_table
-
     require_folders(html)
     heads = [name for name in hook_name or [] if is_head_name(name) and head_result_layer(name) is None]
     index = tll.ContextualIndex(bank, heads or None, device, transform=transform, allow_mismatch=allow_mismatch)
     loaded = tll.load_model(model, kind=kind, device=device)
     index.check_model(loaded)  # first of all: a forgotten --model shows as a bank of another model
-    if n_truncated := tokenize(loaded, text, repeat=repeat).n_truncated:
-        note(cut_note(loaded, n_truncated, len(text), repeat), "note")
+    _note_differences(loaded, index, text, repeat)
+    settings: dict[str, Any] = {"hook_names": hook_name, "top_k": top_k, "calibrate": calibrate}
+    result = _read_repeated(loaded, index, text, settings) if repeat else _read(loaded, index, text, settings)
+    _require_tokens(result)
+    positions = positions_ending_word(result, word)
+    if json is None:
+        console.print(lens_table(result, neighbors=top_k, positions=positions, width=console.width))
+    else:
+        print_table(json, readings_at(result, positions))
+    if html is not None:
+        result.to_html(html)
+        note(f"wrote {html}")
+
+
+def positions_ending_word(result: tll.LensResult, word: str | None) -> list[tuple[int, int]]:
+    """(batch, pos) of the decoded tokens that end a word; None: of all decoded tokens.
+
+    Raises:
+        InvalidInputError: No token ends it.
+    """
+    tokens = result.tokens or []
+    decoded = [(int(batch), int(pos)) for batch, pos in result.positions]
+    positions = [(b, p) for b, p in decoded if word is None or word_ending_at(tokens[b], p) == word.strip()]
+    if not positions:
+        raise InvalidInputError(f"no token of the text ends the word {word!r}; its tokens are {result.tokens}")
+    return positions
+
+
+def readings_at(result: tll.LensResult, positions: list[tuple[int, int]]) -> pd.DataFrame:
+    """The lines of `result.to_dataframe()` at some positions (batch, pos)."""
+    table = result.to_dataframe()
+    is_chosen = table.set_index(["batch", "pos"]).index.isin(positions)
+    return table.loc[is_chosen]
+
+
+def _note_differences(model: Any, index: tll.ContextualIndex, texts: list[str], repeat: bool) -> None:
+    """Say where texts are cut, or where the bank was built otherwise than they are read."""
+    if n_truncated := tokenize(model, texts, repeat=repeat).n_truncated:
+        note(cut_note(model, n_truncated, len(texts), repeat), "note")
     if index.banks[0].plan.settings.repeat != repeat:
         note(
             f"the bank was built {'without' if repeat else 'with'} --repeat, so its rows saw other texts than these: "
             f"{'leave --repeat out' if repeat else 'add --repeat'}",
             "note",
         )
-    result = _read(loaded, list(text), index, repeat, hook_names=hook_name, top_k=top_k, calibrate=calibrate)
+
+
+def _require_tokens(result: tll.LensResult) -> None:
+    """Say which texts have no token to read.
+
+    Raises:
+        InvalidInputError: None of them has.
+    """
     empty = [i for i, decoded in enumerate(result.decoded) if not decoded.any()]
-    if len(empty) == len(text):
+    if len(empty) == len(result.decoded):
         raise InvalidInputError("got no text with a token to read; give at least one word")
     for i in empty:
         note(f"text {i} has no token to read", "note")
-    positions = places(result, word)
-    if json is None:
-        console.print(lens_table(result, neighbors=top_k, positions=positions, width=console.width))
-    else:
-        print_table(json, readings(result, positions))
-    if html is not None:
-        result.to_html(html)
-        note(f"wrote {html}")
 
 
-def places(result: Any, word: str | None) -> list[tuple[int, int]]:
-    """(batch, pos) of the tokens that end a word, or of all that were read.
-
-    Raises:
-        InvalidInputError: No token ends it.
-    """
-    from tl_latentlens.corpus.words import word_ending_at
-
-    read = [tuple(place) for place in result.positions.tolist()]
-    ending = [(b, p) for b, p in read if word is None or word_ending_at(result.tokens[b], p) == word.strip()]
-    if not ending:
-        raise InvalidInputError(f"no token of the text ends the word {word!r}; its tokens are {result.tokens}")
-    return ending
+def _read(model: Any, index: tll.ContextualIndex, texts: list[str], settings: dict[str, Any]) -> tll.LensResult:
+    hooks = tll.latentlens_hooks(index, model=model, **settings)
+    model.run_with_hooks(texts, fwd_hooks=hooks)
+    return hooks.result
 
 
-def readings(result: Any, positions: list[tuple[int, int]]) -> "pd.DataFrame":
-    """`to_dataframe()` at these places alone."""
-    table = result.to_dataframe()
-    return table[table.set_index(["batch", "pos"]).index.isin(positions)]
-
-
-def _read(model: Any, texts: list[str], index: Any, repeat: bool, **settings: Any) -> Any:
-    import tl_latentlens as tll
-
-    if not repeat:
-        hooks = tll.latentlens_hooks(index, model=model, **settings)
-        model.run_with_hooks(texts, fwd_hooks=hooks)
-        return hooks.result
+def _read_repeated(model: Any, index: tll.ContextualIndex, texts: list[str], settings: dict[str, Any]) -> tll.LensResult:
+    """Readings of the second copy of each text. The first copy has empty tokens, so that a title shows the text once."""
     run = tll.repeated(model, texts)
     hooks = tll.latentlens_hooks(index, positions=run.second_copy, model=model, **settings)
     model.run_with_hooks(run.tokens, attention_mask=run.attention_mask, fwd_hooks=hooks)
     result = hooks.result
     lines = zip(result.tokens or [], result.decoded, strict=True)
-    once = [[token if read else "" for token, read in zip(*line, strict=True)] for line in lines]
-    return replace(result, tokens=once)  # so that a title shows the text once
+    tokens = [[token if is_decoded else "" for token, is_decoded in zip(*line, strict=True)] for line in lines]
+    return replace(result, tokens=tokens)

@@ -4,10 +4,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from jaxtyping import Float
+from torch import Tensor
 
+import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, KindOption, ModelOption
 from tl_latentlens.cli.output import console, print_tables
+from tl_latentlens.directions.decode import read_vector
+from tl_latentlens.directions.sae import TensorSAE
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.views.steering import direction_table
 
 
 def decode_vector(
@@ -50,35 +56,24 @@ def decode_vector(
 
     Example: `tl-latentlens decode-vector demo.h5 --sae demo --feature 12 --text "They walked along the"`
     """
-    import tl_latentlens as tll
-    from tl_latentlens.directions.decode import read_vector
-    from tl_latentlens.views.steering import direction_table
-
-    named: dict[str, list[Any]] = {
-        "a vector file": [vector],
-        "--positive with --negative": [positive, negative],
-        "--sae with --feature": [sae, feature],
-    }
-    given = {name: None not in parts for name, parts in named.items() if any(part is not None for part in parts)}
-    if list(given.values()) != [True]:
-        raise InvalidInputError(f"expected one of {', '.join(named)}; got {' and '.join(given) or 'none'} in part or together")
-    weights = None if sae is None else tll.load_sae(sae, hook_name=hook_name)
-    hook_name = hook_name or getattr(weights, "hook_name", None)
-    if hook_name is None and (positive is not None or text is not None):
+    _require_one_source(
+        {"a vector file": [vector], "--positive with --negative": [positive, negative], "--sae with --feature": [sae, feature]}
+    )
+    encoder = None if sae is None else tll.load_sae(sae, hook_name=hook_name)
+    hook_name = hook_name or getattr(encoder, "hook_name", None)
+    needs_model = positive is not None or text is not None
+    if needs_model and hook_name is None:
         raise InvalidInputError("give the activation that the vector belongs to, for instance -n blocks.3.hook_resid_post")
     index = tll.ContextualIndex(bank, device=device, transform=transform)
     loaded = None
-    if positive is not None or text is not None:
+    if needs_model:
         loaded = tll.load_model(model, kind=kind, device=device)
         index.check_model(loaded)
     if positive is not None and negative is not None:
-        sides = [list(tll.load_corpus(path)) for path in (positive, negative)]
-        direction = tll.difference_of_means(loaded, sides[0], sides[1], hook_name or "")
+        direction = _difference_of_means(loaded, positive, negative, hook_name or "")
         title = f"{positive} − {negative} at {hook_name}"
-    elif weights is not None and feature is not None:
-        if not 0 <= feature < len(weights.W_dec):
-            raise InvalidInputError(f"got feature {feature}; the SAE has features 0 to {len(weights.W_dec) - 1}")
-        direction, title = weights.W_dec[feature], f"feature {feature} of {sae} at {hook_name}"
+    elif encoder is not None and feature is not None:
+        direction, title = _decoder_row(encoder, feature), f"feature {feature} of {sae} at {hook_name}"
     else:
         direction, title = read_vector(vector or "", key=key), f"{vector}"
     result = tll.decode_directions(direction, index, top_k=top_k)
@@ -89,10 +84,39 @@ def decode_vector(
         steer = tll.SteeringLens(direction, index, hook_name or "", multiples=multiples, unit=unit, model=loaded)
         steered = steer.run(loaded, text)
     length = float(direction.norm())
-    if json is not None:
-        read = {} if steered is None else {"steered": steered.to_dataframe()}
-        print_tables(json, {"neighbors": result.to_dataframe(), **read}, vector=title, length=length)
+    if json is None:
+        _print_readings(title, length, result, steered)
         return
+    tables = {"neighbors": result.to_dataframe()}
+    if steered is not None:
+        tables["steered"] = steered.to_dataframe()
+    print_tables(json, tables, vector=title, length=length)
+
+
+def _require_one_source(arguments: dict[str, list[Any]]) -> None:
+    """Check that the arguments of one source of the vector are given, all of them, and none of another.
+
+    Raises:
+        InvalidInputError: They are not.
+    """
+    is_complete = {name: None not in values for name, values in arguments.items() if any(v is not None for v in values)}
+    if list(is_complete.values()) != [True]:
+        got = f"{' and '.join(is_complete) or 'none'} in part or together"
+        raise InvalidInputError(f"expected one of {', '.join(arguments)}; got {got}")
+
+
+def _difference_of_means(model: Any, positive: Path, negative: Path, hook_name: str) -> Float[Tensor, " d"]:
+    sides = [list(tll.load_corpus(path)) for path in (positive, negative)]
+    return tll.difference_of_means(model, sides[0], sides[1], hook_name)
+
+
+def _decoder_row(encoder: TensorSAE, feature: int) -> Float[Tensor, " d"]:
+    if not 0 <= feature < len(encoder.W_dec):
+        raise InvalidInputError(f"got feature {feature}; the SAE has features 0 to {len(encoder.W_dec) - 1}")
+    return encoder.W_dec[feature]
+
+
+def _print_readings(title: str, length: float, result: tll.DirectionResult, steered: tll.SteeringResult | None) -> None:
     console.print(f"v: {title}, length {length:.3g}", markup=False, highlight=False)
     console.print(direction_table(result, width=console.width))
     if steered is not None:

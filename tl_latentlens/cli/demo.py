@@ -1,17 +1,18 @@
 """`tl-latentlens demo`: everything once, with what the package embeds."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from tl_latentlens.cli.decode import places, readings
+import tl_latentlens as tll
+from tl_latentlens.cli.decode import positions_ending_word, readings_at
 from tl_latentlens.cli.options import DataOption, KindOption
 from tl_latentlens.cli.output import console, notes, print_tables
-
-if TYPE_CHECKING:
-    from tl_latentlens import Bank, FeatureResult
+from tl_latentlens.model.activations import activations_at
+from tl_latentlens.model.tokenize import tokenize
+from tl_latentlens.views.terminal import feature_table, lens_table
 
 DEMO_SENTENCES = (
     "She deposited her money and her savings at the bank",
@@ -29,26 +30,23 @@ def demo(
 
     Example: `tl-latentlens demo`
     """
-    import tl_latentlens as tll
-    from tl_latentlens.views.terminal import feature_table, lens_table
-
-    say = console if json is None else notes
+    progress = console if json is None else notes
     model = tll.load_demo_model(kind)
     n_texts = len(list(tll.load_corpus("demo")))
-    say.print(f"[dim]1. run {n_texts:,} sentences through a small GPT-2, keep every token's vectors[/]")
+    progress.print(f"[dim]1. run {n_texts:,} sentences through a small GPT-2, keep every token's vectors[/]")
     built = tll.build_bank(model, "demo", bank)
     rows, layers = f"{built.n_rows:,} contextual tokens", f"{len(built.hook_names)} hook names"
-    say.print(f"[dim]   {escape(str(bank))}: {rows} × {layers}, {bank.stat().st_size / 1e6:.0f} MB[/]")
-    say.print("[dim]2. run two sentences with lens hooks, and read their last word at every layer[/]")
+    progress.print(f"[dim]   {escape(str(bank))}: {rows} × {layers}, {bank.stat().st_size / 1e6:.0f} MB[/]")
+    progress.print("[dim]2. run two sentences with lens hooks, and read their last word at every layer[/]")
     hooks = tll.latentlens_hooks(tll.ContextualIndex(built))
     model.run_with_hooks(list(DEMO_SENTENCES), fwd_hooks=hooks)
-    positions = places(hooks.result, DEMO_WORD)
+    positions = positions_ending_word(hooks.result, DEMO_WORD)
     if json is None:
         console.print(lens_table(hooks.result, positions=positions, width=console.width))
-    say.print("[dim]3. label the features of a small SAE that are active on these sentences[/]")
-    features = _features_active(model, built)
+    progress.print("[dim]3. label the features of a small SAE that are active on these sentences[/]")
+    features = _label_active_features(model, built)
     if json is not None:
-        print_tables(json, {"readings": readings(hooks.result, positions), "features": features.with_evidence()})
+        print_tables(json, {"readings": readings_at(hooks.result, positions), "features": features.with_evidence()})
         return
     console.print(feature_table(features, 8, width=console.width))
     console.print(
@@ -61,16 +59,12 @@ def demo(
     )
 
 
-def _features_active(model: Any, bank: "Bank") -> "FeatureResult":
-    """The embedded SAE's features that are active on the sentences, labelled by the bank's rows."""
-    import tl_latentlens as tll
-    from tl_latentlens.model.activations import activations_at
-    from tl_latentlens.model.tokenize import tokenize
-
+def _label_active_features(model: Any, bank: tll.Bank) -> tll.FeatureResult:
+    """Labels of the embedded SAE's features that are active on the sentences, by the rows of a bank."""
     sae = tll.load_sae("demo")
-    name = str(sae.hook_name)
+    hook_name = str(sae.hook_name)
     prompts = [(prompt, pos) for prompt in tokenize(model, DEMO_SENTENCES).as_lists() for pos in range(1, len(prompt))]
-    found = activations_at(model, [prompt for prompt, _ in prompts], [pos for _, pos in prompts], [name])
-    active = (sae.encode(found[name]) > 0).any(0).nonzero()[:, 0].tolist()
-    index = tll.ContextualIndex(bank, name, transform="center", verify=False)
+    activations = activations_at(model, [prompt for prompt, _ in prompts], [pos for _, pos in prompts], [hook_name])
+    active = (sae.encode(activations[hook_name]) > 0).any(0).nonzero()[:, 0].tolist()
+    index = tll.ContextualIndex(bank, hook_name, transform="center", verify=False)
     return tll.label_features(sae, index, active, progress=False)

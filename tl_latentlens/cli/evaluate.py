@@ -5,8 +5,11 @@ from typing import Annotated
 
 import typer
 
+import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, HookOption, KindOption, ModelOption
 from tl_latentlens.cli.output import WRITERS, console, note, print_tables, require_writable
+from tl_latentlens.index.transforms import TRANSFORMS
+from tl_latentlens.views.terminal import evaluation_tables
 
 
 def evaluate(
@@ -34,13 +37,9 @@ def evaluate(
 
     Example: `tl-latentlens evaluate demo.h5 --html evaluation.html`
     """
-    import tl_latentlens as tll
-    from tl_latentlens.index.transforms import TRANSFORMS
-    from tl_latentlens.views.terminal import evaluation_tables
-
     require_writable(out)
     loaded = tll.load_model(model, kind=kind, device=device)
-    found = tll.evaluate(
+    evaluation = tll.evaluate(
         loaded,
         bank,
         hook_names=hook_name,
@@ -53,13 +52,13 @@ def evaluate(
         seed=seed,
     )
     if json is None:
-        console.print(evaluation_tables(found, width=console.width))
+        console.print(evaluation_tables(evaluation, width=console.width))
     else:
-        labels = {} if found.labels is None else {"labels": found.labels}
-        print_tables(json, {"measures": found.to_dataframe(), **labels})
+        labels = {} if evaluation.labels is None else {"labels": evaluation.labels}
+        print_tables(json, {"measures": evaluation.to_dataframe(), **labels})
     if out is not None:
-        WRITERS[out.suffix](found.to_dataframe(), out)
+        WRITERS[out.suffix](evaluation.to_dataframe(), out)
         note(f"wrote {out}")
     if html is not None:
-        found.plot().write_html(html, include_plotlyjs=True)
+        evaluation.plot().write_html(html, include_plotlyjs=True)
         note(f"wrote {html}")

@@ -1,9 +1,10 @@
-"""`tl-latentlens explore`: the local page."""
+"""`tl-latentlens explore`: serve the local page."""
 
 from typing import Annotated
 
 import typer
 
+import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DeviceOption, HookOption, KindOption
 from tl_latentlens.cli.output import console, note
 
@@ -40,7 +41,6 @@ def explore(
 
     Example: `tl-latentlens explore demo.h5 --sae demo`
     """
-    import tl_latentlens as tll
     from tl_latentlens.explorer.app import LOOPBACK, make_app, serve
 
     weights = None if sae is None else tll.load_sae(sae)

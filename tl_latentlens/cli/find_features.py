@@ -1,12 +1,14 @@
-"""`tl-latentlens find-features`: from a word to what writes it."""
+"""`tl-latentlens find-features`: the features, heads and neurons that write a word's meaning."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, KindOption, ModelOption
 from tl_latentlens.cli.output import console, print_tables
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.views.found import find_table, meaning_lines
 
 
 def find_features(
@@ -33,29 +35,29 @@ def find_features(
 
     Example: `tl-latentlens find-features demo demo.h5 "We fished and sat on the grassy bank" --word bank --heads`
     """
-    import tl_latentlens as tll
-    from tl_latentlens.views.found import find_table, meaning_lines
-
-    if (word is None) == (position is None):
+    if word is not None and position is None:
+        place: str | int = word
+    elif position is not None and word is None:
+        place = position
+    else:
         raise InvalidInputError("expected one of --word and --position")
     encoder = tll.load_sae(sae, hook_name=hook_name)
     index = tll.ContextualIndex(bank, encoder.hook_name, device=device, transform=transform)
     loaded = tll.load_model(model, kind=kind, device=device)
-    at: Any = position if word is None else word
-    results = [tll.find_features(text, at, encoder, index, model=loaded, top_k=top_k)]
-    for wanted, find in ((heads, tll.find_heads), (neurons, tll.find_neurons)):
-        if wanted:
-            results.append(find(text, at, index, model=loaded, hook_name=encoder.hook_name, top_k=top_k))
+    results = [tll.find_features(text, place, encoder, index, model=loaded, top_k=top_k)]
+    for is_requested, find in ((heads, tll.find_heads), (neurons, tll.find_neurons)):
+        if is_requested:
+            results.append(find(text, place, index, model=loaded, hook_name=encoder.hook_name, top_k=top_k))
     if json is not None:
         meaning = results[0].meaning
-        read = {
+        fields = {
             "tokens": meaning.tokens,
             "hook_name": meaning.hook_name,
             "by_token": meaning.by_token,
             "n_uses": meaning.n_uses,
         }
         alike = [near.context for near in meaning.alike()]
-        print_tables(json, {f"{result.kind}s": result.to_dataframe() for result in results}, **read, alike=alike)
+        print_tables(json, {f"{result.kind}s": result.to_dataframe() for result in results}, **fields, alike=alike)
         return
     console.print(meaning_lines(results[0].meaning, width=console.width), end="")
     for result in results:

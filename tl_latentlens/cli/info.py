@@ -1,15 +1,16 @@
-"""`tl-latentlens info` and `verify`: what a bank holds, and whether its bytes are whole."""
+"""`tl-latentlens info` and `verify`: the contents of a bank, and a check of all its bytes."""
 
 from dataclasses import asdict
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DataOption
 from tl_latentlens.cli.output import console, print_record
+from tl_latentlens.views.text import printable
 
-_REPEAT = ", each text run twice and read in its second copy (repeat)"
+_REPEAT_NOTE = ", each text run twice and read in its second copy (repeat)"
 
 
 def info(bank: BankArgument, json: DataOption = None) -> None:
@@ -17,8 +18,6 @@ def info(bank: BankArgument, json: DataOption = None) -> None:
 
     Example: `tl-latentlens info demo.h5`
     """
-    import tl_latentlens as tll
-
     print_info(tll.Bank.open(bank), json)
 
 
@@ -27,8 +26,6 @@ def verify(bank: BankArgument, json: DataOption = None) -> None:
 
     Example: `tl-latentlens verify demo.h5`
     """
-    import tl_latentlens as tll
-
     opened = tll.Bank.open(bank)
     opened.verify(progress=True)
     if json is None:
@@ -37,8 +34,8 @@ def verify(bank: BankArgument, json: DataOption = None) -> None:
         print_record(json, {"path": str(bank), "n_rows": opened.n_rows, "verified": True})
 
 
-def print_info(bank: Any, json: bool | None) -> None:
-    """What a bank holds, as it says itself."""
+def print_info(bank: tll.Bank, json: bool | None) -> None:
+    """Print the model, rows, hook names and plan of a bank."""
     if json is None:
         console.print(_info_table(bank))
         return
@@ -53,9 +50,7 @@ def print_info(bank: Any, json: bool | None) -> None:
     )
 
 
-def _info_table(bank: Any) -> Table:
-    from tl_latentlens.views.text import printable
-
+def _info_table(bank: tll.Bank) -> Table:
     model, plan = bank.model_info, bank.plan
     cap = plan.settings.max_rows_per_token
     table = Table(show_header=False, title=Text(printable(str(bank.path))), title_justify="left", title_style="bold")
@@ -66,7 +61,7 @@ def _info_table(bank: Any) -> Table:
         "model": f"{model.name} ({model.class_name}, {model.n_layers} layers, d_model {model.d_model}, {weights})",
         "rows": f"{bank.n_rows:,} contextual tokens of {len(plan.tokens):,} tokens in {plan.n_prompts:,} prompts",
         "plan": f"{'no cap' if cap is None else f'at most {cap} rows'} a token id, seed {plan.settings.seed}, "
-        f"{plan.n_truncated:,} prompts cut at n_ctx {model.n_ctx}{_REPEAT if plan.settings.repeat else ''}",
+        f"{plan.n_truncated:,} prompts cut at n_ctx {model.n_ctx}{_REPEAT_NOTE if plan.settings.repeat else ''}",
         "hook names": "\n".join(f"{name}  [{bank.n_rows:,}, {bank.d(name)}]" for name in bank.hook_names),
         "stored as": f"{bank.dtype}, {bank.path.stat().st_size / 1e6:,.1f} MB",
         "built with": ", ".join(f"{name} {number}" for name, number in bank.versions.items()),

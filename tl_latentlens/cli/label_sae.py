@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
+import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption
 from tl_latentlens.cli.output import WRITERS, console, note, print_table, require_folders, require_writable
+from tl_latentlens.views.terminal import feature_table, refusals, summary_table
 
 
 def label_sae(
@@ -42,15 +44,12 @@ def label_sae(
 
     Example: `tl-latentlens label-sae demo demo.h5 --out features.parquet --html features.html`
     """
-    import tl_latentlens as tll
-    from tl_latentlens.views.terminal import feature_table, refusals, summary_table
-
     require_writable(out)
     require_folders(html)
     encoder = tll.load_sae(sae, hook_name=hook_name)
     opened = tll.Bank.open(bank)
-    read = [encoder.hook_name] if encoder.hook_name in opened.hook_names else None
-    index = tll.ContextualIndex(opened, read, device=device, transform=transform)
+    hook_names = [encoder.hook_name] if encoder.hook_name in opened.hook_names else None
+    index = tll.ContextualIndex(opened, hook_names, device=device, transform=transform)
     loaded = None if model is None else tll.load_model(model, device=device)
     if loaded is not None:
         index.check_model(loaded)
