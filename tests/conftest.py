@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from support.models import ARCHITECTURES, TEXTS, available_kinds, make_tokenizer
+from support.pages import find_browser
 
 import tl_latentlens as tll
 
@@ -35,6 +36,15 @@ def cuda() -> Iterator[str]:
         patch.setattr(torch.cuda, "is_available", cuda_is_available)
         yield "cuda"
     torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """The path of a Chromium."""
+    path = find_browser()
+    if path is None:
+        pytest.skip("no Chromium")
+    return path
 
 
 @pytest.fixture(scope="session", params=available_kinds())

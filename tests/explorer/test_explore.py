@@ -20,7 +20,7 @@ import torch
 import tl_latentlens as tll
 
 pytest.importorskip("dash")
-from support.pages import CHROMIUM, found, texts_of
+from support.pages import BROWSER_ARGUMENTS, found, texts_of
 from werkzeug.serving import make_server
 
 from tl_latentlens import cli
@@ -278,8 +278,9 @@ def served(any_model: Any, index: tll.ContextualIndex) -> Iterator[str]:
     thread.join()
 
 
-@pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium")
-def test_a_browser_clicks_through(served: str, any_model: Any, index: tll.ContextualIndex, tmp_path: Path) -> None:
+def test_a_browser_clicks_through(
+    served: str, browser: str, any_model: Any, index: tll.ContextualIndex, tmp_path: Path
+) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     expected = read(any_model, index, TEXT)
     said: list[str] = []
@@ -287,8 +288,8 @@ def test_a_browser_clicks_through(served: str, any_model: Any, index: tll.Contex
     np.save(tmp_path / "probe.npy", np.arange(256, dtype=np.float32))
     np.save(tmp_path / "wide.npy", np.ones(300, np.float32))
     with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page()
+        chromium = play.chromium.launch(executable_path=browser, args=BROWSER_ARGUMENTS)
+        tab = chromium.new_page()
         tab.set_default_timeout(60_000)
         tab.on("console", lambda message: said.append(message.text))
         tab.on("pageerror", lambda error: said.append(str(error)))
@@ -348,6 +349,6 @@ def test_a_browser_clicks_through(served: str, any_model: Any, index: tll.Contex
         tab.locator("#past button", has_text="She put").click()
         tab.wait_for_selector(f'#grid td[data-hook="{HOOK}"][data-pos="4"].chosen')
         assert tab.locator("#past button").count() == 3
-        browser.close()
+        chromium.close()
     assert said == []
     assert asked <= {"127.0.0.1", None}

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from support.models import TEXTS, available_kinds
-from support.pages import CHROMIUM, found, texts_of
+from support.pages import BROWSER_ARGUMENTS, found, texts_of
 from support.vlms import IMAGE, MODELS, Vlm
 
 import tl_latentlens as tll
@@ -381,9 +381,8 @@ def serving() -> Iterator[Callable[[Any], str]]:
 
 
 @needs_bridge
-@pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium")
 def test_a_browser_looks_at_an_image(
-    vlm: Vlm, text_index: tll.ContextualIndex, serving: Callable[[Any], str], tmp_path: Path
+    vlm: Vlm, text_index: tll.ContextualIndex, serving: Callable[[Any], str], browser: str, tmp_path: Path
 ) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     (tmp_path / "cat <i>.png").write_bytes(file_of(picture()))
@@ -392,8 +391,8 @@ def test_a_browser_looks_at_an_image(
     said: list[str] = []
     asked: set[str | None] = set()
     with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page()
+        chromium = play.chromium.launch(executable_path=browser, args=BROWSER_ARGUMENTS)
+        tab = chromium.new_page()
         tab.set_default_timeout(60_000)
         tab.on("console", lambda message: said.append(message.text))
         tab.on("pageerror", lambda error: said.append(str(error)))
@@ -433,6 +432,6 @@ def test_a_browser_looks_at_an_image(
         tab.locator("#past button", has_text="cat").click()
         expect(tab.locator(".stage button[aria-pressed=true]")).to_have_attribute("data-at", "2")
         assert tab.title() == "tl-latentlens explore"
-        browser.close()
+        chromium.close()
     assert said == []
     assert asked <= {"127.0.0.1", None}

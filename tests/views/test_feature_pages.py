@@ -1,7 +1,6 @@
 """The page of labelled features shows what the labels hold, as text, to a browser that clicks through it."""
 
 import base64
-import json
 import re
 import zlib
 from pathlib import Path
@@ -10,22 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.pages import BROWSER_ARGUMENTS, HOSTILE, page_data, page_json
 
 import tl_latentlens as tll
+from tl_latentlens.directions.feature_page import N_BEFORE
 from tl_latentlens.directions.sae import TensorSAE
-from tl_latentlens.views.features import _BEFORE, _UNKNOWN
+from tl_latentlens.views.features import UNKNOWN_SHADE
 from tl_latentlens.views.text import printable, visible
 
-CHROMIUM = Path("/usr/bin/chromium")
 HOOK = "blocks.3.hook_resid_post"
-MARKUP = "<script>document.title = 'ran'</script><img src=x onerror=\"document.title='ran'\">"
-HOSTILE = [f"The bank {MARKUP} \x1b[31m</script><!-- $x$ &amp; end", "火山爆发了 🌋 near the bank.", "A boat\nlay there."]
+HOSTILE_TEXTS = [HOSTILE, "火山爆发了 🌋 near the bank.", "A boat\nlay there."]
 
 
 @pytest.fixture(scope="module")
 def hostile_index(any_model: Any, tmp_path_factory: pytest.TempPathFactory) -> tll.ContextualIndex:
     path = tmp_path_factory.mktemp("hostile") / "h.h5"
-    bank = tll.build_bank(any_model, HOSTILE, path, hook_names=[HOOK, "blocks.2.hook_resid_post"], progress=False)
+    bank = tll.build_bank(any_model, HOSTILE_TEXTS, path, hook_names=[HOOK, "blocks.2.hook_resid_post"], progress=False)
     return tll.ContextualIndex(bank, HOOK, device="cpu", transform="center")
 
 
@@ -39,10 +38,6 @@ def labels(hostile_index: tll.ContextualIndex, any_model: Any) -> tll.FeatureRes
     bias[4] = -1e6
     sae = TensorSAE(decoder, {"W_enc": decoder.T.contiguous(), "b_enc": bias}, hook_name=HOOK)
     return tll.label_features(sae, hostile_index, top_k=5, model=any_model, progress=False)
-
-
-def data_of(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text().partition('id="data">')[2].partition("</script>")[0])
 
 
 def array(data: dict[str, Any], name: str) -> np.ndarray:
@@ -66,7 +61,7 @@ def around(data: dict[str, Any], place: int) -> str:
 
 def test_the_page_holds_what_the_labels_hold(labels: tll.FeatureResult, tmp_path: Path) -> None:
     path = labels.to_html(tmp_path / "f.html", 6, progress=False)
-    data, index = data_of(path), labels.positive.index
+    data, index = page_data(path), labels.positive.index
     assert data["features"] == labels.table["feature"].tolist()
     assert data["labels"] == labels.table["label"].map(printable).tolist()
     assert data["found"][2] == -1
@@ -93,7 +88,7 @@ def test_the_page_holds_what_the_labels_hold(labels: tll.FeatureResult, tmp_path
         tokens = [data["strings"][k] for k in array(data, "logit_negative")[i]]
         assert tokens == [visible(t) for t in labels.table["logit_tokens_negative"][data["features"].index(feature)]]
         shades = array(data, "shades")[i]
-        assert all(abs(shades[j, _BEFORE] - 254 * v / largest[0][0]) <= 3 for j, (v, _) in enumerate(largest))
+        assert all(abs(shades[j, N_BEFORE] - 254 * v / largest[0][0]) <= 3 for j, (v, _) in enumerate(largest))
     assert data["scores"][0]["name"] == "auroc_same_token"
     assert sum(data["scores"][0]["counts"]) == len(labels.nulls["auroc_same_token"])
     assert path.stat().st_size < 200_000
@@ -105,14 +100,14 @@ def test_without_a_model_only_rows_of_the_bank_are_shaded(any_model: Any, texts:
     unknown = []
     for model in (None, any_model):
         result = tll.label_features(tll.load_sae("demo"), index, range(40), model=model, progress=False)
-        shades = array(data_of(result.to_html(tmp_path / "f.html", progress=False)), "shades")
-        unknown.append((shades == _UNKNOWN).sum())
+        shades = array(page_data(result.to_html(tmp_path / "f.html", progress=False)), "shades")
+        unknown.append((shades == UNKNOWN_SHADE).sum())
     assert unknown[0] > unknown[1]
 
 
 def test_a_decoder_alone_leaves_out_what_needs_an_encoder(index: tll.ContextualIndex, tmp_path: Path) -> None:
     result = tll.label_features(tll.load_sae("demo").W_dec, index, [5, 9], progress=False)
-    data = data_of(result.to_html(tmp_path / "f.html", progress=False))
+    data = page_data(result.to_html(tmp_path / "f.html", progress=False))
     assert set(data["arrays"]) == {
         "tokens", "positive", "negative", "positive_cosines", "negative_cosines", "positive_hooks", "negative_hooks"
     }  # fmt: skip
@@ -121,13 +116,13 @@ def test_a_decoder_alone_leaves_out_what_needs_an_encoder(index: tll.ContextualI
         near.hook_name.replace("blocks.", "").replace(".hook_", " ") for near in result.neighbors(0)[0]
     ]
     none = tll.label_features(tll.load_sae("demo"), index, [], hook_name=HOOK, progress=False)
-    assert data_of(none.to_html(tmp_path / "none.html", progress=False))["features"] == []
+    assert page_data(none.to_html(tmp_path / "none.html", progress=False))["features"] == []
 
 
 def test_the_file_asks_for_nothing_and_its_data_are_no_markup(labels: tll.FeatureResult, tmp_path: Path) -> None:
     text = labels.to_html(tmp_path / "f.html", progress=False).read_text()
     assert not re.search(r"(?:src|href)=.|@import|url\(|https?://(?!www\.w3\.org/2000/svg)", text.replace("link.href = `#", ""))
-    data = text.partition('id="data">')[2].partition("</script>")[0]
+    data = page_json(tmp_path / "f.html")
     assert "<" not in data
     assert "\x1b" not in data
     assert "\\u001b" not in data
@@ -137,16 +132,15 @@ def test_the_file_asks_for_nothing_and_its_data_are_no_markup(labels: tll.Featur
             labels.to_html(where)
 
 
-@pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium")
-def test_a_browser_searches_sorts_and_opens_cards(labels: tll.FeatureResult, tmp_path: Path) -> None:
+def test_a_browser_searches_sorts_and_opens_cards(labels: tll.FeatureResult, browser: str, tmp_path: Path) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     path = labels.to_html(tmp_path / "f.html", progress=False)
     table, index = labels.table, labels.positive.index
     said: list[str] = []
     asked: set[str] = set()
     with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        chromium = play.chromium.launch(executable_path=browser, args=BROWSER_ARGUMENTS)
+        tab = chromium.new_page(viewport={"width": 1280, "height": 900})
         tab.set_default_timeout(60_000)
         tab.on("console", lambda message: said.append(message.text))
         tab.on("pageerror", lambda error: said.append(str(error)))
@@ -210,6 +204,6 @@ def test_a_browser_searches_sorts_and_opens_cards(labels: tll.FeatureResult, tmp
         playwright.expect(tab.locator("#list")).to_be_visible()
         assert tab.evaluate("document.documentElement.scrollWidth") == 390
         assert tab.evaluate("document.querySelector('#rows').scrollWidth <= document.querySelector('#rows').clientWidth")
-        browser.close()
+        chromium.close()
     assert said == []
     assert asked <= {"file"}

@@ -1,10 +1,7 @@
 """Pictures of visual tokens: the page holds what was read and runs nothing of a text; the PNG shows words and color."""
 
 import base64
-import json
 import re
-import shutil
-import subprocess
 import zlib
 from html import unescape
 from importlib.util import find_spec
@@ -15,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from support.models import TEXTS
+from support.pages import dumped_dom, page_data
 
 import tl_latentlens as tll
-from tl_latentlens.views.text import clip, visible
+from tl_latentlens.views.text import visible
 from tl_latentlens.vision.image_page import pixels
 
 HOSTILE = (
@@ -49,12 +47,6 @@ def picture() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
 
 
-def page_data(path: Path) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(encoding="utf-8"))
-    assert found
-    return json.loads(found[1])
-
-
 def decoded(uri: str) -> np.ndarray:
     """The pixels of a PNG, by hand."""
     data = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
@@ -83,9 +75,10 @@ def test_page_holds_the_picture_the_boxes_and_every_reading(
             cell = result.cell(name, pos)
             found = np.array(text["latentlens"][i][j]).reshape(-1, 4)
             assert found[:, 2] == pytest.approx([near.similarity for near in cell.neighbors], abs=1e-4)
-            contexts = [tuple(data["contexts"][int(k)][:3]) for k in found[:, 0]]
-            rows = [(result.found[name].index.row(near.row), near.token) for near in cell.neighbors]
-            assert contexts == [clip(row.context(160), token, 160) for row, token in rows]
+            index = result.found[name].index
+            for k, near in zip(found[:, 0], cell.neighbors, strict=True):
+                context = index.row(near.row).window(160).clipped(160)
+                assert data["contexts"][int(k)][:3] == [context.before, context.token, context.after]
             for lens in ("logit_lens", "embedding_lens"):
                 assert [data["strings"][int(k)] for k in text[lens][i][j][::2]] == [visible(t) for t, _ in getattr(cell, lens)]
     assert any("<script>" in part for context in data["contexts"] for part in context)
@@ -94,19 +87,14 @@ def test_page_holds_the_picture_the_boxes_and_every_reading(
     assert not re.search(r"https?:|@import|url\(", page), "nothing is asked of a network"
 
 
-def test_the_page_works_in_a_browser(result: tll.LensResult, picture: np.ndarray, tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium")
+def test_the_page_works_in_a_browser(result: tll.LensResult, browser: str, picture: np.ndarray, tmp_path: Path) -> None:
     path = tll.image_to_html(result, GRID, picture, tmp_path / "image.html")
     clicks = (
         "const slider = document.getElementById('layer'); slider.value = 1; slider.dispatchEvent(new Event('input'));"
         "document.querySelectorAll('#lenses button')[2].click(); document.querySelectorAll('#image button')[4].click()"
     )
     path.write_text(path.read_text(encoding="utf-8").replace("</body>", f"<script>{clicks}</script></body>"), encoding="utf-8")
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    dom = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
-    dom = re.sub(r"<script.*?</script>", "", dom, flags=re.DOTALL)
+    dom = dumped_dom(browser, path, tmp_path / "profile")
     assert "<title>tl-latentlens</title>" in dom
     assert dom.count("<img") == 1
     shown = [unescape(word) for word in re.findall(r"<button[^>]*data-at[^>]*><span>(.*?)</span>", dom)]
@@ -116,8 +104,8 @@ def test_the_page_works_in_a_browser(result: tll.LensResult, picture: np.ndarray
     assert "row 1, column 1" in panel
     assert "position 6" in panel
     for near in cells[4].neighbors:
-        context = result.found[NAMES[1]].index.row(near.row).context(160)
-        assert "".join(clip(context, near.token, 160)) in panel
+        context = result.found[NAMES[1]].index.row(near.row).window(160).clipped(160)
+        assert context.before + context.token + context.after in panel
 
 
 @pytest.mark.skipif(find_spec("PIL") is None, reason="no Pillow")

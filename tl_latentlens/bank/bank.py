@@ -19,6 +19,9 @@ from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError,
 from tl_latentlens.model.fingerprint import Fingerprint
 from tl_latentlens.model.heads import head_names, head_of, hook_point, is_head_name
 from tl_latentlens.model.info import ModelInfo
+from tl_latentlens.views.context import Context
+from tl_latentlens.views.data import PropertyTable
+from tl_latentlens.views.notebook import NOTEBOOK_EXAMPLES, properties_html
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,16 @@ class Row:
 
     def context(self, width: int = 80, marks: tuple[str, str] = ("«", "»")) -> str:
         """The text around the token, at most `width` characters to each side, the token between `marks`."""
+        return self.window(width).marked(marks)
+
+    def window(self, width: int = 80) -> Context:
+        """The token with the text around it, at most `width` characters to each side, newlines as spaces."""
         before, after = self._around(width + 4)
         bare = self.token.lstrip()
         lead = self.token[: len(self.token) - len(bare)] if bare else ""
         before = before if len(before) <= width else "…" + before[len(before) - width :]
         after = after if len(after) <= width else after[:width] + "…"
-        return f"{before}{lead}{marks[0]}{bare or self.token}{marks[1]}{after}".replace("\n", " ").strip()
+        return Context((before + lead).replace("\n", " ").lstrip(), self.token, after.replace("\n", " ").rstrip())
 
     def _around(self, near: int) -> tuple[str, str]:
         """The text to each side: all of it, or at least `near` characters, the outermost 3 of which a cut may have spoilt."""
@@ -103,9 +110,18 @@ class Bank:
         return f"Bank({str(self.path)!r}: {self.n_rows} rows, {len(self.hook_names)} hook names, {self.model_info.name})"
 
     def _repr_html_(self) -> str:
-        from tl_latentlens.views.html import bank_html
-
-        return bank_html(self)
+        model, plan = self.model_info, self.plan
+        cap = plan.settings.max_rows_per_token
+        examples = dict.fromkeys(((2 * np.arange(NOTEBOOK_EXAMPLES) + 1) * self.n_rows // (2 * NOTEBOOK_EXAMPLES)).tolist())
+        properties = {
+            "model": f"{model.name}, {model.n_layers} layers, d_model {model.d_model}",
+            "rows": f"{self.n_rows:,} contextual tokens of {plan.n_prompts:,} prompts",
+            "plan": f"{'no cap' if cap is None else f'at most {cap} rows'} a token id, seed {plan.settings.seed}"
+            + ", each text run twice" * plan.settings.repeat,
+            "hook names": [f"{name} [{self.d(name)}]" for name in self.hook_names],
+            "stored as": f"{self.dtype}, {self.path.stat().st_size / 1e6:,.1f} MB, {self.path}",
+        }
+        return properties_html(PropertyTable("Bank", properties, [self.row(row).window() for row in examples]))
 
     def close(self) -> None:
         """Let go of the memory maps; the bank maps them again if it is used again."""

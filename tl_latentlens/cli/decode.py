@@ -15,7 +15,6 @@ from tl_latentlens.corpus.words import word_ending_at
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.heads import head_result_layer, is_head_name
 from tl_latentlens.model.tokenize import tokenize
-from tl_latentlens.views.terminal import lens_table
 
 
 def decode(
@@ -57,7 +56,7 @@ def decode(
     _require_tokens(result)
     positions = positions_ending_word(result, word)
     if json is None:
-        console.print(lens_table(result, neighbors=top_k, positions=positions, width=console.width))
+        console.print(result.to_rich(top_k, positions, width=console.width))
     else:
         print_table(json, readings_at(result, positions))
     if html is not None:

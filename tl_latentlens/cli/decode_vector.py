@@ -13,7 +13,6 @@ from tl_latentlens.cli.output import console, print_tables
 from tl_latentlens.directions.decode import read_vector
 from tl_latentlens.directions.sae import TensorSAE
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.views.steering import direction_table
 
 
 def decode_vector(
@@ -118,6 +117,6 @@ def _decoder_row(encoder: TensorSAE, feature: int) -> Float[Tensor, " d"]:
 
 def _print_readings(title: str, length: float, result: tll.DirectionResult, steered: tll.SteeringResult | None) -> None:
     console.print(f"v: {title}, length {length:.3g}", markup=False, highlight=False)
-    console.print(direction_table(result, width=console.width))
+    console.print(result.neighbors_to_rich(width=console.width))
     if steered is not None:
         console.print(steered.table(width=console.width))

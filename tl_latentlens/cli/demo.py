@@ -12,7 +12,6 @@ from tl_latentlens.cli.options import DataOption, KindOption
 from tl_latentlens.cli.output import console, notes, print_tables
 from tl_latentlens.model.activations import activations_at
 from tl_latentlens.model.tokenize import tokenize
-from tl_latentlens.views.terminal import feature_table, lens_table
 
 DEMO_SENTENCES = (
     "She deposited her money and her savings at the bank",
@@ -42,13 +41,13 @@ def demo(
     model.run_with_hooks(list(DEMO_SENTENCES), fwd_hooks=hooks)
     positions = positions_ending_word(hooks.result, DEMO_WORD)
     if json is None:
-        console.print(lens_table(hooks.result, positions=positions, width=console.width))
+        console.print(hooks.result.to_rich(positions=positions, width=console.width))
     progress.print("[dim]3. label the features of a small SAE that are active on these sentences[/]")
     features = _label_active_features(model, built)
     if json is not None:
         print_tables(json, {"readings": readings_at(hooks.result, positions), "features": features.with_evidence()})
         return
-    console.print(feature_table(features, 8, width=console.width))
+    console.print(features.to_rich(8, width=console.width))
     console.print(
         "\nThe word is the same; what stands around its neighbors tells what the model made of it.\n"
         f'Your own text:   tl-latentlens decode {bank} "The judge walked into the court" --word court\n'

@@ -9,7 +9,6 @@ import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, HookOption, KindOption, ModelOption
 from tl_latentlens.cli.output import WRITERS, console, note, print_tables, require_writable
 from tl_latentlens.index.transforms import TRANSFORMS
-from tl_latentlens.views.terminal import evaluation_tables
 
 
 def evaluate(
@@ -52,7 +51,7 @@ def evaluate(
         seed=seed,
     )
     if json is None:
-        console.print(evaluation_tables(evaluation, width=console.width))
+        console.print(evaluation.to_rich(width=console.width))
     else:
         labels = {} if evaluation.labels is None else {"labels": evaluation.labels}
         print_tables(json, {"measures": evaluation.to_dataframe(), **labels})

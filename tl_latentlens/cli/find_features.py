@@ -8,7 +8,6 @@ import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, KindOption, ModelOption
 from tl_latentlens.cli.output import console, print_tables
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.views.found import find_table, meaning_lines
 
 
 def find_features(
@@ -59,6 +58,6 @@ def find_features(
         alike = [near.context for near in meaning.alike()]
         print_tables(json, {f"{result.kind}s": result.to_dataframe() for result in results}, **fields, alike=alike)
         return
-    console.print(meaning_lines(results[0].meaning, width=console.width), end="")
+    console.print(results[0].meaning.to_rich(width=console.width), end="")
     for result in results:
-        console.print(find_table(result, width=console.width))
+        console.print(result.to_rich(width=console.width))

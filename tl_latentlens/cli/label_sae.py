@@ -8,7 +8,7 @@ import typer
 import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption
 from tl_latentlens.cli.output import WRITERS, console, note, print_table, require_folders, require_writable
-from tl_latentlens.views.terminal import feature_table, refusals, summary_table
+from tl_latentlens.views.terminal.features import summary_table
 
 
 def label_sae(
@@ -63,7 +63,7 @@ def label_sae(
     if json is not None:
         print_table(json, result.with_evidence())
         return
-    console.print(feature_table(result, rows, width=console.width))
-    console.print(refusals(result.table), highlight=False, markup=False)
+    console.print(result.to_rich(rows, width=console.width))
+    console.print(result.label_counts(), highlight=False, markup=False)
     if len(result.table) > 1:
         console.print(summary_table(result.summary()))

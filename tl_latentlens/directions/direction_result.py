@@ -1,12 +1,17 @@
-"""What was found near directions."""
+"""Neighbors of directions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
+from rich.console import Group
 
 from tl_latentlens.index.contextual import SearchResult
 from tl_latentlens.index.neighbor import Neighbor
+from tl_latentlens.views.data import DirectionLine
+from tl_latentlens.views.notebook import directions_html
+from tl_latentlens.views.terminal.lens import direction_tables
+from tl_latentlens.views.text import printable
 
 _DIRECTION_COLUMNS = [
     "direction", "sign", "rank", "token", "context", "position", "prompt_index", "row", "hook_name", "similarity",
@@ -31,8 +36,6 @@ class DirectionResult:
         return f"{type(self).__name__}({len(self.ids)} directions, top {self.positive.rows.shape[-1]})"
 
     def __str__(self) -> str:
-        from tl_latentlens.views.text import printable
-
         chance = ["chance"] * (self.positive.chances is not None)
         columns = ["direction", "sign", "rank", "similarity", *chance, "hook_name", "context"]
         shown = self.to_dataframe()[columns].assign(context=lambda table: table["context"].map(printable))
@@ -40,9 +43,21 @@ class DirectionResult:
             return shown.to_string(index=False)
 
     def _repr_html_(self) -> str:
-        from tl_latentlens.views.html import directions_html
+        return directions_html(map(self._line, range(len(self.ids))), len(self.ids))
 
-        return directions_html(self)
+    def neighbors_to_rich(self, direction: int = 0, *, width: int | None = None) -> Group:
+        """Tables for the terminal (`rich.print`): the rows nearest to +v and to -v of the n-th direction.
+
+        Args:
+            direction: Which direction, by its place.
+            width: In characters; None: the terminal's.
+        """
+        return direction_tables(self._line(direction), width)
+
+    def _line(self, direction: int) -> DirectionLine:
+        """The n-th direction as views draw it."""
+        positive, negative = self.positive.neighbor_lines(direction), self.negative.neighbor_lines(direction)
+        return DirectionLine(str(self.ids[direction]), positive, negative)
 
     def neighbors(self, direction: int) -> tuple[list[Neighbor], list[Neighbor]]:
         """Neighbors of +v and of -v for the n-th direction."""

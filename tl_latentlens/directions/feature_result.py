@@ -1,18 +1,29 @@
 """What is known of SAE features: neighbors, a label for each that has earned one, and the figures that say so."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
 from tl_latentlens.directions.activity import Activity
 from tl_latentlens.directions.direction_result import DirectionResult
+from tl_latentlens.directions.feature_page import feature_page_data
 from tl_latentlens.directions.label_summary import summarize
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.neighbor import Neighbor
+from tl_latentlens.views.data import FeatureLine
+from tl_latentlens.views.features import feature_page
+from tl_latentlens.views.files import output_path
+from tl_latentlens.views.notebook import features_html
+from tl_latentlens.views.terminal.features import feature_table, label_counts
+from tl_latentlens.views.terminal.layout import plain_text
 
 
 @dataclass(frozen=True)
@@ -44,14 +55,31 @@ class FeatureResult(DirectionResult):
         return f"FeatureResult({len(self.table)} features, {np.count_nonzero(self.table['label'] != '')} labelled)"
 
     def __str__(self) -> str:
-        from tl_latentlens.views.terminal import features_as_text
-
-        return features_as_text(self)
+        return plain_text(Group(self.to_rich(width=100), Text(self.label_counts())), 100)
 
     def _repr_html_(self) -> str:
-        from tl_latentlens.views.html import features_html
+        lines = (self._feature_line(record) for record in self.table.to_dict("records"))
+        return features_html(lines, len(self.table), self._n_labelled)
 
-        return features_html(self)
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """Feature number → its place in `ids`, `positive`, `negative` and `activity`; zero decoder rows have none."""
+        return {feature: place for place, feature in enumerate(self.ids)}
+
+    @property
+    def _n_labelled(self) -> int:
+        return int(np.count_nonzero(self.table["label"] != ""))
+
+    def neighbors_of(self, feature: int) -> tuple[list[Neighbor], list[Neighbor]]:
+        """Neighbors of +v and of -v for a feature by its number; empty for one whose decoder row is zero.
+
+        `neighbors(n)` takes the place in `ids` instead, which is another number once features were chosen or a row is zero.
+
+        Raises:
+            InvalidInputError: The feature was not asked for.
+        """
+        self._require(feature)
+        return self.neighbors(self.places[feature]) if feature in self.places else ([], [])
 
     def to_html(self, path: str | Path, contexts: int = 20, *, progress: bool = True) -> Path:
         """Write one page that needs no network: a table of the features to search and sort, and a card for the one chosen.
@@ -72,18 +100,55 @@ class FeatureResult(DirectionResult):
         Raises:
             InvalidInputError: No such folder.
         """
-        from tl_latentlens.views.features import write_features
+        path = output_path(path)
+        data = feature_page_data(
+            self.table,
+            self.places,
+            {"positive": self.positive, "negative": self.negative},
+            self.activity,
+            self.nulls,
+            sae=self.sae,
+            model=self.model,
+            n_contexts=contexts,
+            progress=progress,
+        )
+        path.write_text(feature_page(data), encoding="utf-8")
+        return path
 
-        return write_features(self, path, contexts, progress)
+    def to_rich(self, lines: int = 30, *, width: int | None = None) -> Table:
+        """A table for the terminal (`rich.print`): a line a feature, labelled ones first, those with the nearest rows first.
+
+        Args:
+            lines: Most features shown.
+            width: In characters; None: the terminal's. In a narrow one some scores are left out.
+        """
+        is_refused = self.table["label"] == ""
+        # Cosines order the labelled features: the AUROC of many of them is 1.
+        ordered = self.table.assign(refused=is_refused).sort_values(
+            ["refused", "similarity"], ascending=[True, False], kind="stable"
+        )
+        features = [self._feature_line(record, 1) for record in ordered.head(lines).to_dict("records")]
+        return feature_table(features, list(self.table), len(self.table), width)
+
+    def label_counts(self) -> str:
+        """How many features have a label, and how often each reason kept one back, in one line."""
+        return label_counts(self.table)
+
+    def _feature_line(self, record: dict[str, Any], n_neighbors: int | None = None) -> FeatureLine:
+        """A line of the table as views draw it."""
+        place = self.places.get(record["feature"])
+        neighbors = [] if place is None else self.positive.neighbor_lines(place, n_neighbors)
+        return FeatureLine(record["feature"], record["label"], record["why_not"], record, neighbors)
 
     def with_evidence(self, rows: int = 3) -> pd.DataFrame:
         """The table, and the contexts of the first `rows` neighbors and max-activating rows, as columns of lists."""
-        place = {feature: i for i, feature in enumerate(self.ids)}
         features = self.table["feature"].tolist()
-        neighbors = [self.positive.neighbors_of(place[f])[:rows] if f in place else [] for f in features]
-        largest = [[neighbor for _, neighbor in self.max_activating(f, rows)] for f in features]
-        columns = {"neighbors": neighbors, "max_activating": largest}
-        return self.table.assign(**{name: [[n.context for n in found] for found in each] for name, each in columns.items()})
+        columns = {
+            "neighbors": [self.neighbors_of(feature)[0][:rows] for feature in features],
+            "max_activating": [[row for _, row in self.max_activating(feature, rows)] for feature in features],
+        }
+        contexts = {name: [[near.context for near in rows] for rows in column] for name, column in columns.items()}
+        return self.table.assign(**contexts)
 
     def max_activating(self, feature: int, top_k: int = 10) -> list[tuple[float, Neighbor]]:
         """Activation and row of a feature's max-activating rows, the largest first.
@@ -95,12 +160,11 @@ class FeatureResult(DirectionResult):
         Raises:
             InvalidInputError: The feature was not asked for.
         """
-        if feature not in self.table["feature"].to_numpy():
-            raise InvalidInputError(f"feature {feature} is not among the {len(self.table)} that were labelled")
-        if self.activity is None or feature not in self.ids:
+        self._require(feature)
+        if self.activity is None or feature not in self.places:
             return []
-        at = list(self.ids).index(feature)
-        values, rows = (part[at, :top_k] for part in (self.activity.top.similarities, self.activity.top.rows))
+        place = self.places[feature]
+        values, rows = (part[place, :top_k] for part in (self.activity.top.similarities, self.activity.top.rows))
         index = self.positive.index
         hook_id = index.hook_names.index(self.activity.hook_name)
         pairs = [(value, row) for value, row in zip(values.tolist(), rows.tolist(), strict=True) if value > float("-inf")]
@@ -109,3 +173,7 @@ class FeatureResult(DirectionResult):
     def summary(self) -> pd.DataFrame:
         """How many features are alive and labelled, and the mean of each score beside its null, with 95 % intervals."""
         return summarize(self.table)
+
+    def _require(self, feature: int) -> None:
+        if feature not in self.table["feature"].to_numpy():
+            raise InvalidInputError(f"feature {feature} is not among the {len(self.table)} that were labelled")

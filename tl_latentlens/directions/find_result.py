@@ -1,13 +1,22 @@
-"""Which components write what a word means in its context."""
+"""Components that write what a word means in its context, as `find_*` return them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
 from tl_latentlens.index.contextual import SearchResult
 from tl_latentlens.index.neighbor import Neighbor
+from tl_latentlens.views.context import Context
+from tl_latentlens.views.data import WordReading
+from tl_latentlens.views.terminal.components import component_table, word_lines
+from tl_latentlens.views.terminal.layout import plain_text
+from tl_latentlens.views.text import short_hook_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +47,40 @@ class Meaning:
 
     def alike(self) -> list[Neighbor]:
         """The nearest other uses of the token."""
-        index = self.found.index
-        pairs = zip(self.alike_rows.tolist(), self.alike_cosines.tolist(), strict=True)
-        return [index.neighbor(row, index.hook_names.index(self.hook_name), cosine) for row, cosine in pairs]
+        return [self.found.index.neighbor(row, hook_id, cosine) for row, hook_id, cosine in self._alike_hits()]
 
     def neighbors(self) -> list[Neighbor]:
         """The rows nearest to the direction."""
         return self.found.neighbors_of(0)
+
+    def to_rich(self, neighbors: int = 3, *, width: int | None = None) -> Text:
+        """Lines for the terminal (`rich.print`): the word in its text, and the uses of its token that show what is meant.
+
+        Args:
+            neighbors: Most uses.
+            width: In characters; None: the terminal's.
+        """
+        place = f"read at {short_hook_name(self.hook_name)}"
+        if self.by_token:
+            note = f"{place}: what these uses share, and {self.n_uses} others lack"
+            lines = [self.found.index.neighbor_line(row, hook_id, cosine) for row, hook_id, cosine in self._alike_hits()]
+        else:
+            note = f"{place}; only {self.n_uses} other uses of the token: compared with the mean of all tokens"
+            lines = self.found.neighbor_lines(0)
+        return word_lines(WordReading(self._context(), note, lines[:neighbors], self.hook_name), width)
+
+    def _alike_hits(self) -> Iterator[tuple[int, int, float]]:
+        """Row, place of the hook name in the index, and cosine of the nearest other uses."""
+        hook_id = self.found.index.hook_names.index(self.hook_name)
+        pairs = zip(self.alike_rows.tolist(), self.alike_cosines.tolist(), strict=True)
+        return ((row, hook_id, cosine) for row, cosine in pairs)
+
+    def _context(self) -> Context:
+        """The word in its text, without special tokens."""
+        tokens = [token for token in self.tokens if not (token.startswith("<") and token.endswith(">"))]
+        before, word = "".join(tokens[:-1]).replace("\n", "↵").lstrip(), tokens[-1].replace("\n", "↵")
+        lead = " " if word.startswith(" ") and before else ""
+        return Context(before + lead, word, "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +103,16 @@ class FindResult:
     found: SearchResult = field(repr=False)
 
     def __str__(self) -> str:
-        from tl_latentlens.views.found import find_text
+        return plain_text(Group(self.meaning.to_rich(width=120), self.to_rich(width=120)), 120)
 
-        return find_text(self)
+    def to_rich(self, *, width: int | None = None) -> Table:
+        """A table for the terminal (`rich.print`): a line a component.
+
+        Args:
+            width: In characters; None: the terminal's. In a narrow one some columns are left out.
+        """
+        nearest = [self.found.neighbor_lines(line, 1)[0] for line in range(len(self.table))]
+        return component_table(self.table, self.parts, nearest, width)
 
     def neighbors(self, line: int) -> list[Neighbor]:
         """The rows nearest to what the component of a line of the table writes."""

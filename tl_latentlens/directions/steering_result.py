@@ -1,6 +1,7 @@
 """Readings of steered runs: neighbors under each multiple of a vector, and how far the stream has turned."""
 
 import html
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,7 +9,12 @@ import pandas as pd
 from jaxtyping import Float
 from rich.console import Group
 
+from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.lens.result import LensResult
+from tl_latentlens.views.data import SteeringCell, SteeringColumn
+from tl_latentlens.views.terminal.layout import plain_text
+from tl_latentlens.views.terminal.steering import steering_tables
+from tl_latentlens.views.text import short_hook_name
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,7 @@ class SteeringResult:
     cosines: dict[float, dict[str, Float[np.ndarray, " cells"]]] = field(repr=False)
 
     def __str__(self) -> str:
-        from tl_latentlens.views.terminal import as_plain
-
-        return as_plain(self.table(width=80), 80)
+        return plain_text(self.table(width=80), 80)
 
     def _repr_html_(self) -> str:
         return f"<pre style='line-height: 1.2'>{html.escape(str(self))}</pre>"
@@ -48,9 +52,34 @@ class SteeringResult:
         Raises:
             InvalidInputError: The position was not decoded.
         """
-        from tl_latentlens.views.steering import steering_table
+        multiples = list(self.readings)
+        hook_names = list(dict.fromkeys(name for reading in self.readings.values() for name in reading.hook_names))
+        batches = range(len(self.readings[multiples[0]].decoded)) if batch is None else [batch]
+        texts = [[self._column(multiple, pos, text) for multiple in multiples] for text in batches]
+        return steering_tables(texts, hook_names, self._notes(), width)
 
-        return steering_table(self, pos, batch, width)
+    def _column(self, multiple: float, pos: int | None, batch: int) -> SteeringColumn:
+        """What was read of one text under one multiple, as views draw it."""
+        reading = self.readings[multiple]
+        decoded = np.flatnonzero(reading.decoded[batch])
+        if not len(decoded):
+            raise InvalidInputError(f"nothing was decoded of text {batch} under multiple {multiple:g}")
+        token_pos = int(decoded[-1]) if pos is None else pos if pos >= 0 else pos + reading.decoded.shape[1]
+        cosines = self.cosines_at(multiple) if multiple else {}
+        cells = {}
+        for name in reading.hook_names:
+            cosine = cosines.get((name, batch, token_pos), math.nan)
+            cells[name] = SteeringCell(reading.lens_cell(name, token_pos, batch, 1), None if math.isnan(cosine) else cosine)
+        return SteeringColumn(multiple, reading.token_heading(batch, token_pos), cells)
+
+    def _notes(self) -> list[str]:
+        """What the tables show."""
+        place = f"added at {short_hook_name(self.hook_name)}"
+        if self.relative_length is not None:
+            place += f"; the vector is {self.relative_length:.2f} as long as a median row there"
+        figures = "cos with the nearest neighbor" + " · with the unsteered activation" * bool(self.cosines)
+        logit_lens = "; → logit lens" * any(reading.logit_lens for reading in self.readings.values())
+        return [place, figures + logit_lens]
 
     def to_dataframe(self) -> pd.DataFrame:
         """The lines of `LensResult.to_dataframe` with `multiple` in front, and `cos_to_unsteered` (of the cell) behind."""

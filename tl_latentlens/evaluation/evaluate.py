@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Group
 from tqdm.auto import tqdm
 
 from tl_latentlens.bank.bank import Bank
 from tl_latentlens.directions.label import label_features
 from tl_latentlens.directions.sae import hook_names_of, require_sae
-from tl_latentlens.errors import InvalidInputError, MissingExtraError
+from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.evaluation.agreement import reader_agreement
 from tl_latentlens.evaluation.readings import draw_cells, neighbors_elsewhere
 from tl_latentlens.evaluation.senses import find_uses, layer_0, load_senses, other_votes, sense_accuracy, votes
@@ -23,6 +24,10 @@ from tl_latentlens.model.activations import activations_at
 from tl_latentlens.model.describe import is_bidirectional, require_model
 from tl_latentlens.model.heads import is_head_name
 from tl_latentlens.statistics.intervals import Measure
+from tl_latentlens.views.curves import measure_curves
+from tl_latentlens.views.data import MeasurePanel
+from tl_latentlens.views.terminal.evaluation import evaluation_tables
+from tl_latentlens.views.terminal.layout import plain_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +45,16 @@ class Evaluation:
     labels: pd.DataFrame | None = field(repr=False, default=None)
 
     def __str__(self) -> str:
-        from tl_latentlens.views.terminal import evaluation_text
+        return plain_text(self.to_rich(width=100), 100)
 
-        return evaluation_text(self)
+    def to_rich(self, *, width: int | None = None) -> Group:
+        """Tables for the terminal (`rich.print`): each measure, readers by hook names, and what each transform gains.
+
+        Args:
+            width: In characters; None: the terminal's.
+        """
+        gains = self.gains(self.transforms[0]) if len(self.transforms) > 1 else None
+        return evaluation_tables(self._panels(), self.transforms, gains, self.labels, width)
 
     def to_dataframe(self) -> pd.DataFrame:
         """A line for each measure, hook name and reader: mean, 95 % interval (low, high), n and unit.
@@ -70,11 +82,11 @@ class Evaluation:
         Raises:
             MissingExtraError: plotly is not installed.
         """
-        try:
-            from tl_latentlens.views.curves import curves
-        except ImportError as error:
-            raise MissingExtraError('plotting needs plotly: pip install "tl-latentlens[viz]"') from error
-        return curves(self)
+        return measure_curves(self._panels(), self.transforms)
+
+    def _panels(self) -> list[MeasurePanel]:
+        """The measures as views draw them."""
+        return [MeasurePanel(m.name, m.unit, m.lower_is_better, m.table()) for m in self.measures]
 
 
 def evaluate(

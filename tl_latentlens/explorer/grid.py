@@ -6,33 +6,36 @@ from typing import Any
 import numpy as np
 
 from tl_latentlens.explorer.reader import ImageReading, PromptReading
-from tl_latentlens.views.sheet import LENSES, Sheet, contexts_of, sheet_of, span
+from tl_latentlens.views.colors import color_range
+from tl_latentlens.views.grids import LensGrid
+from tl_latentlens.views.image import patch_data
+from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.text import hook_headings
-from tl_latentlens.vision.image_page import patch_data, read_patches
+from tl_latentlens.vision.image_page import image_grid as read_image_grid
 
 _AROUND = 60  # characters of context that complete a cell's token
-_KEYS = {label: lens for lens, label in LENSES.items()}
+_KEYS = {info.label: lens for lens, info in LENSES.items()}
 
 
 def prompt_grid(read: PromptReading, lens: str, hook_names: Sequence[str]) -> dict[str, Any]:
     """A table: a column a token, a row a hook name, the last layer on top; each cell a token and a score."""
-    return _grid(sheet_of(read.result, 0), lens, hook_names)
+    return _grid(read.result.grid(0), lens, hook_names)
 
 
 def image_grid(read: ImageReading, name: str, lens: str, hook_names: Sequence[str]) -> dict[str, Any]:
     """The same of the patches of an image, and where they are on it; `name` is the picture's, which comes apart."""
-    grid, sheet, tokens = read_patches(read.result, read.seen.grid, read.seen.picture)
-    return {**_grid(sheet, lens, hook_names), "image": {"name": name, **patch_data(grid, tokens)}}
+    image = read_image_grid(read.result, read.seen.grid, read.seen.picture)
+    return {**_grid(image.grid, lens, hook_names), "image": {"name": name, **patch_data(image)}}
 
 
-def _grid(sheet: Sheet, lens: str, hook_names: Sequence[str]) -> dict[str, Any]:
-    shown = [i for i, name in enumerate(sheet.hook_names) if name in hook_names]
-    values, words = _first(sheet, _KEYS[lens])
-    low, high = span([values[shown]], "probability" if lens == "logit lens" else "cosine")
-    labels, kind = hook_headings([sheet.hook_names[i] for i in shown])
+def _grid(grid: LensGrid, lens: str, hook_names: Sequence[str]) -> dict[str, Any]:
+    shown = [i for i, name in enumerate(grid.hook_names) if name in hook_names]
+    values, words = _first(grid, _KEYS[lens])
+    low, high = color_range([values[shown]], "probability" if lens == "logit lens" else "cosine")
+    labels, kind = hook_headings([grid.hook_names[i] for i in shown])
     rows = [
         {
-            "hook": sheet.hook_names[i],
+            "hook": grid.hook_names[i],
             "label": label,
             "cells": [
                 [*word, round(score, 4)] if np.isfinite(score) else None
@@ -41,19 +44,19 @@ def _grid(sheet: Sheet, lens: str, hook_names: Sequence[str]) -> dict[str, Any]:
         }
         for i, label in zip(shown, labels, strict=True)
     ]
-    columns = [{"pos": pos, "token": token} for pos, token in zip(sheet.positions, sheet.tokens, strict=True)]
+    columns = [{"pos": pos, "token": token} for pos, token in zip(grid.positions, grid.tokens, strict=True)]
     unit = "probability" if lens == "logit lens" else "similarity"
     return {"columns": columns, "rows": rows[::-1], "kind": kind, "low": low, "high": high, "unit": unit}
 
 
-def _first(sheet: Sheet, lens: str) -> tuple[np.ndarray, list[list[tuple[str, str, str]]]]:
+def _first(grid: LensGrid, lens: str) -> tuple[np.ndarray, list[list[tuple[str, str, str]]]]:
     """Of each cell the best score, NaN where the lens does not read, and its token with what completes it to a word."""
-    if lens not in sheet.lenses:
-        missing = np.full((len(sheet.hook_names), len(sheet.positions)), np.nan)
-        return missing, [[("", "", "")] * len(sheet.positions)] * len(sheet.hook_names)
+    if lens not in grid.lenses:
+        missing = np.full((len(grid.hook_names), len(grid.positions)), np.nan)
+        return missing, [[("", "", "")] * len(grid.positions)] * len(grid.hook_names)
     if lens != "latentlens":
-        return sheet.values(lens), [[("", token, "") for token in tokens] for tokens in sheet.best(lens)]
-    rows = sheet.rows[..., 0].tolist()
-    contexts = contexts_of(sheet.index, {row for line in rows for row in line}, _AROUND)
+        return grid.values(lens), [[("", token, "") for token in tokens] for tokens in grid.first_tokens(lens)]
+    rows = grid.rows[..., 0].tolist()
+    contexts = grid.contexts({row for line in rows for row in line}, _AROUND)
     words = [[(found.lead, found.token, found.tail) for found in map(contexts.__getitem__, line)] for line in rows]
-    return sheet.values(lens), words
+    return grid.values(lens), words

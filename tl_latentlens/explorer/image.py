@@ -23,7 +23,9 @@ from torch import Tensor
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.describe import model_device
 from tl_latentlens.model.image_tokens import image_positions, image_token_id
-from tl_latentlens.vision.image_page import Pixels, pillow, pixels
+from tl_latentlens.views.grids import Pixels
+from tl_latentlens.views.optional import pillow
+from tl_latentlens.vision.image_page import pixels
 from tl_latentlens.vision.patch_grid import PatchGrid
 from tl_latentlens.vision.patches import patch_grids
 from tl_latentlens.vision.scenes.connector import SceneModel

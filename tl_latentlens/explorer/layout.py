@@ -7,7 +7,7 @@ from tl_latentlens.explorer.components import dcc, html
 from tl_latentlens.explorer.image import Images, SceneImages
 from tl_latentlens.explorer.reader import Reader
 from tl_latentlens.index.transforms import TRANSFORMS
-from tl_latentlens.views.sheet import LENSES
+from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.text import hook_headings
 
 EXPORTS = ("csv", "json", "html")
@@ -48,7 +48,7 @@ def layout(reader: Reader, transform: str) -> Any:
             ),
             html.Div(
                 [
-                    _pills("lens", list(LENSES.values()), "LatentLens"),
+                    _pills("lens", [info.label for info in LENSES.values()], "LatentLens"),
                     _pills("transform", TRANSFORMS, transform),
                     _pills("layers", dict(zip(names, labels, strict=True)), names),
                     html.Div(

@@ -10,8 +10,8 @@ from tl_latentlens.explorer.image import SceneImages, Uploads
 from tl_latentlens.explorer.layout import EXPORTS
 from tl_latentlens.explorer.parts import cell_parts, ends, feature_chips, heading, patch_heading
 from tl_latentlens.explorer.reader import DirectionReading, ImageReading, PromptReading, Reader, uploaded_bytes
-from tl_latentlens.views.page import page as whole_page
-from tl_latentlens.vision.image_page import image_page, picture_uri
+from tl_latentlens.views.image import image_page, picture_uri
+from tl_latentlens.vision.image_page import image_grid as read_image_grid
 
 _CENTER = "A direction stands for what is above the mean; with the transform center the mean is taken away from the rows too."
 _PAST = 50  # readings that can be gone back to
@@ -187,7 +187,7 @@ class Page:
             if read is None:
                 raise InvalidInputError("a direction is saved as CSV or JSON; HTML is for prompts and images")
             seen = read.seen if isinstance(read, ImageReading) else None
-            content = whole_page(result) if seen is None else image_page(result, seen.grid, seen.picture)
+            content = result.page() if seen is None else image_page(read_image_grid(result, seen.grid, seen.picture))
             return {"content": content, "filename": "latentlens.html"}
         frame = result.to_dataframe()
         if read is not None:

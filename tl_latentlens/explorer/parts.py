@@ -6,9 +6,12 @@ from typing import Any
 from tl_latentlens.explorer.components import html
 from tl_latentlens.explorer.image import Seen
 from tl_latentlens.explorer.reader import DirectionReading
-from tl_latentlens.index.neighbor import Neighbor
-from tl_latentlens.lens.result import LensResult, TokenReading
-from tl_latentlens.views.text import CHANCE, clip, short_hook_name, visible
+from tl_latentlens.lens.result import LensResult
+from tl_latentlens.views.chance import format_chance, is_chance
+from tl_latentlens.views.context import Context
+from tl_latentlens.views.data import NeighborLine, TokenScores
+from tl_latentlens.views.lens_names import LENSES
+from tl_latentlens.views.text import short_hook_name, visible
 
 _TEXT = 220  # characters of the text around a chosen token
 
@@ -20,8 +23,8 @@ def heading(result: LensResult, hook_name: str, pos: int) -> list[Any]:
     before, after = ("".join(tokens[i] for i in shown if i != pos and (i < pos) is side) for side in (True, False))
     token = tokens[pos]
     lead = " " if token.startswith(" ") and token.strip() else ""
-    before, marked, after = clip(f"{before}{lead}«{token.strip() or token}»{after}", token, _TEXT)
-    text = [html.Span(before), html.Mark(marked), html.Span(after)]
+    context = Context(before + lead, token, after).clipped(_TEXT)
+    text = [html.Span(context.before), html.Mark(context.token), html.Span(context.after)]
     return [
         html.H2([html.Code(visible(token)), f" at {short_hook_name(hook_name)}"], title=hook_name),
         html.P(text, className="text"),
@@ -42,60 +45,52 @@ def patch_heading(seen: Seen, hook_name: str, pos: int) -> list[Any]:
 
 def cell_parts(result: LensResult, hook_name: str, pos: int, lens: str) -> list[Any]:
     """What each lens reads at one cell, the chosen one first."""
-    cell = result.cell(hook_name, pos)
-    i = result.positions[:, 1].tolist().index(pos)
-    found = result.found[hook_name][i]
-    chances = found.index.chances(found).tolist()
-    readings = {"logit lens": result.logit_lens.get(hook_name), "embedding lens": result.embedding_lens.get(hook_name)}
-    return _parts(lens, neighbor_list(cell.neighbors, hook_name, chances), readings, i)
+    cell = result.lens_cell(hook_name, pos)
+    neighbors = result.found[hook_name][result.place(pos)].with_chances().neighbor_lines(0)
+    readings = {name: cell.lenses.get(name) for name in LENSES if name != "latentlens"}
+    return _parts(lens, neighbor_list(neighbors, hook_name), readings)
 
 
 def ends(read: DirectionReading, lens: str) -> list[Any]:
     """Neighbors, and what the other lenses read, of both ends of a direction."""
-    found = [read.result.positive, read.result.negative]
-    shown = []
-    for i, (name, neighbors) in enumerate(zip(("+v", "−v"), read.result.neighbors(0), strict=True)):
-        listed = neighbor_list(neighbors, None, found[i].index.chances(found[i])[0].tolist())
-        shown.append(html.Section([html.H2(name), *_parts(lens, listed, read.lenses, i)]))
-    return shown
+    sections = []
+    for i, (name, found) in enumerate((("+v", read.result.positive), ("−v", read.result.negative))):
+        neighbors = neighbor_list(found.with_chances().neighbor_lines(0), None)
+        readings = {name: reading.token_scores(i) for name, reading in read.lenses.items()}
+        sections.append(html.Section([html.H2(name), *_parts(lens, neighbors, readings)]))
+    return sections
 
 
-def _parts(lens: str, neighbors: Any, readings: Mapping[str, TokenReading | None], row: int) -> list[Any]:
+def _parts(lens: str, neighbors: Any, readings: Mapping[str, TokenScores | None]) -> list[Any]:
     parts = {"LatentLens": [html.H3("nearest contexts"), neighbors]}
-    for name, reading in readings.items():
-        if reading is not None:
-            pairs = zip(reading.tokens(row), reading.scores[row].tolist(), strict=True)
-            chips = [html.Span([html.Code(visible(token)), f" {_score(name, score)}"]) for token, score in pairs]
-            parts[name] = [html.H3(name), html.Div(chips, className="chips")]
-        elif name == lens:
-            parts[name] = [html.P(f"The {name} reads the residual stream alone.", className="note")]
-    return [one for name in sorted(parts, key=lambda name: name != lens) for one in parts[name]]
+    for name, tokens in readings.items():
+        info = LENSES[name]
+        if tokens is not None:
+            chips = [html.Span([html.Code(visible(token)), f" {info.format_score(score)}"]) for token, score in tokens]
+            parts[info.label] = [html.H3(info.label), html.Div(chips, className="chips")]
+        elif info.label == lens:
+            parts[info.label] = [html.P(f"The {info.label} reads the residual stream alone.", className="note")]
+    return [component for label in sorted(parts, key=lambda label: label != lens) for component in parts[label]]
 
 
-def _score(lens: str, score: float) -> str:
-    return f"{score:.0%}" if lens == "logit lens" else f"{score:.2f}"
-
-
-def neighbor_list(neighbors: Sequence[Neighbor], hook_name: str | None, chances: Sequence[float]) -> Any:
+def neighbor_list(neighbors: Sequence[NeighborLine], hook_name: str | None) -> Any:
     """A line a neighbor: similarity, the token marked in its context, where it stands; dim where chance explains it."""
     lines = []
-    for n, chance in zip(neighbors, chances, strict=True):
-        before, token, after = clip(n.context, n.token, 2 * len(n.context))
-        at = [] if n.hook_name == hook_name else [html.Span(short_hook_name(n.hook_name), className="hook", title=n.hook_name)]
+    for near in neighbors:
+        context, name = near.context.clipped(None), near.hook_name
+        at = [] if name == hook_name else [html.Span(short_hook_name(name), className="hook", title=name)]
         where = html.Button(
-            f"text {n.prompt_index:,}", id={"link": "text", "to": n.row}, className="link", title="read this text"
+            f"text {near.prompt_index:,}", id={"link": "text", "to": near.row}, className="link", title="read this text"
         )
-        p = f"p {chance:.0e}" if chance < CHANCE else f"p {chance:.2f}"
+        p = "" if near.chance is None else f"p {format_chance(near.chance)}"
+        text = [html.Span(context.before), html.Mark(context.token), html.Span(context.after)]
         lines.append(
             html.Li(
                 [
-                    html.Span(f"{n.similarity:.2f}", className="score", title=f"a random activation comes as near: {p}"),
-                    html.Div(
-                        [html.Span(before), html.Mark(token), html.Span(after), html.Div([*at, where, p], className="where")],
-                        className="context",
-                    ),
+                    html.Span(f"{near.similarity:.2f}", className="score", title=f"a random activation comes as near: {p}"),
+                    html.Div([*text, html.Div([*at, where, p], className="where")], className="context"),
                 ],
-                className="chance" if chance >= CHANCE else "",
+                className="chance" if is_chance(near.chance) else "",
             )
         )
     return html.Ol(lines, className="neighbors")

@@ -255,9 +255,9 @@ class Reader:
         lenses = {}
         if len(vector) == self.model.cfg.d_model and (at is None or in_residual_stream(at)):
             both = torch.stack([vector, -vector])
-            lenses = {"embedding lens": embedding_lens(self.model, both.to(self.model.W_E), self.top_k)}
+            lenses = {"embedding_lens": embedding_lens(self.model, both.to(self.model.W_E), self.top_k)}
             if not is_bidirectional(self.model):
-                lenses = {"logit lens": logit_lens(self.model, both, self.top_k), **lenses}
+                lenses = {"logit_lens": logit_lens(self.model, both, self.top_k), **lenses}
         return DirectionReading(f"{title}, length {float(vector.norm()):.3g}", result, lenses)
 
 

@@ -2,7 +2,7 @@
 
 import warnings
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,6 +27,9 @@ from tl_latentlens.search.device import as_device
 from tl_latentlens.search.geometry import hubness
 from tl_latentlens.search.ranking import rank_together
 from tl_latentlens.search.vectors import VectorSearch, as_tensor, unit_queries
+from tl_latentlens.views.context import Context
+from tl_latentlens.views.data import NeighborLine, PropertyTable
+from tl_latentlens.views.notebook import properties_html, search_html
 
 _NULL = 4096  # rows that stand for random activations
 _HUB = 10  # nearest of them that say how much of a hub a row is, as in CSLS
@@ -55,9 +58,9 @@ class SearchResult:
         return SearchResult(self.similarities[at], self.rows[at], self.hook_ids[at], self.index, chances)
 
     def _repr_html_(self) -> str:
-        from tl_latentlens.views.html import search_html
-
-        return search_html(self)
+        places = (", ".join(map(str, place)) for place in np.ndindex(*self.rows.shape[:-1]))
+        queries = ((place, self.neighbor_lines(i)) for i, place in enumerate(places))
+        return search_html(queries, int(np.prod(self.rows.shape[:-1])))
 
     def neighbors(self) -> Any:
         """Neighbors in nested lists of the queries' leading shape; text is looked up here and not before."""
@@ -77,6 +80,15 @@ class SearchResult:
         """Neighbors of one query, counted over the flattened leading shape."""
         found = (part[query].tolist() for part in self._on_host)
         return [self.index.neighbor(*one) for one in zip(*found, strict=True)]
+
+    def with_chances(self) -> "SearchResult":
+        """The same neighbors with `chances`."""
+        return self if self.chances is not None else replace(self, chances=self.index.chances(self))
+
+    def neighbor_lines(self, query: int, n_neighbors: int | None = None) -> list[NeighborLine]:
+        """The same as views draw them, at most so many; None: all."""
+        found = (part[query][:n_neighbors].tolist() for part in self._on_host)
+        return [self.index.neighbor_line(*one) for one in zip(*found, strict=True)]
 
 
 class ContextualIndex:
@@ -174,9 +186,15 @@ class ContextualIndex:
         return f"ContextualIndex({self.n_rows} rows × [{hooks}], {self.model_info.name}, {self.transform}, on {self.device})"
 
     def _repr_html_(self) -> str:
-        from tl_latentlens.views.html import index_html
-
-        return index_html(self)
+        n_banks = len(self.banks)
+        properties = {
+            "model": self.model_info.name,
+            "rows": f"{self.n_rows:,} of {n_banks} bank{'s' * (n_banks > 1)}",
+            "hook names": [f"{name} [{self.d(name)}]" for name in self.hook_names],
+            "transform": self.transform,
+            "device": str(self.device),
+        }
+        return properties_html(PropertyTable("ContextualIndex", properties, []))
 
     @property
     def moves_queries(self) -> bool:
@@ -245,7 +263,7 @@ class ContextualIndex:
         hook_ids, firsts = (torch.tensor(numbers, device=self.device)[place] for numbers in list(zip(*places, strict=True))[:2])
         similarities = best.similarities if self.transform == "csls" else best.similarities.clamp(-1, 1)
         result = SearchResult(similarities, best.rows - starts[place] + firsts, hook_ids, self)
-        return replace(result, chances=self.chances(result)) if calibrate else result
+        return result.with_chances() if calibrate else result
 
     @torch.no_grad()
     def chances(self, found: SearchResult) -> Float[Tensor, "... k"]:
@@ -297,6 +315,15 @@ class ContextualIndex:
         found = self.row(row)
         name = self.hook_names[hook_id]
         return Neighbor(found.token, found.context(), found.position, found.prompt_index, row, name, similarity, chance)
+
+    def neighbor_line(self, row: int, hook_id: int, similarity: float, chance: float | None = None) -> NeighborLine:
+        """One found row as views draw it."""
+        found = self.row(row)
+        return NeighborLine(found.window(), similarity, chance, self.hook_names[hook_id], row, found.prompt_index)
+
+    def contexts(self, rows: Iterable[int], width: int) -> dict[int, Context]:
+        """Rows in their texts, at most `width` columns of a terminal, each looked up once."""
+        return {row: self.row(row).window(width).clipped(width) for row in set(rows)}
 
     def check_model(self, model: Any, *, force: bool = False) -> None:
         """Replay the bank's fingerprint on a model; done once for each model unless `force`.

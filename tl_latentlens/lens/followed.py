@@ -8,8 +8,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int, Num
 
-from tl_latentlens.errors import InvalidInputError, MissingExtraError
+from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.lens.result import LensResult
+from tl_latentlens.views.followed import token_curves
+from tl_latentlens.views.grids import FollowedGrid
+from tl_latentlens.views.notebook import NOTEBOOK_EXAMPLES, followed_html
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,8 @@ class FollowedTokens:
         return self.at().to_string(index=False)
 
     def _repr_html_(self) -> str:
-        from tl_latentlens.views.html import followed_html
-
-        return followed_html(self)
+        batches = np.unique(self.result.positions[:, 0]).tolist()
+        return followed_html([self._grid(None, batch) for batch in batches[:NOTEBOOK_EXAMPLES]], len(batches))
 
     @property
     def lenses(self) -> list[str]:
@@ -109,11 +111,27 @@ class FollowedTokens:
             MissingExtraError: plotly is not installed.
             InvalidInputError: The position was not decoded, or another `by`.
         """
-        try:
-            from tl_latentlens.views.followed import token_curves
-        except ImportError as error:
-            raise MissingExtraError('plotting needs plotly: pip install "tl-latentlens[viz]"') from error
-        return token_curves(self, pos, batch, by)
+        return token_curves(self._grid(pos, batch), by)
+
+    def _grid(self, pos: int | None, batch: int) -> FollowedGrid:
+        """One position as views draw it."""
+        cell = self._place(pos, batch)
+        batch_id, token_pos = self.result.positions[cell].tolist()
+        missing = TokenRanks(*np.full((2, cell + 1, len(self.tokens)), np.nan))
+        names = self.result.hook_names
+        read = {lens: [getattr(self, lens).get(name, missing) for name in names] for lens in self.lenses}
+        return FollowedGrid(
+            batch=batch_id,
+            pos=token_pos,
+            token=self.result.token(batch_id, token_pos),
+            hook_names=names,
+            followed=self.tokens,
+            top_k=self.top_k,
+            scores={
+                lens: np.stack([ranks.scores[cell] for ranks in layers]).astype(np.float64) for lens, layers in read.items()
+            },
+            ranks={lens: np.stack([ranks.ranks[cell] for ranks in layers]).astype(np.float64) for lens, layers in read.items()},
+        )
 
     def _place(self, pos: int | None, batch: int) -> int:
         here = np.flatnonzero(self.result.positions[:, 0] == batch)

@@ -1,6 +1,6 @@
-"""What a search or a lens found, as frozen data; text is built only when it is asked for."""
+"""What the lens hooks read in a run, as frozen data; text is looked up only when it is asked for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,30 +8,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
+from rich.console import Group
 
-from tl_latentlens.errors import InvalidInputError, MissingExtraError, UnknownHookError
+from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.contextual import SearchResult
 from tl_latentlens.index.neighbor import Neighbor
-
-
-@dataclass(frozen=True)
-class TokenReading:
-    """Vocabulary tokens that a lens reads from vectors, best first.
-
-    Attributes:
-        token_ids: [n, k].
-        scores: Probabilities in [0, 1] (logit lens) or cosines in [-1, 1] (embedding lens), [n, k].
-        strings: The text of each token id that occurs.
-    """
-
-    token_ids: Int[np.ndarray, "n k"]
-    scores: Float[np.ndarray, "n k"]
-    strings: dict[int, str] = field(repr=False)
-
-    def tokens(self, row: int) -> list[str]:
-        """The texts of one vector's tokens."""
-        return [self.strings[i] for i in self.token_ids[row].tolist()]
+from tl_latentlens.views.context import Context
+from tl_latentlens.views.data import LensCell, TokenHeading, TokenReading
+from tl_latentlens.views.files import output_path
+from tl_latentlens.views.grids import LensGrid
+from tl_latentlens.views.heatmap import heatmap, heatmaps
+from tl_latentlens.views.notebook import NOTEBOOK_NEIGHBORS, lens_html
+from tl_latentlens.views.page import lens_page
+from tl_latentlens.views.terminal.layout import plain_text
+from tl_latentlens.views.terminal.lens import lens_tables
+from tl_latentlens.views.text import visible
 
 
 @dataclass(frozen=True)
@@ -83,9 +75,7 @@ class LensResult:
     embedding_lens: dict[str, TokenReading] = field(repr=False)
 
     def __str__(self) -> str:
-        from tl_latentlens.views.terminal import as_text
-
-        return as_text(self)
+        return plain_text(self.to_rich(width=120), 120)
 
     @cached_property
     def positions(self) -> Int[np.ndarray, "cells 2"]:
@@ -135,8 +125,7 @@ class LensResult:
             pos,
             self.token(batch, pos),
             self.found[hook_name].neighbors_of(i),
-            _pairs(self.logit_lens.get(hook_name), i),
-            _pairs(self.embedding_lens.get(hook_name), i),
+            *(readings[hook_name].token_scores(i) if hook_name in readings else None for readings in self._readings().values()),
         )
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -184,7 +173,7 @@ class LensResult:
             MissingExtraError: plotly is not installed.
             InvalidInputError: Nothing was decoded of that text, or the lens was not read.
         """
-        return _plotly().heatmap(self, batch, lens)
+        return heatmap(self.grid(batch), lens)
 
     def plot_lenses(self, batch: int = 0) -> Any:
         """The heatmaps of `plot` for each lens that was read, one above the other on one axis of positions.
@@ -193,7 +182,7 @@ class LensResult:
             MissingExtraError: plotly is not installed.
             InvalidInputError: Nothing was decoded of that text.
         """
-        return _plotly().heatmaps(self, batch)
+        return heatmaps(self.grid(batch))
 
     def to_html(self, path: str | Path) -> Path:
         """Write one page that needs no network and no plotly: a layer × token table, and the neighbors of the cell clicked.
@@ -206,25 +195,114 @@ class LensResult:
         Raises:
             InvalidInputError: No such folder, or nothing was decoded.
         """
-        from tl_latentlens.views.page import write_page
+        path = output_path(path)
+        path.write_text(self.page(), encoding="utf-8")
+        return path
 
-        return write_page(self, path)
+    def page(self) -> str:
+        """The page that `to_html` writes."""
+        return lens_page([self.grid(batch) for batch in self._batches()])
 
     def _repr_html_(self) -> str:
-        from tl_latentlens.views.html import lens_html
+        grids = (self.grid(batch) for batch in self._batches())
+        token_by_token = ((name, i) for i in range(len(self.positions)) for name in self.hook_names)
+        cells = (self._lens_cell(name, i, NOTEBOOK_NEIGHBORS) for name, i in token_by_token)
+        return lens_html(grids, cells, len(self.hook_names) * len(self.positions))
 
-        return lens_html(self)
+    def to_rich(
+        self, neighbors: int = 3, positions: Iterable[tuple[int, int]] | None = None, *, width: int | None = None
+    ) -> Group:
+        """Tables for the terminal (`rich.print`), one for each decoded token: a line a hook name.
 
+        Args:
+            neighbors: Most neighbors, and tokens of the other lenses, at each hook name.
+            positions: Show only these (batch, pos); None: all that were decoded.
+            width: Of a table, in characters; None: the terminal's.
 
-def _plotly() -> Any:
-    try:
-        from tl_latentlens.views import heatmap
-    except ImportError as error:
-        raise MissingExtraError('plotting needs plotly: pip install "tl-latentlens[viz]"') from error
-    return heatmap
+        Raises:
+            InvalidInputError: A position that was not decoded.
+        """
+        shown = [tuple(place) for place in self.positions.tolist()] if positions is None else positions
+        tokens = []
+        for batch, pos in shown:
+            i = self.place(pos, batch)
+            cells = [self._lens_cell(name, i, neighbors) for name in self.hook_names]
+            tokens.append((self.token_heading(batch, pos), cells))
+        return lens_tables(tokens, width)
 
+    def lens_cell(self, hook_name: str, pos: int, batch: int = 0, n_neighbors: int | None = None) -> LensCell:
+        """One cell as views draw it, with at most so many neighbors, and tokens of the other lenses; None: all.
 
-def _pairs(reading: TokenReading | None, row: int) -> list[tuple[str, float]] | None:
-    if reading is None:
-        return None
-    return list(zip(reading.tokens(row), reading.scores[row].tolist(), strict=True))
+        Raises:
+            InvalidInputError: The position was not decoded.
+        """
+        return self._lens_cell(hook_name, self.place(pos, batch), n_neighbors)
+
+    def _lens_cell(self, hook_name: str, i: int, n_neighbors: int | None) -> LensCell:
+        batch, pos = self.positions[i].tolist()
+        neighbors = self.found[hook_name].neighbor_lines(i, n_neighbors)
+        lenses = {
+            lens: readings[hook_name].token_scores(i)[:n_neighbors]
+            for lens, readings in self._readings().items()
+            if hook_name in readings
+        }
+        return LensCell(hook_name, batch, pos, self.token(batch, pos), neighbors, lenses)
+
+    def token_heading(self, batch: int, pos: int) -> TokenHeading:
+        """Where a token stands, and the text around it, as views draw it."""
+        label = f"batch {batch}, pos {pos}" if len(self.decoded) > 1 else f"pos {pos}"
+        if self.tokens is None:
+            return TokenHeading(label, None)
+        tokens = [token.replace("\n", "↵") for token in self.tokens[batch]]
+        # BOS and padding are written like <s>. They stand around the text and not in it.
+        is_special = [token.startswith("<") and token.endswith(">") for token in tokens]
+        shown = [not special or decoded for special, decoded in zip(is_special, self.decoded[batch], strict=True)]
+        before, after = (
+            "".join(token for i, token in enumerate(tokens) if shown[i] and (i < pos if is_before else i > pos))
+            for is_before in (True, False)
+        )
+        lead = " " if tokens[pos].startswith(" ") and tokens[pos].strip() else ""
+        return TokenHeading(label, Context(before + lead, tokens[pos], after))
+
+    def grid(self, batch: int) -> LensGrid:
+        """The cells of one text as arrays, as views draw them.
+
+        Raises:
+            InvalidInputError: Nothing was decoded of it.
+        """
+        cell_ids = np.flatnonzero(self.positions[:, 0] == batch)
+        if not len(cell_ids):
+            raise InvalidInputError(f"nothing was decoded of batch {batch}; decoded: {self._batches()}")
+        positions = self.positions[cell_ids, 1].tolist()
+        found = [self.found[name][cell_ids] for name in self.hook_names]
+        index = found[0].index
+        k = min(result.rows.shape[-1] for result in found)  # An index of several widths may hold fewer rows of one.
+
+        def stacked(field_name: str) -> np.ndarray:
+            return np.stack([getattr(result, field_name)[:, :k].cpu().numpy() for result in found])
+
+        return LensGrid(
+            batch=batch,
+            hook_names=self.hook_names,
+            positions=positions,
+            tokens=[visible(self.token(batch, pos)) for pos in positions],
+            found_hook_names=index.hook_names,
+            contexts=index.contexts,
+            rows=stacked("rows"),
+            hook_ids=stacked("hook_ids"),
+            similarities=stacked("similarities"),
+            chances=None if any(result.chances is None for result in found) else stacked("chances"),
+            readings={
+                lens: {name: reading.select(cell_ids) for name, reading in readings.items()}
+                for lens, readings in self._readings().items()
+                if readings
+            },
+        )
+
+    def _readings(self) -> dict[str, dict[str, TokenReading]]:
+        """Lens → hook name → what the lens reads."""
+        return {"logit_lens": self.logit_lens, "embedding_lens": self.embedding_lens}
+
+    def _batches(self) -> list[int]:
+        """The texts of which something was decoded."""
+        return np.unique(self.positions[:, 0]).tolist()

@@ -1,58 +1,59 @@
 """Chosen tokens as curves over the layers, a panel for each lens (plotly)."""
 
 import math
+from typing import Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
+import numpy as np
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.lens.followed import COLUMNS, FollowedTokens
-from tl_latentlens.views.heatmap import plain
+from tl_latentlens.views.colors import LINE_COLORS
+from tl_latentlens.views.grids import FollowedGrid
+from tl_latentlens.views.heatmap import plotly_text
+from tl_latentlens.views.optional import plotly_graph_objects, plotly_subplots
 from tl_latentlens.views.text import hook_headings, visible
 
-_COLORS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6")
-_PANEL = 210  # pixels
+_PANEL_PIXELS = 210
 
 
-def token_curves(followed: FollowedTokens, pos: int | None, batch: int, by: str) -> go.Figure:
-    """A panel for each lens, one above the other, a line for each token; see `FollowedTokens.plot`."""
+def token_curves(grid: FollowedGrid, by: str) -> Any:
+    """A plotly figure with a panel for each lens, one above the other, and a line for each token.
+
+    Args:
+        grid: The chosen tokens.
+        by: "score" or "rank".
+
+    Raises:
+        MissingExtraError: plotly is not installed.
+        InvalidInputError: Another `by`.
+    """
+    graph_objects = plotly_graph_objects()
     if by not in ("score", "rank"):
         raise InvalidInputError(f'got by={by!r}; expected "score" or "rank"')
-    frame = followed.at(pos, batch)
-    nearest = f"in the {followed.top_k} nearest rows"
-    titles = {
-        "latentlens": (f"LatentLens: share {nearest}", f"LatentLens: first place {nearest}"),
-        "logit_lens": ("Logit lens: probability of coming next", "Logit lens: rank of coming next"),
-        "embedding_lens": ("Embedding lens: cosine with the token", "Embedding lens: rank of the token"),
-    }
-    at = by == "rank"
-    figure = make_subplots(
-        len(followed.lenses),
+    figures = grid.ranks if by == "rank" else grid.scores
+    figure = plotly_subplots(
+        len(figures),
         1,
         shared_xaxes=True,
         vertical_spacing=0.12,
-        subplot_titles=[titles[x][at] for x in followed.lenses],
+        subplot_titles=[_panel_title(lens, by, grid.top_k) for lens in figures],
     )
-    headings, kind = hook_headings(followed.result.hook_names)
-    for i, token in enumerate(followed.tokens):
-        lines = frame.iloc[i :: len(followed.tokens)]
-        for row, lens in enumerate(followed.lenses, 1):
-            values = lines[COLUMNS[lens][at]].astype("float64")
-            name, color = plain(repr(visible(token))), _COLORS[i % len(_COLORS)]
-            trace = go.Scatter(x=headings, y=values, name=name, legendgroup=str(i), mode="lines+markers", line_color=color)
-            figure.add_trace(trace.update(showlegend=row == 1), row=row, col=1)
+    headings, kind = hook_headings(grid.hook_names)
+    for i, token in enumerate(grid.followed):
+        name, color = plotly_text(repr(visible(token))), LINE_COLORS[i % len(LINE_COLORS)]
+        line = {"name": name, "legendgroup": str(i), "mode": "lines+markers", "line_color": color}
+        for row, values in enumerate(figures.values(), 1):
+            figure.add_trace(graph_objects.Scatter(x=headings, y=values[:, i], showlegend=row == 1, **line), row=row, col=1)
     figure.update_xaxes(type="category", title_text=None)
-    figure.update_xaxes(title_text=kind or "hook", row=len(followed.lenses))
-    for row, lens in enumerate(followed.lenses, 1):
+    figure.update_xaxes(title_text=kind or "hook", row=len(figures))
+    for row, (lens, values) in enumerate(figures.items(), 1):
         if by == "rank":
-            last = max([10, *frame[COLUMNS[lens][at]].dropna()])
+            last = max([10, *values[np.isfinite(values)].tolist()])
             figure.update_yaxes(type="log", range=[1.05 * math.log10(last), -0.15], dtick=1, row=row)
         elif lens != "embedding_lens":
             figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%", row=row)
-    place = frame.iloc[0]
-    title = f"position {place['pos']}: {plain(visible(place['token']))}"
+    title = f"position {grid.pos}: {plotly_text(visible(grid.token))}"
     figure.update_annotations(x=0, xanchor="left", font_size=14)
-    height = 130 + (_PANEL + 30) * len(followed.lenses)
+    height = 130 + (_PANEL_PIXELS + 30) * len(figures)
     return figure.update_layout(
         title={"text": title, "x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14}},
         height=height,
@@ -61,3 +62,15 @@ def token_curves(followed: FollowedTokens, pos: int | None, batch: int, by: str)
         legend={"orientation": "h", "x": 0, "y": 1 - 44 / height, "yref": "container", "yanchor": "top"},
         hovermode="x unified",
     )
+
+
+def _panel_title(lens: str, by: str, top_k: int) -> str:
+    nearest = f"in the {top_k} nearest rows"
+    return {
+        ("latentlens", "score"): f"LatentLens: share {nearest}",
+        ("latentlens", "rank"): f"LatentLens: first place {nearest}",
+        ("logit_lens", "score"): "Logit lens: probability of coming next",
+        ("logit_lens", "rank"): "Logit lens: rank of coming next",
+        ("embedding_lens", "score"): "Embedding lens: cosine with the token",
+        ("embedding_lens", "rank"): "Embedding lens: rank of the token",
+    }[lens, by]

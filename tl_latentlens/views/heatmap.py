@@ -1,224 +1,255 @@
-"""A lens result as layer × position heatmaps with hover (plotly)."""
+"""A lens grid as layer × position heatmaps with hover (plotly)."""
 
 import html
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
+from jaxtyping import Float
 
-from tl_latentlens.lens.result import LensResult
-from tl_latentlens.views.sheet import LENSES, Context, Sheet, contexts_of, require_lens, sheet_of, span
-from tl_latentlens.views.text import CHANCE, hook_headings, short_hook_name, visible
+from tl_latentlens.views.chance import is_chance
+from tl_latentlens.views.colors import color_range
+from tl_latentlens.views.context import Context
+from tl_latentlens.views.grids import LensGrid
+from tl_latentlens.views.lens_names import LENSES
+from tl_latentlens.views.optional import plotly_graph_objects, plotly_subplots
+from tl_latentlens.views.text import hook_headings, short_hook_name, visible
 
-_WORDS = 2500  # cells; with more, or in a figure wider than _WIDEST pixels, words are left to the hover
-_WIDEST = 9000
-_LINES = 40_000  # of neighbors in all hovers together
-_CONTEXT = 80  # characters in a hover
+_MAX_CELLS_WITH_WORDS = 2500  # With more cells, or in a wider figure, words are shown in the hover only.
+_MAX_PIXELS_WITH_WORDS = 9000
+_MAX_HOVER_NEIGHBORS = 40_000  # In all hovers together.
+_HOVER_CONTEXT_WIDTH = 80
 _FAINT = '<span style="fill-opacity:0.4">{}</span>'
-_TITLES = {
-    "latentlens": "LatentLens: the nearest contextual token",
-    "logit_lens": "Logit lens: the likeliest next token",
-    "embedding_lens": "Embedding lens: the nearest input token",
-}
-_COLORS = {  # light enough that dark words can be read on all of them
-    "latentlens": ("#f7fbff", "#9ecae1", "#4292c6"),
-    "logit_lens": ("#fff5eb", "#fdbe85", "#f16913"),
-    "embedding_lens": ("#f7fcf5", "#a1d99b", "#41ab5d"),
-}
 
 
-def heatmap(result: LensResult, batch: int = 0, lens: str = "latentlens") -> go.Figure:
-    """One heatmap, and buttons that switch it between the lenses that were read."""
-    sheet = sheet_of(result, batch)
-    require_lens(sheet, lens)
-    contexts = _contexts(sheet)
-    hovers, pictures = _hovers(sheet, contexts), _pictures(sheet, contexts)
-    figure = go.Figure(_trace(sheet, pictures[lens], hovers))
-    _lay_out(figure, sheet, pictures.values(), panels=1).update_layout(title_text=pictures[lens]["title"])
+@dataclass(frozen=True, eq=False)
+class _Picture:
+    """What one lens shows in the cells; `words` is None where there are too many cells."""
+
+    title: str
+    values: Float[np.ndarray, "names pos"]
+    words: list[list[str]] | None
+    longest_word: int
+    colorscale: list[list[Any]]
+    low: float
+    high: float
+    score_name: str
+
+
+def heatmap(grid: LensGrid, lens: str = "latentlens") -> Any:
+    """A plotly figure with one heatmap, and buttons that switch it between the lenses that were read.
+
+    Raises:
+        MissingExtraError: plotly is not installed.
+        InvalidInputError: The lens was not read.
+    """
+    graph_objects = plotly_graph_objects()
+    grid.require_lens(lens)
+    contexts = _hover_contexts(grid)
+    hovers, pictures = _hovers(grid, contexts), _pictures(grid, contexts)
+    figure = graph_objects.Figure(_trace(grid, pictures[lens], hovers))
+    _lay_out(figure, grid, pictures.values(), n_panels=1).update_layout(title_text=pictures[lens].title)
     buttons = [
         {
-            "label": LENSES[name],
+            "label": LENSES[name].label,
             "method": "update",
-            "args": [{key: [value] for key, value in _restyled(picture).items()}, {"title.text": picture["title"]}],
+            "args": [{key: [value] for key, value in _restyled(picture).items()}, {"title.text": picture.title}],
         }
         for name, picture in pictures.items()
     ]
     if len(buttons) > 1:
         place = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 8}}
-        menu = {"type": "buttons", "direction": "right", "active": sheet.lenses.index(lens), "buttons": buttons, **place}
+        menu = {"type": "buttons", "direction": "right", "active": grid.lenses.index(lens), "buttons": buttons, **place}
         figure.update_layout(updatemenus=[menu], margin_t=104)
     return figure
 
 
-def heatmaps(result: LensResult, batch: int = 0) -> go.Figure:
-    """A heatmap for each lens that was read, one above the other, on one axis of positions."""
-    sheet = sheet_of(result, batch)
-    contexts = _contexts(sheet)
-    pictures = _pictures(sheet, contexts)
-    n = len(pictures)
-    height = _height(sheet)
-    titles = [picture["title"] for picture in pictures.values()]
-    figure = make_subplots(n, 1, shared_xaxes=True, vertical_spacing=44 / (n * (height + 44)), subplot_titles=titles)
+def heatmaps(grid: LensGrid) -> Any:
+    """A plotly figure with a heatmap for each lens that was read, one above the other, on one axis of positions.
+
+    Raises:
+        MissingExtraError: plotly is not installed.
+    """
+    plotly_graph_objects()
+    contexts = _hover_contexts(grid)
+    pictures = _pictures(grid, contexts)
+    n_panels, height = len(pictures), _panel_height(grid)
+    titles = [picture.title for picture in pictures.values()]
+    spacing = 44 / (n_panels * (height + 44))
+    figure = plotly_subplots(n_panels, 1, shared_xaxes=True, vertical_spacing=spacing, subplot_titles=titles)
     for row, (lens, picture) in enumerate(pictures.items(), 1):
-        shown = tuple(LENSES) if picture["words"] else [lens]  # with very many cells a panel's hovers tell of its own lens
-        trace = _trace(sheet, picture, _hovers(sheet, contexts, shown))
+        # With very many cells the hovers of a panel tell of its own lens only.
+        trace = _trace(grid, picture, _hovers(grid, contexts, tuple(LENSES) if picture.words else [lens]))
         low, high = next(figure.select_yaxes(row=row, col=1)).domain
         trace.update(colorbar={"y": (low + high) / 2, "len": high - low, "yanchor": "middle"})
         figure.add_trace(trace, row=row, col=1)
     figure.update_annotations(x=0, xanchor="left")
-    return _lay_out(figure, sheet, pictures.values(), panels=n)
+    return _lay_out(figure, grid, pictures.values(), n_panels=n_panels)
 
 
-def _lines(sheet: Sheet) -> int:
+def plotly_text(text: str) -> str:
+    """Text as plotly's markup shows it unchanged; it knows no &quot; and takes $…$ for TeX."""
+    return html.escape(text, quote=False).replace("$", "&#36;")
+
+
+def _n_hover_neighbors(grid: LensGrid) -> int:
     """Neighbors in a hover: fewer where there are many cells."""
-    return max(1, min(sheet.rows.shape[-1], _LINES // sheet.n_cells))
+    return max(1, min(grid.rows.shape[-1], _MAX_HOVER_NEIGHBORS // grid.n_cells))
 
 
-def _contexts(sheet: Sheet) -> dict[int, Context]:
-    return contexts_of(sheet.index, np.unique(sheet.rows[..., : _lines(sheet)]).tolist(), _CONTEXT)
+def _hover_contexts(grid: LensGrid) -> dict[int, Context]:
+    row_ids = np.unique(grid.rows[..., : _n_hover_neighbors(grid)]).tolist()
+    return grid.contexts(row_ids, _HOVER_CONTEXT_WIDTH)
 
 
-def _pictures(sheet: Sheet, contexts: dict[int, Context]) -> dict[str, dict[str, Any]]:
-    """For each lens its title, values, words and colors."""
-    nearest = {row: _word(context) for row, context in contexts.items()}
-    _, kind = hook_headings(sheet.hook_names)
+def _pictures(grid: LensGrid, contexts: dict[int, Context]) -> dict[str, _Picture]:
+    """What each lens shows."""
+    _, kind = hook_headings(grid.hook_names)
     pictures = {}
-    for lens in sheet.lenses:
-        if lens == "latentlens":
-            pairs = zip(sheet.rows[..., 0].tolist(), sheet.faint.tolist(), strict=True)
-            words = [[_FAINT.format(nearest[r]) if f else nearest[r] for r, f in zip(*p, strict=True)] for p in pairs]
-            longest = max(
-                len(c.lead + c.token + c.tail) for c in map(contexts.get, np.unique(sheet.rows[..., 0]).tolist()) if c
-            )
-        else:
-            best = sheet.best(lens)
-            words, longest = [list(map(plain, line)) for line in best], max(len(word) for line in best for word in line)
-        values = sheet.values(lens).astype(np.float64).round(4)
-        low, high = span([values], sheet.scale(lens))
-        pictures[lens] = {
-            "title": f"{_TITLES[lens]} at {kind}" if kind else _TITLES[lens],
-            "z": values,
-            "words": words,
-            "longest": longest,
-            "colors": [[i / 2, color] for i, color in enumerate(_COLORS[lens])],
-            "low": low,
-            "high": high,
-            "scale": sheet.scale(lens),
-        }
-    if not _with_words(sheet, pictures.values()):
-        cells = f"{len(sheet.hook_names)} × {len(sheet.positions):,} cells: words are in the hover only"
-        pictures = {
-            lens: picture | {"words": None, "title": f"{picture['title']} ({cells})"} for lens, picture in pictures.items()
-        }
-    return pictures
+    for lens in grid.lenses:
+        words, longest_word = _neighbor_words(grid, contexts) if lens == "latentlens" else _token_words(grid, lens)
+        info, values = LENSES[lens], grid.values(lens).astype(np.float64).round(4)
+        low, high = color_range([values], grid.score_name(lens))
+        pictures[lens] = _Picture(
+            title=f"{info.title} at {kind}" if kind else info.title,
+            values=values,
+            words=words,
+            longest_word=longest_word,
+            colorscale=[[i / 2, color] for i, color in enumerate(info.colorscale)],
+            low=low,
+            high=high,
+            score_name=grid.score_name(lens),
+        )
+    if _has_words(grid, pictures.values()):
+        return pictures
+    note = f"({len(grid.hook_names)} × {len(grid.positions):,} cells: words are in the hover only)"
+    return {lens: replace(picture, words=None, title=f"{picture.title} {note}") for lens, picture in pictures.items()}
 
 
-def _trace(sheet: Sheet, picture: dict[str, Any], hovers: list[list[str]]) -> go.Heatmap:
-    headings, _ = hook_headings(sheet.hook_names)
-    labels = [f"{pos}: {plain(token)}" for pos, token in zip(sheet.positions, sheet.tokens, strict=True)]
-    return go.Heatmap(
-        z=picture["z"],
+def _neighbor_words(grid: LensGrid, contexts: dict[int, Context]) -> tuple[list[list[str]], int]:
+    """The word of the nearest neighbor in each cell, faint where chance explains it, and the length of the longest."""
+    nearest = grid.rows[..., 0]
+    words = {row: _word(context) for row, context in contexts.items()}
+    lines = [
+        [_FAINT.format(words[row]) if is_faint else words[row] for row, is_faint in zip(row_ids, faint, strict=True)]
+        for row_ids, faint in zip(nearest.tolist(), grid.is_explained_by_chance.tolist(), strict=True)
+    ]
+    shown = [contexts[row] for row in np.unique(nearest).tolist()]
+    return lines, max(len(context.lead + context.token + context.tail) for context in shown)
+
+
+def _token_words(grid: LensGrid, lens: str) -> tuple[list[list[str]], int]:
+    """The first token of a lens in each cell, and the length of the longest."""
+    tokens = grid.first_tokens(lens)
+    return [list(map(plotly_text, line)) for line in tokens], max(len(token) for line in tokens for token in line)
+
+
+def _word(context: Context) -> str:
+    """The word that a token belongs to; where the token is a part of it, the token in bold."""
+    token = plotly_text(context.token)
+    is_whole = not context.lead and not context.tail
+    return token if is_whole else f"{plotly_text(context.lead)}<b>{token}</b>{plotly_text(context.tail)}"
+
+
+def _trace(grid: LensGrid, picture: _Picture, hovers: list[list[str]]) -> Any:
+    headings, _ = hook_headings(grid.hook_names)
+    labels = [f"{pos}: {plotly_text(token)}" for pos, token in zip(grid.positions, grid.tokens, strict=True)]
+    return plotly_graph_objects().Heatmap(
+        z=picture.values,
         x=labels,
         y=headings,
-        text=picture["words"],
-        texttemplate="%{text}" if picture["words"] else None,
+        text=picture.words,
+        texttemplate="%{text}" if picture.words else None,
         textfont={"size": 11, "color": "#111"},
         customdata=hovers,
         hovertemplate="%{customdata}<extra></extra>",
         hoverongaps=False,
-        colorscale=picture["colors"],
-        zmin=picture["low"],
-        zmax=picture["high"],
-        colorbar={"title": {"text": picture["scale"]}, "thickness": 12},
-        xgap=1 if picture["words"] else 0,
-        ygap=1 if picture["words"] else 0,
+        colorscale=picture.colorscale,
+        zmin=picture.low,
+        zmax=picture.high,
+        colorbar={"title": {"text": picture.score_name}, "thickness": 12},
+        xgap=1 if picture.words else 0,
+        ygap=1 if picture.words else 0,
     )
 
 
-def _restyled(picture: dict[str, Any]) -> dict[str, Any]:
-    values = [[None if np.isnan(value) else value for value in line] for line in picture["z"].tolist()]
-    words = {"text": picture["words"]} if picture["words"] else {}
-    ends = {"zmin": picture["low"], "zmax": picture["high"], "colorbar.title.text": picture["scale"]}
-    return {"z": values, "colorscale": picture["colors"], **words, **ends}
+def _restyled(picture: _Picture) -> dict[str, Any]:
+    """What a button changes in the figure."""
+    values = [[None if np.isnan(value) else value for value in line] for line in picture.values.tolist()]
+    words = {"text": picture.words} if picture.words else {}
+    scale = {"zmin": picture.low, "zmax": picture.high, "colorbar.title.text": picture.score_name}
+    return {"z": values, "colorscale": picture.colorscale, **words, **scale}
 
 
-def _lay_out(figure: go.Figure, sheet: Sheet, pictures: Iterable[dict[str, Any]], panels: int) -> go.Figure:
-    width = _width(sheet, pictures) if _with_words(sheet, pictures) else min(1600, max(700, 200 + 8 * len(sheet.positions)))
+def _lay_out(figure: Any, grid: LensGrid, pictures: Iterable[_Picture], n_panels: int) -> Any:
+    width = min(1600, max(700, 200 + 8 * len(grid.positions)))
+    if _has_words(grid, pictures):
+        width = _width_with_words(grid, pictures)
+    layers = "layer" if hook_headings(grid.hook_names)[1] else "hook"
     figure.update_xaxes(type="category", tickangle=-45, showgrid=False)
-    figure.update_yaxes(type="category", title_text="layer" if hook_headings(sheet.hook_names)[1] else "hook", showgrid=False)
-    figure.update_xaxes(title_text="position: token", row=panels if panels > 1 else None, col=1 if panels > 1 else None)
+    figure.update_yaxes(type="category", title_text=layers, showgrid=False)
+    last_panel = n_panels if n_panels > 1 else None
+    figure.update_xaxes(title_text="position: token", row=last_panel, col=1 if n_panels > 1 else None)
     return figure.update_layout(
         width=width,
-        height=150 + panels * (_height(sheet) + 44),
+        height=150 + n_panels * (_panel_height(grid) + 44),
         hoverlabel={"align": "left"},
         margin={"t": 70, "r": 20},
         title={"x": 0, "xref": "paper"},
     )
 
 
-def _with_words(sheet: Sheet, pictures: Iterable[dict[str, Any]]) -> bool:
-    return sheet.n_cells <= _WORDS and _width(sheet, pictures) <= _WIDEST
+def _has_words(grid: LensGrid, pictures: Iterable[_Picture]) -> bool:
+    return grid.n_cells <= _MAX_CELLS_WITH_WORDS and _width_with_words(grid, pictures) <= _MAX_PIXELS_WITH_WORDS
 
 
-def _width(sheet: Sheet, pictures: Iterable[dict[str, Any]]) -> int:
-    longest = max(picture["longest"] for picture in pictures)
-    return max(620, 190 + max(36, 7 * longest + 8) * len(sheet.positions))
+def _width_with_words(grid: LensGrid, pictures: Iterable[_Picture]) -> int:
+    longest = max(picture.longest_word for picture in pictures)
+    return max(620, 190 + max(36, 7 * longest + 8) * len(grid.positions))
 
 
-def _height(sheet: Sheet) -> int:
-    return max(160, (30 if sheet.n_cells <= _WORDS else 14) * len(sheet.hook_names))
+def _panel_height(grid: LensGrid) -> int:
+    return max(160, (30 if grid.n_cells <= _MAX_CELLS_WITH_WORDS else 14) * len(grid.hook_names))
 
 
-def _hovers(sheet: Sheet, contexts: dict[int, Context], shown: Sequence[str] = tuple(LENSES)) -> list[list[str]]:
-    """For each cell its neighbors in context, and the tokens of the lenses that are shown."""
-    k = _lines(sheet) if "latentlens" in shown else 0
-    texts = {row: f"{plain(c.before)}<b>{plain(c.token)}</b>{plain(c.after)}" for row, c in contexts.items()}
-    names = [plain(short_hook_name(name)) for name in sheet.index.hook_names]
-    lenses = {lens: _lens_lines(sheet, lens, _lines(sheet)) for lens in sheet.readings if lens in shown}
+def _hovers(grid: LensGrid, contexts: dict[int, Context], lenses: Sequence[str] = tuple(LENSES)) -> list[list[str]]:
+    """For each cell its neighbors in context, and the tokens of the lenses that are named."""
+    k = _n_hover_neighbors(grid) if "latentlens" in lenses else 0
+    texts = {row: f"{plotly_text(c.before)}<b>{plotly_text(c.token)}</b>{plotly_text(c.after)}" for row, c in contexts.items()}
+    found_names = [plotly_text(short_hook_name(name)) for name in grid.found_hook_names]
+    lens_lines = {lens: _lens_lines(grid, lens, _n_hover_neighbors(grid)) for lens in grid.readings if lens in lenses}
     hovers = []
-    for i, hook_name in enumerate(sheet.hook_names):
-        heading = f" at {plain(short_hook_name(hook_name))}"
-        rows, hooks, cosines = (part[i, :, :k].tolist() for part in (sheet.rows, sheet.hook_ids, sheet.similarities))
-        forms = [["{:.3f}  {}  <i>{}</i>"] * k] * len(rows)
-        if sheet.chances is not None:
-            forms = [[_with_chance(chance) for chance in line] for line in sheet.chances[i, :, :k].tolist()]
+    for i, hook_name in enumerate(grid.hook_names):
+        heading = f" at {plotly_text(short_hook_name(hook_name))}"
+        row_ids, hook_ids, cosines = (array[i, :, :k].tolist() for array in (grid.rows, grid.hook_ids, grid.similarities))
+        forms = [["{:.3f}  {}  <i>{}</i>"] * k] * len(row_ids)
+        if grid.chances is not None:
+            forms = [[_form_with_chance(chance) for chance in chances] for chances in grid.chances[i, :, :k].tolist()]
         line = []
-        for j, token in enumerate(sheet.tokens):
-            found = zip(rows[j], hooks[j], cosines[j], forms[j], strict=True)
-            near = [form.format(cosine, texts[row], names[hook]) for row, hook, cosine, form in found]
-            read = [lines[hook_name][j] for lines in lenses.values() if hook_name in lines]
-            line.append("<br>".join([f"<b>{plain(token)}</b>{heading}", *near, *read]))
+        for j, token in enumerate(grid.tokens):
+            neighbors = zip(row_ids[j], hook_ids[j], cosines[j], forms[j], strict=True)
+            shown = [form.format(cosine, texts[row], found_names[hook]) for row, hook, cosine, form in neighbors]
+            read = [lines[hook_name][j] for lines in lens_lines.values() if hook_name in lines]
+            line.append("<br>".join([f"<b>{plotly_text(token)}</b>{heading}", *shown, *read]))
         hovers.append(line)
     return hovers
 
 
 @lru_cache
-def _with_chance(chance: float) -> str:
+def _form_with_chance(chance: float) -> str:
     form = f"{{:.3f}} (p {chance:.2g})  {{}}  <i>{{}}</i>"
-    return _FAINT.format(form) if chance >= CHANCE else form
+    return _FAINT.format(form) if is_chance(chance) else form
 
 
-def _lens_lines(sheet: Sheet, lens: str, k: int) -> dict[str, list[str]]:
-    lines = {}
-    for name, reading in sheet.readings[lens].items():
-        tokens = {i: plain(visible(text)) for i, text in reading.strings.items()}
-        pairs = zip(reading.token_ids[:, :k].tolist(), reading.scores[:, :k].tolist(), strict=True)
-        form = "{} {:.0%}" if lens == "logit_lens" else "{} {:.2f}"
-        read = [", ".join(form.format(tokens[i], score) for i, score in zip(*pair, strict=True)) for pair in pairs]
-        lines[name] = [f"{LENSES[lens]}: {one}" for one in read]
+def _lens_lines(grid: LensGrid, lens: str, k: int) -> dict[str, list[str]]:
+    """Hook name → for each position the first k tokens that a lens reads, in a line."""
+    info, lines = LENSES[lens], {}
+    for name, reading in grid.readings[lens].items():
+        tokens = {token_id: plotly_text(visible(text)) for token_id, text in reading.strings.items()}
+        lines[name] = [
+            f"{info.label}: " + ", ".join(f"{tokens[i]} {info.format_score(s)}" for i, s in zip(ids, scores, strict=True))
+            for ids, scores in zip(reading.token_ids[:, :k].tolist(), reading.scores[:, :k].tolist(), strict=True)
+        ]
     return lines
-
-
-def _word(context: Context) -> str:
-    """The word that a token is of; where it is a part of one, the token in bold."""
-    token = plain(context.token)
-    whole = not context.lead and not context.tail
-    return token if whole else f"{plain(context.lead)}<b>{token}</b>{plain(context.tail)}"
-
-
-def plain(text: str) -> str:
-    """Text as plotly's markup shows it unchanged; it knows no &quot; and takes $…$ for TeX."""
-    return html.escape(text, quote=False).replace("$", "&#36;")

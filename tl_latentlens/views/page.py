@@ -1,117 +1,96 @@
-"""A lens result as one self-contained HTML file: layer × token tables with a lens switch; a click shows a cell's neighbors."""
+"""Lens grids as one self-contained HTML file: layer × token tables with a lens switch; a click shows a cell's neighbors."""
 
-import json
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.lens.result import LensResult, TokenReading
-from tl_latentlens.views.sheet import LENSES, Sheet, contexts_of, sheet_of, span
-from tl_latentlens.views.text import CHANCE, hook_headings, short_hook_name, visible
+from tl_latentlens.views.chance import CHANCE_LEVEL
+from tl_latentlens.views.colors import color_range
+from tl_latentlens.views.data import TokenReading
+from tl_latentlens.views.grids import LensGrid
+from tl_latentlens.views.lens_names import LENSES
+from tl_latentlens.views.template import render_template
+from tl_latentlens.views.text import hook_headings, short_hook_name, visible
 
-_CONTEXT = 160  # characters
-
-
-def write_page(result: LensResult, path: str | Path) -> Path:
-    """Write the file; see `LensResult.to_html`."""
-    path = target(path)
-    path.write_text(page(result), encoding="utf-8")
-    return path
+_CONTEXT_WIDTH = 160  # In columns.
 
 
-def target(path: str | Path) -> Path:
-    """The path of a file to write.
+def lens_page(grids: Sequence[LensGrid]) -> str:
+    """The page of all texts of a run.
 
     Raises:
-        InvalidInputError: It is a folder, or in none.
+        InvalidInputError: There is no text.
     """
-    path = Path(path).expanduser()
-    if not path.parent.is_dir() or path.is_dir():
-        problem = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise InvalidInputError(f"cannot write {path}: {problem}; expected the name of a file in a folder that exists")
-    return path
-
-
-def page(result: LensResult) -> str:
-    """The whole page."""
-    batches = np.unique(result.positions[:, 0]).tolist()
-    if not batches:
+    if not grids:
         raise InvalidInputError("nothing was decoded: no position was selected")
-    sheets = {batch: sheet_of(result, batch) for batch in batches}
-    data = sheet_data(list(sheets.values()))
-    texts = [{"batch": batch, **text} for batch, text in zip(batches, data["texts"], strict=True)]
-    return filled("page.html", {**data, "texts": texts})
+    data = grid_data(grids)
+    texts = [{"batch": grid.batch, **text} for grid, text in zip(grids, data["texts"], strict=True)]
+    return render_template("page.html", {**data, "texts": texts})
 
 
-def filled(template: str, data: dict[str, Any]) -> str:
-    """A page of this folder with its data: JSON of ASCII characters without any "<", which no HTML parser takes for markup."""
-    folder = resources.files("tl_latentlens.views")
-    page = folder.joinpath(template).read_text(encoding="utf-8")
-    for place, shared in {"css": "page.css", "js": "page.js", "readings": "readings.js"}.items():
-        page = page.replace(f"{{{{{place}}}}}", folder.joinpath(shared).read_text(encoding="utf-8").rstrip())
-    written = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    return page.replace("{{data}}", written)
-
-
-def sheet_data(sheets: Sequence[Sheet]) -> dict[str, Any]:
-    """What the scripts of a page show of the cells of some texts, each context and token once."""
-    first = sheets[0]
-    rows = np.unique(np.concatenate([sheet.rows.ravel() for sheet in sheets])).tolist()
-    contexts = contexts_of(first.index, rows, _CONTEXT)
-    place = {row: i for i, row in enumerate(contexts)}
-    strings: dict[str, int] = {}
+def grid_data(grids: Sequence[LensGrid]) -> dict[str, Any]:
+    """What the scripts of a page show of the cells of some texts, with each context and token once."""
+    first = grids[0]
+    row_ids = np.unique(np.concatenate([grid.rows.ravel() for grid in grids])).tolist()
+    contexts = first.contexts(row_ids, _CONTEXT_WIDTH)
+    context_ids = {row: i for i, row in enumerate(contexts)}
+    string_ids: dict[str, int] = {}
     texts = [
         {
-            "tokens": sheet.tokens,
-            "positions": sheet.positions,
-            "latentlens": _neighbors(sheet, place),
-            **{lens: [_scores(of.get(name), strings) for name in sheet.hook_names] for lens, of in sheet.readings.items()},
+            "tokens": grid.tokens,
+            "positions": grid.positions,
+            "latentlens": _neighbor_numbers(grid, context_ids),
+            **{
+                lens: [_token_numbers(readings.get(name), string_ids) for name in grid.hook_names]
+                for lens, readings in grid.readings.items()
+            },
         }
-        for sheet in sheets
+        for grid in grids
     ]
     headings, kind = hook_headings(first.hook_names)
     return {
         "headings": headings,
         "kind": kind,
         "layers": list(map(short_hook_name, first.hook_names)),
-        "hooks": list(map(short_hook_name, first.index.hook_names)),
+        "hooks": list(map(short_hook_name, first.found_hook_names)),
         "calibrated": first.chances is not None,
-        "chance": CHANCE,
-        "lenses": [_lens(sheets, lens) for lens in first.lenses],
-        "contexts": [[one.before, one.token, one.after, one.lead, one.tail] for one in contexts.values()],
-        "strings": list(strings),
+        "chance": CHANCE_LEVEL,
+        "lenses": [_lens_scale(grids, lens) for lens in first.lenses],
+        "contexts": [[c.before, c.token, c.after, c.lead, c.tail] for c in contexts.values()],
+        "strings": list(string_ids),
         "texts": texts,
     }
 
 
-def _lens(sheets: Sequence[Sheet], lens: str) -> dict[str, Any]:
-    scale = sheets[0].scale(lens)
-    low, high = span([sheet.values(lens) for sheet in sheets], scale)
-    return {"key": lens, "name": LENSES[lens], "scale": scale, "low": low, "high": high}
+def _lens_scale(grids: Sequence[LensGrid], lens: str) -> dict[str, Any]:
+    score_name = grids[0].score_name(lens)
+    low, high = color_range([grid.values(lens) for grid in grids], score_name)
+    return {"key": lens, "name": LENSES[lens].label, "scale": score_name, "low": low, "high": high}
 
 
-def _neighbors(sheet: Sheet, place: dict[int, int]) -> list[list[list[float]]]:
+def _neighbor_numbers(grid: LensGrid, context_ids: dict[int, int]) -> list[list[list[float]]]:
     """[hook name][pos] → context, hook name, cosine (and chance) of each neighbor, one after the other."""
-    contexts = np.vectorize(place.__getitem__, otypes=[np.int64])(sheet.rows)
-    cosines = sheet.similarities.astype(np.float64).round(4)
-    parts = [contexts, sheet.hook_ids, cosines, *([] if sheet.chances is None else [sheet.chances.astype(np.float64).round(6)])]
-    return _flat(parts)
+    contexts = np.vectorize(context_ids.__getitem__, otypes=[np.int64])(grid.rows)
+    cosines = grid.similarities.astype(np.float64).round(4)
+    chances = [] if grid.chances is None else [grid.chances.astype(np.float64).round(6)]
+    return _interleaved([contexts, grid.hook_ids, cosines, *chances])
 
 
-def _scores(reading: TokenReading | None, strings: dict[str, int]) -> list[list[float]] | None:
-    """[pos] → string and score of each token, one after the other; `strings` grows."""
+def _token_numbers(reading: TokenReading | None, string_ids: dict[str, int]) -> list[list[float]] | None:
+    """[pos] → string and score of each token, one after the other; new strings are added to `string_ids`."""
     if reading is None:
         return None
-    place = {i: strings.setdefault(visible(reading.strings[i]), len(strings)) for i in np.unique(reading.token_ids).tolist()}
-    tokens = np.vectorize(place.__getitem__, otypes=[np.int64])(reading.token_ids)
-    return _flat([tokens, reading.scores.astype(np.float64).round(4)])
+    ids = {
+        token_id: string_ids.setdefault(visible(reading.strings[token_id]), len(string_ids))
+        for token_id in np.unique(reading.token_ids).tolist()
+    }
+    strings = np.vectorize(ids.__getitem__, otypes=[np.int64])(reading.token_ids)
+    return _interleaved([strings, reading.scores.astype(np.float64).round(4)])
 
 
-def _flat(parts: list[np.ndarray]) -> Any:
-    """[..., k] arrays of numbers, interleaved along their last axis, as nested lists; whole numbers stay whole."""
-    mixed = np.stack([part.astype(object) for part in parts], -1)
+def _interleaved(arrays: list[np.ndarray]) -> Any:
+    """[..., k] arrays, interleaved along their last axis, as nested lists; whole numbers stay whole."""
+    mixed = np.stack([array.astype(object) for array in arrays], -1)
     return mixed.reshape(*mixed.shape[:-2], -1).tolist()

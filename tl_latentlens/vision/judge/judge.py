@@ -15,8 +15,8 @@ from typing import Any
 import pandas as pd
 
 from tl_latentlens.errors import InvalidInputError, MissingExtraError
-from tl_latentlens.views.page import target
-from tl_latentlens.vision.image_page import pillow
+from tl_latentlens.views.files import output_path
+from tl_latentlens.views.optional import pillow
 from tl_latentlens.vision.judge.answers import append_answers, read_answers
 from tl_latentlens.vision.judge.judgments import UNANSWERED, UNPARSED, Judgments
 from tl_latentlens.vision.judge.questions import PICTURES_VERSION, RELATIONS, JudgeQuestions, Question
@@ -123,7 +123,7 @@ class Judge:
                 being written by another process. What was answered is kept.
         """
         client = self._client()
-        with append_answers(target(self._path)) as (writer, stored):
+        with append_answers(output_path(self._path)) as (writer, stored):
             missing = {key: number for key, number in self._distinct_keys(questions).items() if key not in stored.by_key}
             make_request = partial(chat_request, self.model, self.options, questions)
             run = RequestRun(client, make_request, writer, concurrency=self.concurrency, attempts=self.attempts)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import UInt8
 
-from tl_latentlens.vision.image_page import pillow
+from tl_latentlens.views.optional import pillow
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.lens.result import LensResult
-from tl_latentlens.views.sheet import Sheet, whole_words
+from tl_latentlens.views.grids import LensGrid
 from tl_latentlens.views.text import visible
 from tl_latentlens.vision.image_page import Pixels, pixels, read_patches
 from tl_latentlens.vision.judge.questions import Box, JudgeQuestions, Question, scale_box
@@ -53,7 +53,7 @@ def judge_questions(
         )
     control_image = _pair_images(len(pictures), seed)
     questions: list[Question] = []
-    for image, (sheet, frames) in enumerate(readings_and_frames):
+    for image, (lens_grid, frames) in enumerate(readings_and_frames):
         shown_images = [image, control_image[image]] if control else [image]
         boxes = {
             (column, shown): scale_box(frame, _size(pictures[image]), _size(pictures[shown]))
@@ -61,9 +61,9 @@ def judge_questions(
             for shown in shown_images
         }
         questions += (
-            Question(image, sheet.positions[column], lens, hook_name, words, shown, boxes[column, shown])
+            Question(image, lens_grid.positions[column], lens, hook_name, words, shown, boxes[column, shown])
             for column in frames
-            for lens, hook_name, words in _read_words(sheet, column, top_k)
+            for lens, hook_name, words in _read_words(lens_grid, column, top_k)
             for shown in shown_images
         )
     result = JudgeQuestions(tuple(pictures), tuple(questions))
@@ -85,9 +85,9 @@ def _size(picture: Pixels) -> tuple[int, int]:
 
 def _draw_patches(
     result: LensResult, grid: PatchGrid, picture: Pixels, n_patches: int, around: int, rng: np.random.Generator
-) -> tuple[Sheet, dict[int, Box]]:
+) -> tuple[LensGrid, dict[int, Box]]:
     """The readings of an image, and for each drawn patch its column in them and its frame on the picture."""
-    grid, sheet, tokens = read_patches(result, grid, picture)
+    grid, lens_grid, tokens = read_patches(result, grid, picture)
     frames = _frames(grid, around)
     columns = [column for column, token in enumerate(tokens.tolist()) if token in frames]
     if len(columns) < n_patches:
@@ -96,7 +96,7 @@ def _draw_patches(
             "lower per_image or around"
         )
     drawn = rng.permutation(columns)[:n_patches].tolist()
-    return sheet, {column: frames[int(tokens[column])] for column in drawn}
+    return lens_grid, {column: frames[int(tokens[column])] for column in drawn}
 
 
 def _frames(grid: PatchGrid, around: int) -> dict[int, Box]:
@@ -115,12 +115,12 @@ def _frames(grid: PatchGrid, around: int) -> dict[int, Box]:
     return frames
 
 
-def _read_words(sheet: Sheet, column: int, top_k: int) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+def _read_words(lens_grid: LensGrid, column: int, top_k: int) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Lens, hook name and words of a patch: whole words of neighbors, tokens of the other lenses."""
-    whole = whole_words(sheet.index, np.unique(sheet.rows[:, column, :top_k]).tolist())
-    for layer, hook_name in enumerate(sheet.hook_names):
-        words_by_lens = {"latentlens": [whole[row] for row in sheet.rows[layer, column, :top_k].tolist()]}
-        for lens, readings in sheet.readings.items():
+    whole = lens_grid.words(lens_grid.rows[:, column, :top_k])
+    for layer, hook_name in enumerate(lens_grid.hook_names):
+        words_by_lens = {"latentlens": [whole[row] for row in lens_grid.rows[layer, column, :top_k].tolist()]}
+        for lens, readings in lens_grid.readings.items():
             if hook_name in readings:
                 words_by_lens[lens] = [visible(token).strip() for token in readings[hook_name].tokens(column)[:top_k]]
         for lens, words in words_by_lens.items():

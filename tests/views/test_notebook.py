@@ -1,0 +1,52 @@
+"""What notebooks show is escaped, and readable on light and dark."""
+
+import re
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from support.pages import page_json
+
+import tl_latentlens as tll
+
+
+def test_notebooks_and_figures_show_markup_as_text(hostile: tll.LensResult, tmp_path: Path) -> None:
+    found = next(iter(hostile.found.values()))
+    bank = found.index.banks[0]
+    directions = tll.decode_directions(bank.vectors(found.index.hook_names[0])[:20], found.index, top_k=3)
+    for shown in (hostile, found, bank, found.index, directions):
+        html = shown._repr_html_()
+        assert not re.search(r"<(script|img|!--)|\x1b", html)
+        assert shown is found.index or "&lt;" in html
+        assert not re.search(r"background(-color)?: *(#|white|black)|color: *(#|white|black)", html), "light and dark"
+    data = page_json(hostile.to_html(tmp_path / "page.html"))
+    assert "<" not in data
+    assert "\x1b" not in data
+    if find_spec("plotly"):
+        heat = hostile.plot().data[0]
+        shown = " ".join(
+            [*heat.x, *(word for line in heat.text for word in line), *(h for line in heat.customdata for h in line)]
+        )
+        assert set(re.findall(r"<[^>]*>", shown)) <= {"<b>", "</b>", "<i>", "</i>", "<br>"}
+        assert "$" not in shown, "no TeX"
+
+
+def test_notebook_tables(result: tll.LensResult, index: tll.ContextualIndex, bank: tll.Bank) -> None:
+    html = result._repr_html_()
+    assert html.count("<details") == 1
+    assert "logit lens" in html
+    layers = re.findall(r"text-align: right'>(\d+)</th>", html)
+    assert layers == [name.split(".")[1] for name in reversed(result.hook_names)]
+    assert f"{bank.n_rows:,} contextual tokens" in bank._repr_html_()
+    for name in index.hook_names:
+        assert name in index._repr_html_()
+        assert name in bank._repr_html_()
+    vectors = np.tile(np.asarray(bank.vectors(index.hook_names[0])[:40], np.float32), (2, 1))
+    assert "the first 60 of 80" in index.search(vectors)._repr_html_()
+    assert index.search(vectors[0])._repr_html_().count("1 query") == 1
+    sae = tll.load_sae("demo")
+    centered = tll.ContextualIndex(bank, sae.hook_name, device="cpu", transform="center")
+    features = tll.label_features(sae, centered, range(8), top_k=3, progress=False)
+    assert "8 features" in features._repr_html_()
+    assert all(escape(label) in features._repr_html_() for label in features.table["label"])

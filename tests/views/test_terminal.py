@@ -1,0 +1,118 @@
+"""Tables for the terminal fit, and show what was read."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+import tl_latentlens as tll
+from tl_latentlens.evaluation.evaluate import Evaluation
+from tl_latentlens.index.transforms import TRANSFORMS
+from tl_latentlens.statistics.intervals import Measure
+from tl_latentlens.views.terminal.features import label_counts
+from tl_latentlens.views.terminal.layout import plain_text
+from tl_latentlens.views.text import display_width
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_table_fits_and_marks_the_token(result: tll.LensResult, width: int) -> None:
+    assert result.tokens is not None
+    pos = result.tokens[0].index(" bank")
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(result.to_rich(2, [(0, pos)], width=width))
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= width for line in lines)
+    shown = "\n".join(lines)
+    assert "in the «bank» before noon" in shown
+    assert "logit lens" in shown
+    assert "embedding lens" in shown
+    assert shown.count("resid_post") >= len(result.hook_names)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_feature_table_shows_what_tells_features_apart(bank: tll.Bank, width: int) -> None:
+    sae = tll.load_sae("demo")
+    index = tll.ContextualIndex(bank, sae.hook_name, device="cpu", transform="center")
+    features = tll.label_features(sae, index, range(60), top_k=4, progress=False)
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(features.to_rich(60, width=width))
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= width for line in lines)
+    heading = next(line.split() for line in lines if "feature" in line)
+    assert heading[:5] == (["feature", "density", "same", "token", "cos"] if width == 80 else heading[:5])
+    assert ("auroc" in heading) == (width == 160)
+    numbers = [int(line.split()[0]) for line in lines if line.split() and line.split()[0].isdigit()]
+    table = features.table.set_index("feature").loc[numbers]
+    assert sorted(numbers) == list(range(60))
+    refused = (table["label"] == "").to_numpy()
+    assert (np.diff(refused.astype(int)) >= 0).all()
+    assert (np.diff(table["similarity"][~refused]) <= 0).all()
+
+
+def test_refusals_are_counted_by_reason() -> None:
+    why = ["", "too far (p = 0.5)", "too far (p = 0.012)", "never active", ""]
+    table = pd.DataFrame({"label": ["a", "", "", "", "b"], "why_not": why})
+    assert label_counts(table) == "5 features, 2 labelled; 2: too far; 1: never active"
+
+
+def test_terminal_shows_escape_codes_as_signs(hostile: tll.LensResult) -> None:
+    found = next(iter(hostile.found.values()))
+    directions = tll.decode_directions(found.index.banks[0].vectors(found.index.hook_names[0])[:20], found.index, top_k=3)
+    for shown in (str(hostile), str(directions)):
+        assert "\x1b" not in shown
+        assert "␛[31m" in shown
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_wide_characters_stand_in_their_columns(any_model, tmp_path: Path, width: int) -> None:
+    texts = ["日本語の天気はとても良いです bank 日本語の天気", "The river bank", "東京 bank and the 東京 tower stand"]
+    built = tll.build_bank(any_model, texts, tmp_path / "wide.h5", hook_names="blocks.2.hook_resid_post", progress=False)
+    hooks = tll.latentlens_hooks(tll.ContextualIndex(built, device="cpu"), top_k=3)
+    any_model.run_with_hooks(texts, fwd_hooks=hooks)
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(hooks.result.to_rich(width=width))
+    lines = console.export_text().splitlines()
+    assert all(display_width(line) <= width for line in lines)
+    ends = [display_width(line.partition("%")[0]) for line in lines if "%" in line]
+    assert len(ends) == 3 * len(hooks.result.positions)
+    for start in range(0, len(ends), 3):
+        assert len(set(ends[start : start + 3])) == 1, "the logit lens begins in one column"
+
+
+def test_measures_of_many_hook_names_stand_below_one_another() -> None:
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(48)]
+    rng = np.random.default_rng(0)
+    values = {("raw", name): rng.random(20) for name in names} | {("layer 0", ""): rng.random(20)}
+    shown = plain_text(Evaluation([Measure("topic", values, "tokens")], ("raw",)).to_rich(width=80), 80).splitlines()
+    assert all(len(line) <= 80 for line in shown)
+    headings = [line.split()[1:-1] for line in shown if "reader" in line]
+    assert [int(layer) for line in headings for layer in line] == list(range(48))
+    means = [float(mean) for line in shown if line.split()[:1] == ["raw"] for mean in line.split()[1:-1]]
+    np.testing.assert_allclose(means, [values["raw", name].mean() for name in names], atol=6e-4)
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_gains_show_every_transform_by_name(width: int) -> None:
+    name = "blocks.3.hook_resid_post"
+    measure = Measure("KL of neighbor 1 on later tokens (nats)", {(one, name): np.arange(9.0) for one in TRANSFORMS}, "tokens")
+    shown = plain_text(Evaluation([measure], tuple(TRANSFORMS)).to_rich(width=width), width)
+    assert all(len(line) <= width for line in shown.splitlines())
+    heading = next(line for line in shown.splitlines() if line.split()[:1] == ["measure"])
+    assert heading.split()[1:] == [one for one in TRANSFORMS if one != "raw"]
+
+
+def test_printed_results_are_tables(result: tll.LensResult, index: tll.ContextualIndex) -> None:
+    shown = str(result)
+    assert "pos 1 " in shown
+    assert "neighbors" in shown
+    assert "similarity" in str(tll.decode_directions(index.banks[0].vectors(index.hook_names[0])[:2], index, top_k=2))
+
+
+def test_printed_results_are_plain_text_in_a_notebook(result: tll.LensResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = str(result)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert str(result) == expected

@@ -1,0 +1,143 @@
+"""What the page of labelled features shows, taken from the bank, the SAE and the model; `views.features` writes the page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from tl_latentlens.directions.activity import HISTOGRAM_EDGES, Activity
+from tl_latentlens.directions.contexts import activations_around, texts_of
+from tl_latentlens.directions.token_stream import token_stream
+from tl_latentlens.index.contextual import SearchResult
+from tl_latentlens.views.data import FeaturePage, ScoreAxis
+from tl_latentlens.views.features import UNKNOWN_SHADE
+from tl_latentlens.views.text import hook_headings, visible
+
+N_BEFORE, N_AFTER = 24, 8  # Tokens that are shown around a row.
+_NULL_BINS = 40
+_SCORE_HEADINGS = {
+    "auroc_same_token": "AUROC, same token",
+    "auroc": "AUROC",
+    "similarity": "cosine",
+    "overlap": "overlap",
+    "steered": "steered",
+    "steered_next": "steered, next token",
+}
+_LOGIT_ARRAYS = {"logit_tokens": "logit_positive", "logit_tokens_negative": "logit_negative"}
+
+
+def feature_page_data(
+    table: pd.DataFrame,
+    places: Mapping[int, int],
+    neighbors: Mapping[str, SearchResult],
+    activity: Activity | None,
+    nulls: Mapping[str, Float[np.ndarray, " nulls"]],
+    *,
+    sae: Any = None,
+    model: Any = None,
+    n_contexts: int = 20,
+    progress: bool = True,
+) -> FeaturePage:
+    """What the page shows of labelled features; tokens around max-activating rows are encoded for it.
+
+    Args:
+        table: The table of the `FeatureResult`.
+        places: Feature number → its place among neighbors and max-activating rows.
+        neighbors: "positive" and "negative" → neighbors of v and of -v.
+        activity: Max-activating rows and histograms; None without an encoder.
+        nulls: Score → what wrong directions score.
+        sae: What the features were labelled with.
+        model: The bank's model, which runs the texts again for tokens that are no rows of the bank; None: those stay unknown.
+        n_contexts: Max-activating contexts of each feature.
+        progress: Show a progress bar.
+    """
+    index = neighbors["positive"].index
+    texts = texts_of(index)
+    rows = {sign: found.rows.cpu().numpy() for sign, found in neighbors.items()}
+    arrays = {f"{sign}_cosines": _ten_thousandths(found.similarities.cpu().numpy()) for sign, found in neighbors.items()}
+    if len(index.hook_names) > 1:
+        arrays |= {f"{sign}_hooks": found.hook_ids.cpu().numpy() for sign, found in neighbors.items()}
+    if activity is not None:
+        activations = activity.top.similarities[:, :n_contexts].cpu().numpy()
+        rows["top"] = np.where(np.isfinite(activations), activity.top.rows[:, :n_contexts].cpu().numpy(), -1)
+        arrays |= {"top_values": np.where(np.isfinite(activations), activations, 0), "histogram": activity.histogram}
+        around = activations_around(
+            sae,
+            texts,
+            activity.hook_name,
+            list(places),
+            rows["top"],
+            before=N_BEFORE,
+            after=N_AFTER,
+            model=model,
+            progress=progress,
+        )
+        arrays["shades"] = _shades(around, activations)
+    stream = token_stream(texts, np.concatenate([row_ids.ravel() for row_ids in rows.values()]), N_BEFORE, N_AFTER)
+    ends = np.cumsum([row_ids.size for row_ids in rows.values()])[:-1]
+    arrays["tokens"] = stream.tokens
+    for (name, row_ids), row_places in zip(rows.items(), np.split(stream.row_places, ends), strict=True):
+        arrays[name] = row_places.reshape(row_ids.shape)
+    string_ids = dict(stream.string_ids)
+    arrays |= _logit_token_arrays(table, string_ids)
+    names = [name for name in _SCORE_HEADINGS if name in table]
+    return FeaturePage(
+        about=_about(table, index.n_rows, index.hook_names),
+        table=table,
+        array_rows=[places.get(feature, -1) for feature in table["feature"].tolist()],
+        hook_names=index.hook_names,
+        score_axes=[_score_axis(table, name, nulls.get(name, np.zeros(0))) for name in names],
+        histogram_edges=HISTOGRAM_EDGES.tolist(),
+        n_before=N_BEFORE,
+        n_after=N_AFTER,
+        strings=list(string_ids),
+        arrays=arrays,
+    )
+
+
+def _about(table: pd.DataFrame, n_rows: int, hook_names: tuple[str, ...]) -> str:
+    where = hook_names[0] if len(hook_names) == 1 else hook_headings(hook_names)[1] or f"{len(hook_names)} hook names"
+    n_labelled = int(np.count_nonzero(table["label"] != ""))
+    return f"{len(table):,} features, {n_labelled:,} labelled, by {n_rows:,} rows of {where}"
+
+
+def _logit_token_arrays(table: pd.DataFrame, string_ids: dict[str, int]) -> dict[str, Int[np.ndarray, "f k"]]:
+    """The tokens of the logit lens as string numbers; new strings are added to `string_ids`."""
+    arrays = {}
+    for column, name in _LOGIT_ARRAYS.items():
+        if column in table:
+            lines = [
+                [string_ids.setdefault(visible(token), len(string_ids)) for token in tokens]
+                for tokens in table[column].dropna()
+            ]
+            arrays[name] = np.array(lines, np.int64).reshape(len(lines), -1)
+    return arrays
+
+
+def _score_axis(table: pd.DataFrame, name: str, null: Float[np.ndarray, " nulls"]) -> ScoreAxis:
+    """A score's axis, the mean of its nulls, and how many of them stand in each bin of the axis."""
+    null_column = f"{name}_null"
+    null_means = null
+    if not len(null) and null_column in table:
+        null_means = table[null_column].dropna().to_numpy(float)[:1]
+    scores = np.concatenate([table[name].dropna().to_numpy(float), null])
+    low, high = 0.0, 1.0
+    if name == "similarity" and len(scores):
+        low, high = float(scores.min()), float(scores.max()) + 1e-6
+    counts = np.histogram(null, _NULL_BINS, (low, high))[0].tolist() if len(null) else []
+    return ScoreAxis(name, _SCORE_HEADINGS[name], low, high, float(null_means.mean()) if len(null_means) else None, counts)
+
+
+def _shades(around: Float[np.ndarray, "f n window"], activations: Float[np.ndarray, "f n"]) -> Int[np.ndarray, "f n window"]:
+    """Activations as shares of the feature's largest, 0 to 254; `UNKNOWN_SHADE` where they are not known."""
+    largest = np.ones((len(activations), 1, 1))
+    if activations.size:
+        largest = np.maximum(activations[:, :1, None], 1e-12)
+    shares = np.ceil(254 * (around / largest).clip(0, 1))
+    return np.where(np.isnan(around), UNKNOWN_SHADE, np.nan_to_num(shares)).astype(np.uint8)
+
+
+def _ten_thousandths(cosines: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+    return np.rint(cosines * 10_000.0).astype(np.int64)

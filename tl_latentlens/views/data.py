@@ -1,0 +1,258 @@
+"""Plain data that views draw, save grids, which are in `grids`.
+
+A result class builds the data and calls the view. No view knows a bank, an index or a model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from tl_latentlens.views.context import Context
+
+
+@dataclass(frozen=True)
+class NeighborLine:
+    """One neighbor, as a line of a list.
+
+    Attributes:
+        context: The found token in its text.
+        similarity: Cosine in [-1, 1].
+        chance: How likely a random activation comes as near, in (0, 1]; None where it was not computed.
+        hook_name: The hook name whose vector was found.
+        row: Its row in the index.
+        prompt_index: Its text of the corpus.
+    """
+
+    context: Context
+    similarity: float
+    chance: float | None
+    hook_name: str
+    row: int
+    prompt_index: int
+
+
+TokenScores = list[tuple[str, float]]
+"""Vocabulary tokens and their scores, best first."""
+
+
+@dataclass(frozen=True)
+class TokenReading:
+    """Vocabulary tokens that a lens reads from vectors, best first.
+
+    Attributes:
+        token_ids: [n, k].
+        scores: Probabilities in [0, 1] (logit lens) or cosines in [-1, 1] (embedding lens), [n, k].
+        strings: The text of each token id that occurs.
+    """
+
+    token_ids: Int[np.ndarray, "n k"]
+    scores: Float[np.ndarray, "n k"]
+    strings: dict[int, str] = field(repr=False)
+
+    def tokens(self, row: int) -> list[str]:
+        """The texts of one vector's tokens."""
+        return [self.strings[i] for i in self.token_ids[row].tolist()]
+
+    def token_scores(self, row: int) -> TokenScores:
+        """The texts of one vector's tokens, with their scores."""
+        return list(zip(self.tokens(row), self.scores[row].tolist(), strict=True))
+
+    def select(self, rows: Int[np.ndarray, " some"]) -> "TokenReading":
+        """The reading of some of the vectors."""
+        return TokenReading(self.token_ids[rows], self.scores[rows], self.strings)
+
+
+@dataclass(frozen=True)
+class LensCell:
+    """What the lenses read at one hook name and token.
+
+    Attributes:
+        hook_name: The hooked activation.
+        batch, pos: Where the token stands.
+        token: The token; None where the run's tokens were not known.
+        neighbors: Nearest contextual tokens, nearest first.
+        lenses: Lens → tokens and scores; a lens that did not read is left out.
+    """
+
+    hook_name: str
+    batch: int
+    pos: int
+    token: str | None
+    neighbors: list[NeighborLine]
+    lenses: dict[str, TokenScores]
+
+
+@dataclass(frozen=True)
+class TokenHeading:
+    """The token that a table is about.
+
+    Attributes:
+        label: Where it stands, such as "batch 0, pos 3".
+        context: The token in its text; None where the run's tokens were not known.
+    """
+
+    label: str
+    context: Context | None
+
+
+@dataclass(frozen=True)
+class PropertyTable:
+    """What an object holds, in a few lines.
+
+    Attributes:
+        title: What it is.
+        properties: Name → text; a list of texts is joined, and cut where it is long.
+        examples: A few rows in context.
+    """
+
+    title: str
+    properties: dict[str, str | list[str]]
+    examples: list[Context]
+
+
+@dataclass(frozen=True)
+class DirectionLine:
+    """One direction.
+
+    Attributes:
+        name: What it is called.
+        positive, negative: The rows nearest to +v and to -v.
+    """
+
+    name: str
+    positive: list[NeighborLine]
+    negative: list[NeighborLine]
+
+
+@dataclass(frozen=True)
+class FeatureLine:
+    """One SAE feature.
+
+    Attributes:
+        feature: Its number.
+        label: Its label; empty where it has none.
+        why_not: What kept the label back; empty where it has one.
+        scores: Column of the feature table → value; NaN where unknown.
+        neighbors: The rows nearest to its decoder direction; empty where that is zero.
+    """
+
+    feature: int
+    label: str
+    why_not: str
+    scores: dict[str, float]
+    neighbors: list[NeighborLine]
+
+
+@dataclass(frozen=True, eq=False)
+class MeasurePanel:
+    """One measure of an evaluation.
+
+    Attributes:
+        name: What is measured, with its unit.
+        unit: What a value belongs to.
+        lower_is_better: True for distances.
+        table: A line for each reader and hook name: hook_name, reader, mean, low, high, n.
+    """
+
+    name: str
+    unit: str
+    lower_is_better: bool
+    table: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class WordReading:
+    """A word in its text, and the rows that show what is meant.
+
+    Attributes:
+        context: The word in its text.
+        note: Where it was read, and what the rows are.
+        neighbors: The rows, nearest first.
+        hook_name: The hook name that was read.
+    """
+
+    context: Context
+    note: str
+    neighbors: list[NeighborLine]
+    hook_name: str
+
+
+@dataclass(frozen=True)
+class SteeringCell:
+    """What was read at one hook name under one multiple of a steering vector.
+
+    Attributes:
+        cell: What the lenses read.
+        cosine_to_unsteered: Cosine of the activation with the unsteered one, in [-1, 1]; None where it is not known.
+    """
+
+    cell: LensCell
+    cosine_to_unsteered: float | None
+
+
+@dataclass(frozen=True)
+class SteeringColumn:
+    """What was read of one text under one multiple of a steering vector.
+
+    Attributes:
+        multiple: The multiple; 0: unsteered.
+        heading: The token that was read.
+        cells: Hook name → what was read; a hook name that did not run is left out.
+    """
+
+    multiple: float
+    heading: TokenHeading
+    cells: dict[str, SteeringCell]
+
+
+@dataclass(frozen=True)
+class ScoreAxis:
+    """A score of features on the axis on which a page draws it.
+
+    Attributes:
+        name: Its column of the feature table.
+        heading: What it is called.
+        low, high: The ends of the axis.
+        null: The mean score of wrong directions; None where there is none.
+        null_counts: How many wrong directions stand in each bin of the axis; empty where there are none.
+    """
+
+    name: str
+    heading: str
+    low: float
+    high: float
+    null: float | None
+    null_counts: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class FeaturePage:
+    """What the page of labelled features shows.
+
+    Attributes:
+        about: What the features were labelled by, in a line.
+        table: A line a feature: feature, label, why_not and scores.
+        array_rows: For each line of the table its row in `arrays`; -1 where its decoder row is zero.
+        hook_names: The hook names that were searched.
+        score_axes: The scores that are drawn.
+        histogram_edges: The edges between the bins of the histograms of activations.
+        n_before, n_after: Tokens that are shown around a row.
+        strings: The texts that `arrays` number.
+        arrays: "tokens", the texts around all rows as one stream of string numbers; and arrays of a line a feature: places in
+            that stream ("positive", "negative", "top"), their cosines times 10,000, hook names and activations, histograms,
+            shades, and tokens of the logit lens.
+    """
+
+    about: str
+    table: pd.DataFrame
+    array_rows: list[int]
+    hook_names: Sequence[str]
+    score_axes: list[ScoreAxis]
+    histogram_edges: list[float]
+    n_before: int
+    n_after: int
+    strings: list[str]
+    arrays: dict[str, np.ndarray]

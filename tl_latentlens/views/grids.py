@@ -1,0 +1,170 @@
+"""Plain data over layers and positions, or over the patches of an image, that views draw."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.views.chance import is_chance
+from tl_latentlens.views.context import Context
+from tl_latentlens.views.data import TokenReading
+from tl_latentlens.views.lens_names import LENSES
+from tl_latentlens.views.text import visible
+
+_WORD_WIDTH = 76  # A word is looked for in this many columns of text.
+
+ContextLookup = Callable[[Iterable[int], int], dict[int, Context]]
+"""Row numbers and a width → each row in its text, clipped to that width. Each view asks only for the rows it shows."""
+
+
+@dataclass(frozen=True, eq=False)
+class LensGrid:
+    """One text: arrays are [hook name, pos, k] over the decoded positions, best first.
+
+    Attributes:
+        batch: Which text of the run.
+        hook_names: The decoded hook names, in forward order.
+        positions: The decoded positions.
+        tokens: The input token at each, `visible`.
+        found_hook_names: The hook names that `hook_ids` number.
+        contexts: Looks rows up in their texts.
+        rows, hook_ids, similarities: The neighbors.
+        chances: How likely a random activation comes as near; None where it was not computed.
+        readings: Lens → hook name → vocabulary tokens at each position; a lens that was not read is left out.
+    """
+
+    batch: int
+    hook_names: tuple[str, ...]
+    positions: list[int]
+    tokens: list[str]
+    found_hook_names: Sequence[str]
+    contexts: ContextLookup = field(repr=False)
+    rows: Int[np.ndarray, "names pos k"]
+    hook_ids: Int[np.ndarray, "names pos k"]
+    similarities: Float[np.ndarray, "names pos k"]
+    chances: Float[np.ndarray, "names pos k"] | None
+    readings: dict[str, dict[str, TokenReading]]
+
+    @property
+    def n_cells(self) -> int:
+        """Hook names times positions."""
+        return len(self.hook_names) * len(self.positions)
+
+    @property
+    def lenses(self) -> list[str]:
+        """The lenses that were read, LatentLens first."""
+        return ["latentlens", *self.readings]
+
+    def score_name(self, lens: str) -> str:
+        """What `values` are: "cosine", "probability" or "−log₁₀ p"."""
+        return "−log₁₀ p" if lens == "latentlens" and self.chances is not None else LENSES[lens].score_name
+
+    @cached_property
+    def is_explained_by_chance(self) -> Bool[np.ndarray, "names pos"]:
+        """True where chance explains that the nearest neighbor is near."""
+        return np.zeros(self.rows.shape[:2], bool) if self.chances is None else is_chance(self.chances[..., 0])
+
+    def values(self, lens: str) -> Float[np.ndarray, "names pos"]:
+        """What colors a cell; NaN where the lens did not read.
+
+        For LatentLens the cosine of the nearest neighbor (or -log10 of its chance), for another lens the score of its first
+        token.
+        """
+        if lens == "latentlens":
+            return self.similarities[..., 0] if self.chances is None else -np.log10(self.chances[..., 0])
+        missing = np.full(len(self.positions), np.nan)
+        readings = self.readings[lens]
+        return np.stack([readings[name].scores[:, 0] if name in readings else missing for name in self.hook_names])
+
+    def first_tokens(self, lens: str) -> list[list[str]]:
+        """The first token of a lens other than LatentLens at each hook name and position, `visible`."""
+        return [
+            [visible(reading.strings[i]) for i in reading.token_ids[:, 0].tolist()] if reading else [""] * len(self.positions)
+            for reading in map(self.readings[lens].get, self.hook_names)
+        ]
+
+    def words(self, rows: Int[np.ndarray, "..."]) -> dict[int, str]:
+        """The word that the token of each row belongs to."""
+        return {row: context.word for row, context in self.contexts(np.unique(rows).tolist(), _WORD_WIDTH).items()}
+
+    def select_positions(self, columns: Int[np.ndarray, " some"]) -> "LensGrid":
+        """The grid of some of its positions, counted among those that were decoded."""
+        readings = {
+            lens: {name: reading.select(columns) for name, reading in by_name.items()}
+            for lens, by_name in self.readings.items()
+        }
+        return replace(
+            self,
+            positions=[self.positions[i] for i in columns],
+            tokens=[self.tokens[i] for i in columns],
+            rows=self.rows[:, columns],
+            hook_ids=self.hook_ids[:, columns],
+            similarities=self.similarities[:, columns],
+            chances=None if self.chances is None else self.chances[:, columns],
+            readings=readings,
+        )
+
+    def require_lens(self, lens: str) -> None:
+        """Check that a lens was read.
+
+        Raises:
+            InvalidInputError: It was not, or there is none of that name.
+        """
+        if lens not in self.lenses:
+            raise InvalidInputError(
+                f"got lens={lens!r}; this result has {self.lenses}: "
+                "latentlens_hooks(index, logit_lens=True, embedding_lens=True)"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class FollowedGrid:
+    """Chosen tokens at one position of a run: arrays are [hook name, token].
+
+    Attributes:
+        batch, pos: The position.
+        token: The input token there; None where the run's tokens were not known.
+        hook_names: The decoded hook names, in forward order.
+        followed: The chosen tokens.
+        top_k: How many of the nearest rows LatentLens counts in.
+        scores: Lens → probability, cosine, or share of the nearest rows; NaN where the lens did not read.
+        ranks: Lens → rank, 1 for the first; NaN where there is none.
+    """
+
+    batch: int
+    pos: int
+    token: str | None
+    hook_names: tuple[str, ...]
+    followed: tuple[str, ...]
+    top_k: int
+    scores: dict[str, Float[np.ndarray, "names tokens"]]
+    ranks: dict[str, Float[np.ndarray, "names tokens"]]
+
+
+Pixels = UInt8[np.ndarray, "height width 3"]
+"""A picture, RGB."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageGrid:
+    """The patches of one image, with what was read of each.
+
+    Attributes:
+        pixels: The picture.
+        width, height: Its size in the units of `boxes`.
+        boxes: Left, top, right, bottom of each patch.
+        places: Level, row and column of each patch.
+        levels: What each level is called.
+        grid: What was read: a position a patch.
+    """
+
+    pixels: Pixels
+    width: float
+    height: float
+    boxes: Float[np.ndarray, "patches 4"]
+    places: Int[np.ndarray, "patches 3"]
+    levels: list[str]
+    grid: LensGrid

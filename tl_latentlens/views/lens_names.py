@@ -1,0 +1,39 @@
+"""The three lenses: what each is called, what its scores are, and its colors."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LensInfo:
+    """How views show one lens.
+
+    Attributes:
+        label: Its name in a sentence.
+        title: Its name as a heading, with what it reads.
+        score_name: What its scores are: "cosine" or "probability".
+        hue: Its color on pages and pictures, RGB.
+        colorscale: The colors of its heatmap from low to high, light enough for dark words.
+    """
+
+    label: str
+    title: str
+    score_name: str
+    hue: tuple[int, int, int]
+    colorscale: tuple[str, str, str]
+
+    def format_score(self, score: float) -> str:
+        """A score in few characters: a probability in percent, a cosine with two digits."""
+        return f"{score:.0%}" if self.score_name == "probability" else f"{score:.2f}"
+
+
+LENSES = {
+    "latentlens": LensInfo(
+        "LatentLens", "LatentLens: the nearest contextual token", "cosine", (37, 99, 235), ("#f7fbff", "#9ecae1", "#4292c6")
+    ),
+    "logit_lens": LensInfo(
+        "logit lens", "Logit lens: the likeliest next token", "probability", (234, 88, 12), ("#fff5eb", "#fdbe85", "#f16913")
+    ),
+    "embedding_lens": LensInfo(
+        "embedding lens", "Embedding lens: the nearest input token", "cosine", (22, 163, 74), ("#f7fcf5", "#a1d99b", "#41ab5d")
+    ),
+}

@@ -1,0 +1,216 @@
+"""What a notebook shows of a result: small tables, escaped, in the notebook's own colors, light or dark."""
+
+import html
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+import numpy as np
+
+from tl_latentlens.views.chance import is_chance
+from tl_latentlens.views.colors import NOTEBOOK_HUE, color_range
+from tl_latentlens.views.context import Context
+from tl_latentlens.views.data import DirectionLine, FeatureLine, LensCell, NeighborLine, PropertyTable
+from tl_latentlens.views.grids import FollowedGrid, LensGrid
+from tl_latentlens.views.lens_names import LENSES
+from tl_latentlens.views.text import hook_headings, printable, short_hook_name, visible
+
+NOTEBOOK_NEIGHBORS = 3  # Neighbors of a cell or a line.
+NOTEBOOK_EXAMPLES = 4  # Rows, or texts, that stand for all.
+_CONTEXT_WIDTH = 90
+_MAX_GRID_CELLS = 1500
+_MAX_TABLE_LINES = 60
+_CELL_STYLE = "text-align: left; vertical-align: top; padding: 0.2em 0.6em; color: inherit; background: transparent"
+
+
+def lens_html(grids: Iterable[LensGrid], cells: Iterable[LensCell], n_cells: int) -> str:
+    """A layer × token table for each text, colored by similarity, and below it the neighbors of the first tokens in context.
+
+    Args:
+        grids: The texts; only as many are taken as are shown.
+        cells: All cells, token by token; only as many are taken as are shown.
+        n_cells: How many cells there are.
+    """
+    tables, note, n_left = [], "", _MAX_GRID_CELLS
+    for grid in grids:
+        n_left -= grid.n_cells
+        if n_left < 0:
+            note = _note("More texts or tokens than a notebook shows well: use to_html(path), plot() or to_dataframe().")
+            break
+        tables.append(_grid_table(grid))
+    lines = [_cell_line(cell) for cell in islice(cells, _MAX_TABLE_LINES)]
+    cut = f", {_MAX_TABLE_LINES} of {n_cells:,}" if n_cells > _MAX_TABLE_LINES else ""
+    table = _table(list(dict.fromkeys(heading for line in lines for heading in line)), lines)
+    is_open = "" if tables and n_cells > 12 else " open"
+    return f"{''.join(tables)}{note}<details{is_open}><summary>neighbors in context{cut}</summary>{table}</details>"
+
+
+def followed_html(grids: Sequence[FollowedGrid], n_texts: int) -> str:
+    """Chosen tokens at one position of each text: a line a layer, scores and ranks by each lens.
+
+    Args:
+        grids: The texts that are shown.
+        n_texts: How many texts there are.
+    """
+    cut = f"the first {len(grids)} of {n_texts} texts; to_dataframe() has all"
+    return "".join([*map(_followed_table, grids), _note(cut) if n_texts > len(grids) else ""])
+
+
+def properties_html(table: PropertyTable) -> str:
+    """A table of names and texts, and a few rows in context."""
+    shown = {name: _text(text if isinstance(text, str) else _joined(text)) for name, text in table.properties.items()}
+    if table.examples:
+        shown["examples"] = "<br>".join(_marked(context.clipped(_CONTEXT_WIDTH)) for context in table.examples)
+    heading_style = f"{_CELL_STYLE}; opacity: 0.65; white-space: nowrap"
+    body = "".join(
+        f"<tr><th style='{heading_style}'>{name}</th><td style='{_CELL_STYLE}'>{text}</td></tr>" for name, text in shown.items()
+    )
+    return f"<b>{table.title}</b>{_scrolled(body)}"
+
+
+def directions_html(directions: Iterable[DirectionLine], n_directions: int) -> str:
+    """The nearest rows to each direction and to its opposite."""
+    lines = [
+        {
+            "direction": _text(line.name),
+            "nearest to +v": _neighbor_lines(line.positive),
+            "nearest to −v": _neighbor_lines(line.negative),
+        }
+        for line in islice(directions, _MAX_TABLE_LINES)
+    ]
+    return _titled_table(f"{n_directions:,} directions", lines, n_directions)
+
+
+def features_html(features: Iterable[FeatureLine], n_features: int, n_labelled: int) -> str:
+    """A line a feature: its label, or why it has none, its scores, and its nearest rows."""
+    lines = []
+    for line in islice(features, _MAX_TABLE_LINES):
+        label = f"<b>{_text(line.label)}</b>" if line.label else f"<span style='opacity: 0.6'>{_text(line.why_not)}</span>"
+        scores = {
+            name.replace("_", " "): "" if np.isnan(line.scores[name]) else f"{line.scores[name]:.3g}"
+            for name in ("density", "auroc_same_token", "similarity")
+            if name in line.scores
+        }
+        neighbors = _neighbor_lines(line.neighbors) if line.neighbors else ""
+        lines.append({"feature": str(line.feature), "label, or why not": label, **scores, "nearest rows": neighbors})
+    return _titled_table(f"{n_features:,} features, {n_labelled:,} labelled", lines, n_features)
+
+
+def search_html(queries: Iterable[tuple[str, list[NeighborLine]]], n_queries: int) -> str:
+    """The nearest rows to each query, which is named by its place."""
+    lines = [
+        {"query": place, "nearest rows": _neighbor_lines(neighbors)} for place, neighbors in islice(queries, _MAX_TABLE_LINES)
+    ]
+    return _titled_table(f"{n_queries:,} quer{'y' if n_queries == 1 else 'ies'}", lines, n_queries)
+
+
+def _grid_table(grid: LensGrid) -> str:
+    """Layers upwards, tokens to the right, the nearest neighbor's word in each cell."""
+    contexts = grid.contexts(np.unique(grid.rows[..., 0]).tolist(), _CONTEXT_WIDTH)
+    values, score_name = grid.values("latentlens"), grid.score_name("latentlens")
+    low, high = color_range([values], score_name)
+    shares = (0.55 * np.clip((values - low) / (high - low), 0, 1)).round(2).tolist()
+    nearest, cosines = grid.rows[..., 0].tolist(), grid.similarities[..., 0].tolist()
+    headings, kind = hook_headings(grid.hook_names)
+    lines = []
+    for i in reversed(range(len(headings))):
+        cells = zip(nearest[i], shares[i], cosines[i], grid.is_explained_by_chance[i], strict=True)
+        words = (_word_cell(contexts[row], share, cosine, is_faint) for row, share, cosine, is_faint in cells)
+        lines.append(f"<tr><th style='{_CELL_STYLE}; text-align: right'>{_text(headings[i])}</th>{''.join(words)}</tr>")
+    token_style = f"{_CELL_STYLE}; white-space: pre; font-weight: normal"
+    tokens = "".join(f"<th style='{token_style}'>{_text(token)}</th>" for token in grid.tokens)
+    corner = f"<th style='{_CELL_STYLE}; font-weight: normal; opacity: 0.65'>{'layer' if kind else 'hook'}</th>"
+    scale = f"nearest contextual token{f' at {kind}' if kind else ''}; color: {score_name} {low:.2f} to {high:.2f}"
+    return _scrolled("".join([*lines, f"<tr>{corner}{tokens}</tr>"])) + _note(scale)
+
+
+def _word_cell(context: Context, share: float, cosine: float, is_faint: bool) -> str:
+    token = _text(context.token)
+    word = f"{_text(context.lead)}<b>{token}</b>{_text(context.tail)}" if context.lead or context.tail else token
+    tip = f"{cosine:.3f}  {context.before}«{context.token}»{context.after}"
+    word = f"<span style='opacity: 0.45'>{word}</span>" if is_faint else word
+    style = f"{_CELL_STYLE}; white-space: pre; background: rgb({NOTEBOOK_HUE} / {share})"
+    return f"<td style='{style}' title='{html.escape(tip)}'>{word}</td>"
+
+
+def _cell_line(cell: LensCell) -> dict[str, str]:
+    line = {
+        "pos": f"{cell.batch}, {cell.pos}",
+        "token": _code(visible(cell.token)),
+        "hook": _text(short_hook_name(cell.hook_name)),
+        "nearest contextual tokens": _neighbor_lines(cell.neighbors),
+    }
+    for lens, tokens in cell.lenses.items():
+        if tokens:
+            shown = tokens[:NOTEBOOK_NEIGHBORS]
+            line[LENSES[lens].label] = "<br>".join(f"{score:.2f} {_text(visible(token))}" for token, score in shown)
+    return line
+
+
+def _followed_table(grid: FollowedGrid) -> str:
+    headings, kind = hook_headings(grid.hook_names)
+    lines = []
+    for i in reversed(range(len(headings))):
+        line = {"layer" if kind else "hook": _text(headings[i])}
+        for j, token in enumerate(grid.followed):
+            for lens, scores in grid.scores.items():
+                heading = f"{_code(visible(token))}<br>{LENSES[lens].label}"
+                line[heading] = _score_and_rank(lens, scores[i, j], grid.ranks[lens][i, j])
+        lines.append(line)
+    place = f"text {grid.batch}, position {grid.pos}: {visible(grid.token)}{f', {kind}' if kind else ''}"
+    return _table(list(lines[0]) if lines else [], lines) + _note(f"{place}; ranks in small type")
+
+
+def _score_and_rank(lens: str, score: float, rank: float) -> str:
+    if np.isnan(score):
+        return ""
+    shown = f"{score:.2f}" if lens == "embedding_lens" else f"{score:.0%}" if score >= 0.005 or not score else "&lt; 1%"
+    return shown if np.isnan(rank) else f"{shown} <small>{int(rank):,}</small>"
+
+
+def _neighbor_lines(neighbors: Sequence[NeighborLine]) -> str:
+    lines = "<br>".join(map(_neighbor_line, neighbors[:NOTEBOOK_NEIGHBORS]))
+    return f"<div style='min-width: 18em'>{lines}</div>"  # A narrow page scrolls rather than stack single words.
+
+
+def _neighbor_line(neighbor: NeighborLine) -> str:
+    shown = f"{neighbor.similarity:.2f} {_marked(neighbor.context.clipped(_CONTEXT_WIDTH))}"
+    return f"<span style='opacity: 0.45'>{shown}</span>" if is_chance(neighbor.chance) else shown
+
+
+def _marked(context: Context) -> str:
+    side = "<span style='opacity: 0.65'>{}</span>"
+    return f"{side.format(_text(context.before))}<b>{_text(context.token)}</b>{side.format(_text(context.after))}"
+
+
+def _joined(texts: Sequence[str]) -> str:
+    n_more = len(texts) - _MAX_TABLE_LINES
+    return ", ".join([*texts[:_MAX_TABLE_LINES], *([f"and {n_more:,} more"] if n_more > 0 else [])])
+
+
+def _titled_table(title: str, lines: list[dict[str, str]], n_lines: int) -> str:
+    cut = _note(f"the first {len(lines)} of {n_lines:,}; to_dataframe() has all") if n_lines > len(lines) else ""
+    return f"<b>{title}</b>{_table(list(lines[0]) if lines else [], lines)}{cut}"
+
+
+def _table(headings: Sequence[str], lines: Sequence[dict[str, str]]) -> str:
+    """Lines of HTML by heading, in a table that scrolls where it is too wide or too long."""
+    head = "".join(f"<th style='{_CELL_STYLE}; opacity: 0.65'>{heading}</th>" for heading in headings)
+    rows = ("".join(f"<td style='{_CELL_STYLE}'>{line.get(heading, '')}</td>" for heading in headings) for line in lines)
+    return _scrolled(f"<tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}")
+
+
+def _scrolled(rows: str) -> str:
+    style = "border-collapse: collapse; margin: 0.3em 0; color: inherit; border: 1px solid rgb(128 128 128 / 0.4)"
+    return f"<div style='overflow: auto; max-height: 40em'><table style='{style}'>{rows}</table></div>"
+
+
+def _note(text: str) -> str:
+    return f"<div style='opacity: 0.65; font-size: 0.85em'>{_text(text)}</div>"
+
+
+def _code(text: str) -> str:
+    return f"<code style='background: none; color: inherit'>{_text(text)}</code>"
+
+
+def _text(text: object) -> str:
+    return html.escape(printable(str(text)))

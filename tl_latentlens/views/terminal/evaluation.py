@@ -1,0 +1,102 @@
+"""An evaluation as tables for the terminal."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from tl_latentlens.views.data import MeasurePanel
+from tl_latentlens.views.terminal.features import summary_table
+from tl_latentlens.views.terminal.layout import longest_width, terminal_width, titled
+from tl_latentlens.views.text import hook_headings
+
+_MEAN_WIDTH = 6
+
+
+def evaluation_tables(
+    panels: Sequence[MeasurePanel],
+    transforms: Sequence[str],
+    gains: pd.DataFrame | None,
+    labels: pd.DataFrame | None,
+    width: int | None = None,
+) -> Group:
+    """Tables for each measure, readers by hook names; then what each transform gains over the first; then label scores.
+
+    Args:
+        panels: The measures.
+        transforms: The transforms that were compared.
+        gains: What the other transforms gain: measure, reader, gain, low, high; None where there is one transform.
+        labels: Label scores of an SAE, a block of lines for each transform; None without an SAE.
+        width: In characters; None: the terminal's.
+    """
+    parts = [_measure_tables(panel, transforms, terminal_width(width)) for panel in panels]
+    if gains is not None:
+        title = f"gain over {transforms[0]}, hook names together: above 0 better, * where sure at 95 %"
+        parts.append(titled(title, _gains_table(gains)))
+    if labels is not None:
+        for transform, summary in labels.groupby("transform", sort=False):
+            parts.append(titled(f"labels of SAE features, {transform}", summary_table(summary)))
+    return Group(*parts)
+
+
+def _measure_tables(panel: MeasurePanel, transforms: Sequence[str], width: int) -> Group:
+    """Title and means, in parts where the hook names do not fit side by side."""
+    lines = panel.table
+    hook_names = [name for name in dict.fromkeys(lines["hook_name"]) if name]
+    headings, kind = hook_headings(hook_names)
+    better = "lower is better" if panel.lower_is_better else "higher is better"
+    title = f"{panel.name}{f', {kind}' if kind else ''}: {better}, {lines['n'].max():,} {panel.unit}"
+    column_width = max(_MEAN_WIDTH, longest_width("", *headings)) + 3
+    free = width - longest_width("", *lines["reader"]) - _MEAN_WIDTH - 9
+    n_parts = max(1, math.ceil(len(hook_names) * column_width / max(column_width, free)))
+    parts = [_measure_table(panel, names.tolist(), transforms) for names in np.array_split(hook_names, n_parts)]
+    return Group(Text(title, "bold"), *parts)
+
+
+def _measure_table(panel: MeasurePanel, hook_names: Sequence[str], transforms: Sequence[str]) -> Table:
+    """Readers by hook names; the best transform at each hook name in bold."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim")
+    table.add_column("reader", no_wrap=True)
+    for heading in hook_headings(hook_names)[0]:
+        table.add_column(heading, justify="right")
+    table.add_column("±", justify="right")
+    lines = panel.table
+    means = {
+        (reader, name): float(mean)
+        for reader, name, mean in zip(lines["reader"], lines["hook_name"], lines["mean"], strict=True)
+    }
+    sign = -1 if panel.lower_is_better else 1
+    best = {name: max(sign * means[transform, name] for transform in transforms) for name in hook_names}
+    for reader, reader_lines in lines.groupby("reader", sort=False):
+        needs_no_hook = (reader, "") in means
+        values = {
+            name: means[reader, "" if needs_no_hook else name]
+            for name in hook_names
+            if needs_no_hook or (reader, name) in means
+        }
+        styles = {name: "bold" if reader in transforms and sign * values[name] == best[name] else "" for name in values}
+        cells = [Text(f"{values[name]:.3f}", styles[name]) if name in values else Text() for name in hook_names]
+        half_interval = ((reader_lines["high"] - reader_lines["low"]) / 2).mean()
+        reader_text = Text(str(reader), "" if reader in transforms else "dim")
+        table.add_row(reader_text, *cells, Text(f"{half_interval:.3f}", "dim"))
+    return table
+
+
+def _gains_table(gains: pd.DataFrame) -> Table:
+    """What each transform gains, marked where its interval leaves 0 out."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim")
+    table.add_column("measure")
+    for reader in dict.fromkeys(gains["reader"]):
+        table.add_column(reader, justify="right", no_wrap=True)
+    for measure, lines in gains.groupby("measure", sort=False):
+        cells = []
+        for gain, low, high in zip(lines["gain"], lines["low"], lines["high"], strict=True):
+            is_sure = low > 0 or high < 0
+            cells.append(Text(f"{gain:+.3f}{'*' if is_sure else ' '}", "bold" if is_sure else ""))
+        table.add_row(str(measure), *cells)
+    return table

@@ -1,0 +1,74 @@
+"""Labelled SAE features as tables for the terminal."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+
+from tl_latentlens.views.data import FeatureLine
+from tl_latentlens.views.terminal.layout import add_nearest_rows, label_text, terminal_width
+
+_SCORES = {
+    "density": "density",
+    "auroc": "auroc",
+    "same token": "auroc_same_token",
+    "overlap": "overlap",
+    "cos": "similarity",
+}  # Heading → column of the feature table.
+_SCORES_OF_NARROW_TABLES = ("density", "auroc_same_token", "similarity")
+
+
+def feature_table(
+    features: Sequence[FeatureLine], score_names: Sequence[str], n_features: int, width: int | None = None
+) -> Table:
+    """A line a feature: scores, label or what kept it back, and the nearest row.
+
+    Args:
+        features: The features that are shown.
+        score_names: The scores that are known.
+        n_features: How many there are.
+        width: Width of the table in characters; None: the terminal's. In a narrow one some scores are left out.
+    """
+    width = terminal_width(width)
+    scores = {heading: name for heading, name in _SCORES.items() if name in score_names}
+    if width < 110:
+        scores = {heading: name for heading, name in scores.items() if name in _SCORES_OF_NARROW_TABLES}
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim")
+    for heading in ("feature", *scores):
+        table.add_column(heading, justify="right", no_wrap=True, min_width=max(len(heading), 5))
+    nearest = [line.neighbors[0] if line.neighbors else None for line in features]
+    texts = [label_text(line.label, line.why_not) for line in features]
+    labels = add_nearest_rows(table, "label, or why not", texts, nearest, width)
+    for line, cells in zip(features, labels, strict=True):
+        table.add_row(str(line.feature), *(_score(name, line.scores[name]) for name in scores.values()), *cells)
+    if n_features > len(features):
+        table.caption = f"{len(features)} of {n_features:,} features"
+    return table
+
+
+def _score(name: str, value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:.1%}" if name in ("density", "overlap") else f"{value:.2f}"
+
+
+def label_counts(table: pd.DataFrame) -> str:
+    """How many features have a label, and how often each reason kept one back, in one line."""
+    reasons = pd.Series([reason for reason in table["why_not"] if reason], dtype=str)
+    counts = reasons.str.replace(r" \(p = .*\)", "", regex=True).value_counts()
+    counted = "".join(f"; {n:,}: {reason}" for reason, n in counts.items())
+    return f"{len(table):,} features, {len(table) - counts.sum():,} labelled{counted}"
+
+
+def summary_table(summary: pd.DataFrame) -> Table:
+    """The means over all features, with their intervals and nulls."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim")
+    for heading in ("figure", "mean", "95 % interval", "null", "features"):
+        table.add_column(heading, justify="left" if heading == "figure" else "right", no_wrap=heading != "figure")
+    for line in summary.to_dict("records"):
+        interval = "" if math.isnan(line["low"]) else f"{line['low']:.3f} to {line['high']:.3f}"
+        null = "" if math.isnan(line["null"]) else f"{line['null']:.3f}"
+        table.add_row(line["figure"], f"{line['mean']:.3f}", interval, null, f"{line['features']:,}")
+    return table
