@@ -33,7 +33,8 @@ from tl_latentlens.evaluation.senses import load_senses
 from tl_latentlens.index.contextual import ContextualIndex, SearchResult
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.lens.followed import FollowedTokens
-from tl_latentlens.lens.hook import LatentLensHook, latentlens_hooks
+from tl_latentlens.lens.hook import LatentLensHook
+from tl_latentlens.lens.lens_hooks import latentlens_hooks
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
 from tl_latentlens.lens.result import LensResult
 from tl_latentlens.model.image_tokens import image_positions

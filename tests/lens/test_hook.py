@@ -12,13 +12,14 @@ import torch
 from support.models import TEXTS, available_kinds
 
 import tl_latentlens as tll
-from tl_latentlens.lens import hook as decode
+from tl_latentlens.lens import batches
+from tl_latentlens.lens.lens_hooks import LensHooks
 
 TEXT = "The red ball lay on the river bank."
 
 
 @pytest.fixture
-def hooks(index: tll.ContextualIndex) -> decode.LensHooks:
+def hooks(index: tll.ContextualIndex) -> LensHooks:
     """Hooks at all of the index's names."""
     return tll.latentlens_hooks(index, top_k=3)
 
@@ -56,7 +57,8 @@ def test_hooks_return_none_and_keep_no_graph(demo_model: Any, hooks: Any) -> Non
 
     demo_model.run_with_hooks(TEXT, fwd_hooks=[(name, watch(function)) for name, function in hooks])
     assert returned == [(True, None)] * len(hooks)  # the activations had a graph, what was kept has none
-    kept = [capture.activation for captures in hooks.hook._captured.values() for capture in captures]
+    captures = hooks.hook.captures
+    kept = [captures.activation(name) for name in captures.hook_names]
     assert len(kept) == len(hooks)
     assert not any(activation.requires_grad or activation.grad_fn for activation in kept)
 
@@ -175,7 +177,8 @@ def test_generate_past_an_end_of_text(own_model: Any, hooks: Any) -> None:
     with own_model.hooks(fwd_hooks=[*hooks, *forcing]):
         generated = own_model.generate(tokens, max_new_tokens=3, do_sample=False, verbose=False, stop_at_eos=False)
     assert generated[0, -3:].tolist() == [eos] * 3
-    assert [capture.activation.shape[1] for capture in next(iter(hooks.hook._captured.values()))] == [tokens.shape[1], 1, 1]
+    captures = hooks.hook.captures
+    assert {captures.activation(name).shape[1] for name in captures.hook_names} == {tokens.shape[1] + 2}
 
 
 def test_nothing_captured(hooks: Any) -> None:
@@ -436,7 +439,7 @@ def test_names_read_together_read_what_each_reads_alone(
     bank = tll.build_bank(any_model, TEXTS[:3], tmp_path / "a.h5", hook_names=names, progress=False)
     index = tll.ContextualIndex(bank, device="cpu", transform=transform)
     hooks = tll.latentlens_hooks(index, embedding_lens=True)
-    monkeypatch.setattr(decode, "_TOGETHER", together)
+    monkeypatch.setattr(batches, "_MAX_VECTORS_PER_SEARCH", together)
     any_model.run_with_hooks(TEXT, fwd_hooks=hooks)
     result, cache = hooks.result, any_model.run_with_cache(TEXT)[1]
     assert list(result.logit_lens) == list(result.embedding_lens) == ["hook_embed", "blocks.1.hook_resid_post"]

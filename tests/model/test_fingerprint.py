@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 import tl_latentlens as tll
 from tl_latentlens import cli
 from tl_latentlens.model.describe import describe_model
-from tl_latentlens.model.fingerprint import TOLERANCES, Fingerprint, check_fingerprint, fingerprint
+from tl_latentlens.model.fingerprint import TOLERANCES, Fingerprint, fingerprint
+from tl_latentlens.model.fingerprint_check import check_fingerprint
 from tl_latentlens.model.info import ModelInfo
 from tl_latentlens.model.loading import DEMO_MODEL, load_model
 from tl_latentlens.model.tokenize import tokenize

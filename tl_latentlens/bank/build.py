@@ -18,7 +18,8 @@ from tl_latentlens.corpus.plan import Plan, PlanSettings, make_plan
 from tl_latentlens.corpus.texts import load_corpus
 from tl_latentlens.errors import BankError
 from tl_latentlens.model.describe import describe_model, is_bidirectional, model_device, require_model
-from tl_latentlens.model.fingerprint import check_fingerprint, fingerprint
+from tl_latentlens.model.fingerprint import fingerprint
+from tl_latentlens.model.fingerprint_check import check_fingerprint
 from tl_latentlens.model.hook_names import expand_hook_names
 from tl_latentlens.model.running import run_hooked
 from tl_latentlens.model.token_strings import token_bytes

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from tl_latentlens.bank.bank import Bank
 from tl_latentlens.directions.sae import decoder_of, encode
 from tl_latentlens.index.contextual import ContextualIndex
-from tl_latentlens.model.activations import as_run, batches
+from tl_latentlens.model.activations import batches_by_length, prompts_as_run
 from tl_latentlens.model.describe import model_device
 from tl_latentlens.model.flatten import flat_activation
 from tl_latentlens.model.heads import tl_hook_name
@@ -136,8 +136,8 @@ def _of_model(
         numbers = np.unique(np.searchsorted(plan.prompt_starts, places - start, "right") - 1)
         prompts, shifts = [bank.prompt(number) for number in numbers.tolist()], plan.shifts(numbers)
         lengths = np.array([len(prompt) for prompt in prompts])
-        runs, _ = as_run(prompts, np.zeros_like(lengths), plan.settings)
-        for chosen, tokens, mask in batches(runs, model_device(model)):
+        runs, _ = prompts_as_run(prompts, np.zeros_like(lengths), plan.settings)
+        for chosen, tokens, mask in batches_by_length(runs, model_device(model)):
             line = np.repeat(np.arange(len(chosen)), lengths[chosen])
             pos = ranges(np.zeros_like(chosen), lengths[chosen])
             activations = _run(model, tokens, mask, hook_name)

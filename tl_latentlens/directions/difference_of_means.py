@@ -12,7 +12,7 @@ from torch import Tensor
 from tl_latentlens.corpus.plan import Prompts
 from tl_latentlens.directions.prompts import tokenize_prompts
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.model.activations import activations_at, batches
+from tl_latentlens.model.activations import activations_at, batches_by_length
 from tl_latentlens.model.describe import model_device, require_model
 from tl_latentlens.model.flatten import flat_activation
 from tl_latentlens.model.heads import tl_hook_name
@@ -62,7 +62,7 @@ def _mean_activation(model: Any, prompts: Prompts, hook_name: str, positions: in
         return activations_at(model, tokens, token_positions, [hook_name])[hook_name].double().mean(0)
     n_bos = np.add.reduceat(prompts.special, prompts.starts[:-1])
     sums: list[Tensor] = []
-    for prompt_ids, token_ids, mask in batches(tokens, model_device(model)):
+    for prompt_ids, token_ids, mask in batches_by_length(tokens, model_device(model)):
         is_after_bos = torch.arange(mask.shape[1]) >= torch.from_numpy(n_bos[prompt_ids])[:, None]
         sums.append(_sum_of_prompt_means(model, token_ids, mask, mask & is_after_bos.to(mask.device), hook_name))
     return torch.stack(sums).sum(0) / len(tokens)

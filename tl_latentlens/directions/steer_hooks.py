@@ -11,7 +11,7 @@ from torch import Tensor
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.lens.hook import LatentLensHook
 from tl_latentlens.lens.result import LensResult
-from tl_latentlens.lens.run_context import running
+from tl_latentlens.lens.run_context import find_run_context
 from tl_latentlens.model.flatten import flat_activation
 
 
@@ -37,7 +37,7 @@ class AddVector:
         if self.positions is None:
             return changed
         # The tokens that `generate` adds one by one are counted on from the prompt's.
-        self._length = self._length + 1 if pos == 1 and running(batch, pos).goes_on else pos
+        self._length = self._length + 1 if pos == 1 and find_run_context(batch, pos).continues_generation else pos
         chosen = np.zeros(self._length, bool)
         try:
             chosen[self.positions if isinstance(self.positions, slice) else list(self.positions)] = True
@@ -53,7 +53,7 @@ class ComparingHook(LatentLensHook):
     @property
     def has_run(self) -> bool:
         """True where there is something to read."""
-        return bool(self._captured)
+        return bool(self.captures)
 
     def cosines(self, other: "ComparingHook") -> dict[str, Float[np.ndarray, " cells"]]:
         """Cosine of each decoded activation with that of another run, NaN where the tokens up to there are not the same."""
@@ -63,7 +63,7 @@ class ComparingHook(LatentLensHook):
         for name in mine.hook_names:
             found[name] = np.full(len(mine.positions), np.nan, np.float32)
             if name in theirs.hook_names:
-                pair = self._vectors(name, here).float(), other._vectors(name, there).float()
+                pair = self.captures.vectors(name, here).float(), other.captures.vectors(name, there).float()
                 found[name][here[mine.decoded]] = torch.cosine_similarity(*pair, dim=-1).clamp(-1, 1).cpu().numpy()
         return found
 

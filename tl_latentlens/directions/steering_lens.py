@@ -14,8 +14,8 @@ from tl_latentlens.directions.steer_hooks import AddVector, ComparingHook
 from tl_latentlens.directions.steering_result import SteeringResult
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
-from tl_latentlens.lens.hook import LensHooks
-from tl_latentlens.model.activations import padded
+from tl_latentlens.lens.lens_hooks import LensHooks
+from tl_latentlens.model.activations import pad_prompts
 from tl_latentlens.model.describe import model_device, require_model
 from tl_latentlens.model.hook_names import check_hook_names
 from tl_latentlens.model.hook_points import forward_order, in_residual_stream
@@ -117,7 +117,7 @@ class SteeringLens:
         if isinstance(text, Tensor):
             tokens, mask = text.to(device), None
         else:
-            tokens, mask = padded(tokenize_prompts(model, text, "given").as_lists(), device)
+            tokens, mask = pad_prompts(tokenize_prompts(model, text, "given").as_lists(), device)
         self.clear()
         for multiple in self.multiples:
             run_hooked(model, tokens, mask, self.hooks(multiple))

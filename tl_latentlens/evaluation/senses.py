@@ -17,7 +17,7 @@ from tl_latentlens.errors import CorpusError, InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
 from tl_latentlens.lens.result import TokenReading
-from tl_latentlens.model.activations import as_run
+from tl_latentlens.model.activations import prompts_as_run
 from tl_latentlens.model.describe import is_bidirectional, model_device
 from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.model.token_strings import token_bytes
@@ -133,7 +133,7 @@ def find_uses(model: Any, table: pd.DataFrame, settings: PlanSettings) -> Uses:
             "no use is left: expected texts that hold their word, of words with two senses at least, some of them not held out"
         )
     return Uses(
-        *as_run([ids[i] for i in kept], np.array([places[i][0] for i in kept]), settings),
+        *prompts_as_run([ids[i] for i in kept], np.array([places[i][0] for i in kept]), settings),
         pd.factorize(words[kept])[0],
         pd.factorize(senses[kept])[0],
         held_out[kept],

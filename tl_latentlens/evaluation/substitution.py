@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.evaluation.readings import Cells, random_rows
-from tl_latentlens.model.activations import as_run, batches
+from tl_latentlens.model.activations import batches_by_length, prompts_as_run
 from tl_latentlens.model.describe import is_bidirectional, model_device
 from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.model.running import evaluating
@@ -91,10 +91,10 @@ def _moved(
     plan, device = cells.bank.plan, model_device(model)
     own = plan.row_prompts[cells.rows]
     at = plan.row_tokens[cells.rows] - plan.prompt_starts[own]
-    whole, at = as_run([cells.bank.prompt(prompt) for prompt in own.tolist()], at, plan.settings)
+    whole, at = prompts_as_run([cells.bank.prompt(prompt) for prompt in own.tolist()], at, plan.settings)
     prompts = [one[: pos + 1 + _AFTER] for one, pos in zip(whole, at.tolist(), strict=True)]
     moved = np.full((*rows.shape, 2), np.nan)
-    for chosen, tokens, mask in batches(prompts, device):
+    for chosen, tokens, mask in batches_by_length(prompts, device):
         where = torch.from_numpy(at[chosen]).to(device)
         before = _log_probs(model, tokens, where)
         real = _window(mask, where)

@@ -21,7 +21,7 @@ from tl_latentlens.directions.sae import can_encode, decoder_of, encode, hook_na
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.explorer.image import KEPT, Images, Seen
 from tl_latentlens.index.contextual import ContextualIndex
-from tl_latentlens.lens.hook import latentlens_hooks
+from tl_latentlens.lens.lens_hooks import latentlens_hooks
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
 from tl_latentlens.lens.result import LensResult, TokenReading
 from tl_latentlens.model.describe import is_bidirectional

@@ -18,7 +18,7 @@ from tl_latentlens.bank.bank import Bank, Row
 from tl_latentlens.errors import InvalidInputError, ModelMismatchError, UnknownHookError
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.index.transforms import TRANSFORMS, fit, spread
-from tl_latentlens.model.fingerprint import check_fingerprint
+from tl_latentlens.model.fingerprint_check import check_fingerprint
 from tl_latentlens.model.heads import head_of, hook_point
 from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.model.info import ModelInfo
@@ -453,6 +453,16 @@ def require_index(index: Any) -> None:
             f"got index={index!r:.80} ({type(index).__name__}); expected a ContextualIndex; make one of a bank or its "
             "path: ContextualIndex(bank)"
         )
+
+
+def require_top_k(top_k: int) -> None:
+    """Check that a number of neighbors is at least 1.
+
+    Raises:
+        InvalidInputError: It is not.
+    """
+    if top_k < 1:
+        raise InvalidInputError(f"got top_k={top_k}; expected at least 1")
 
 
 def _first_rows(banks: Sequence[Bank]) -> tuple[list[int], int]:

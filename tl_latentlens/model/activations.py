@@ -1,4 +1,4 @@
-"""Run prompts and take activations at one position of each."""
+"""Runs of many prompts in padded batches, and the activations at one position of each."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -17,13 +17,14 @@ from tl_latentlens.model.heads import tl_hook_name
 from tl_latentlens.model.hook_names import require_firing
 from tl_latentlens.model.running import run_hooked
 
-_BATCH_TOKENS = (1024, 16384)  # on a CPU, on a GPU
+_CPU_BATCH_TOKENS = 1024
+_GPU_BATCH_TOKENS = 16384
 
 
-def padded(
+def pad_prompts(
     prompts: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-    """Tokens padded at the right, and True where there is one."""
+    """Tokens padded at the right, and a mask that is True where there is a token."""
     lengths = np.array([len(prompt) for prompt in prompts])
     mask = np.arange(lengths.max()) < lengths[:, None]
     tokens = np.zeros(mask.shape, np.int64)
@@ -31,16 +32,23 @@ def padded(
     return torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)
 
 
-def batches(
+def batches_by_length(
     prompts: Sequence[Sequence[int]], device: torch.device
 ) -> Iterator[tuple[Int[np.ndarray, " batch"], Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]]:
-    """Prompts of like length together: their numbers, their tokens padded at the right, and True where there is a token."""
+    """Batches of prompts of like length, longest first.
+
+    Yields:
+        Which of `prompts` are in the batch, their tokens padded at the right, and a mask that is True where there is a token.
+    """
     lengths = np.array([len(prompt) for prompt in prompts])
-    order, first = np.argsort(-lengths, kind="stable"), 0
-    while first < len(order):
-        chosen = order[first : first + max(1, _BATCH_TOKENS[device.type != "cpu"] // int(lengths[order[first]]))]
-        yield chosen, *padded([prompts[i] for i in chosen], device)
-        first += len(chosen)
+    longest_first = np.argsort(-lengths, kind="stable")
+    batch_tokens = _CPU_BATCH_TOKENS if device.type == "cpu" else _GPU_BATCH_TOKENS
+    start = 0
+    while start < len(longest_first):
+        batch_size = max(1, batch_tokens // int(lengths[longest_first[start]]))
+        prompt_ids = longest_first[start : start + batch_size]
+        yield prompt_ids, *pad_prompts([prompts[i] for i in prompt_ids], device)
+        start += len(prompt_ids)
 
 
 def activations_at(
@@ -55,28 +63,33 @@ def activations_at(
         UnknownHookError: A hook name that the model does not have, or that did not fire.
     """
     require_firing(hook_names, model)
-    found: dict[str, Tensor] = {}
-    at = torch.as_tensor(np.asarray(positions))
+    activations: dict[str, Tensor] = {}
+    position_of_prompt = torch.as_tensor(np.asarray(positions))
 
-    def take(activation: Tensor, hook: Any, *, name: str, chosen: Int[Tensor, " batch"]) -> None:
+    def keep(activation: Tensor, hook: Any, *, name: str, prompt_ids: Int[Tensor, " batch"]) -> None:
         flat = flat_activation(name, activation, activation.shape[:2])
-        rows = flat[torch.arange(len(chosen)), at[chosen]].float().cpu()
-        found.setdefault(name, torch.empty(len(prompts), rows.shape[-1]))[chosen] = rows
+        vectors = flat[torch.arange(len(prompt_ids)), position_of_prompt[prompt_ids]].float().cpu()
+        activations.setdefault(name, torch.empty(len(prompts), vectors.shape[-1]))[prompt_ids] = vectors
 
-    for chosen, tokens, mask in batches(prompts, model_device(model)):
-        of = torch.from_numpy(chosen)
-        run_hooked(model, tokens, mask, [(tl_hook_name(name), partial(take, name=name, chosen=of)) for name in hook_names])
+    for batch, tokens, mask in batches_by_length(prompts, model_device(model)):
+        prompt_ids = torch.from_numpy(batch)
+        hooks = [(tl_hook_name(name), partial(keep, name=name, prompt_ids=prompt_ids)) for name in hook_names]
+        run_hooked(model, tokens, mask, hooks)
     for name in hook_names:
-        if name not in found:
+        if name not in activations:
             raise UnknownHookError(f"{name} did not fire when the model ran; expected a hook name that this model uses")
-    return found
+    return activations
 
 
-def as_run(
+def prompts_as_run(
     prompts: Sequence[list[int]], positions: Int[np.ndarray, " prompts"], settings: PlanSettings
 ) -> tuple[list[list[int]], Int[np.ndarray, " prompts"]]:
-    """Prompts and positions in them as a bank's model runs them: twice, and in the second copy, where the plan repeats."""
+    """Prompts as a bank's model runs them, and where given positions stand then.
+
+    Where the plan repeats, each prompt is BOS text text, and the position is the one in the second copy.
+    """
     if not settings.repeat:
         return list(prompts), positions
     start = settings.text_start
-    return [one + one[start:] for one in prompts], positions + np.array([len(one) for one in prompts]) - start
+    runs = [prompt + prompt[start:] for prompt in prompts]
+    return runs, positions + np.array([len(prompt) for prompt in prompts]) - start

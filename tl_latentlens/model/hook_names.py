@@ -1,4 +1,7 @@
-"""Hook names: check them against a model, and choose them where the user leaves it open."""
+"""Lists of hook names: those a user's choice stands for, and the checks against a model.
+
+Facts about single hook points are in `hook_points`.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,8 +14,8 @@ from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.model.heads import is_head_name, tl_hook_name
 from tl_latentlens.model.hook_points import forward_order, sae_input_name, switch_on_hint
 
-_DEFAULT_LAYERS = 8
-_ENCODERS = re.compile(r"(vision|audio)_")  # whose hook points a bridge of a multimodal model has beside those of its blocks
+_N_DEFAULT_LAYERS = 8
+_ENCODER_NAME = re.compile(r"(vision|audio)_")  # a bridge of a multimodal model also has the hook points of its encoders
 
 
 def expand_hook_names(model: Any, spec: str | Sequence[str] | Callable[[str], bool] | None) -> list[str]:
@@ -28,11 +31,11 @@ def expand_hook_names(model: Any, spec: str | Sequence[str] | Callable[[str], bo
         InvalidInputError: An empty choice, a name given twice, a head's name, or a hook name that is switched off.
     """
     if spec is None:
-        layers = np.linspace(0, model.cfg.n_layers - 1, min(_DEFAULT_LAYERS, model.cfg.n_layers)).round().astype(int)
+        layers = np.linspace(0, model.cfg.n_layers - 1, min(_N_DEFAULT_LAYERS, model.cfg.n_layers)).round().astype(int)
         return [f"blocks.{layer}.hook_resid_post" for layer in layers]
     names = [spec] if isinstance(spec, str) else spec
     if callable(names):
-        names = sorted((name for name in model.hook_dict if not _ENCODERS.match(name) and names(name)), key=forward_order)
+        names = sorted((name for name in model.hook_dict if not _ENCODER_NAME.match(name) and names(name)), key=forward_order)
     names = list(names)
     if not names:
         raise InvalidInputError("no hook name was chosen; give at least one, for instance 'blocks.0.hook_resid_post'")
@@ -40,20 +43,20 @@ def expand_hook_names(model: Any, spec: str | Sequence[str] | Callable[[str], bo
         raise InvalidInputError(f"a hook name was given twice: {names}")
     for name in names:
         if is_head_name(name):
-            whole = tl_hook_name(name)
+            all_heads = tl_hook_name(name)
             raise InvalidInputError(
-                f"got {name!r}; a bank holds all heads of a hook name: bank {whole!r}, and choose heads when it is loaded "
-                f"(ContextualIndex(bank, '{whole}[:]'))"
+                f"got {name!r}; a bank holds all heads of a hook name: bank {all_heads!r}, and choose heads when it is loaded "
+                f"(ContextualIndex(bank, '{all_heads}[:]'))"
             )
     require_firing(names, model)
     return names
 
 
 def check_hook_names(names: Sequence[str], known: Any, where: str) -> None:
-    """Check that each name is among `known`; a bridge of TransformerLens 3 would ignore an unknown one without a word.
+    """Check that each name is among `known`. A bridge of TransformerLens 3 silently ignores an unknown name.
 
     Raises:
-        UnknownHookError: With the nearest known names.
+        UnknownHookError: An unknown name; the message lists the nearest known ones.
         InvalidInputError: A name of an image encoder.
     """
     for name in names:
@@ -74,12 +77,12 @@ def check_hook_names(names: Sequence[str], known: Any, where: str) -> None:
 
 
 def require_language_model(name: str) -> None:
-    """Check that a hook name is not that of an encoder (`vision_encoder.*`) or of the connector behind it.
+    """Check that a hook name is not that of an encoder (`vision_encoder.*`) or of the connector after it.
 
     Raises:
-        InvalidInputError: It is: its activations have other widths and positions than the language model's.
+        InvalidInputError: It is one. Its activations have other widths and positions than the language model's.
     """
-    if _ENCODERS.match(name):
+    if _ENCODER_NAME.match(name):
         raise InvalidInputError(
             f"got {name!r}, of an encoder beside the language model, whose vectors and positions are not the language model's; "
             "what its connector gives stands at the visual tokens of 'blocks.0.hook_resid_pre'"
@@ -87,7 +90,7 @@ def require_language_model(name: str) -> None:
 
 
 def require_firing(names: Sequence[str], model: Any) -> None:
-    """Check that a model has the hook points of names, and that its settings let them fire.
+    """Check that a model has the hook points that names are taken from, and that its settings let them fire.
 
     Raises:
         UnknownHookError: It does not have one, or an attached SAE replaces it.
@@ -96,5 +99,5 @@ def require_firing(names: Sequence[str], model: Any) -> None:
     points = [tl_hook_name(name) for name in names]
     check_hook_names(points, model.hook_dict, type(model).__name__)
     for point in points:
-        if remedy := switch_on_hint(model, point):
-            raise InvalidInputError(f"{point!r} never fires on this {type(model).__name__} as it is set: {remedy}")
+        if hint := switch_on_hint(model, point):
+            raise InvalidInputError(f"{point!r} never fires on this {type(model).__name__} as it is set: {hint}")

@@ -1,4 +1,4 @@
-"""Which tokens of a vision-language model's input are visual."""
+"""The visual tokens in the input of a vision-language model."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tl_latentlens.errors import InvalidInputError
 
 
 def image_positions(model: Any, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-    """True at the visual tokens: where the ids are the placeholder that the model replaces by what it saw.
+    """True at the visual tokens, which are the ids that the model replaces by vectors of the image.
 
     Args:
         model: A TransformerBridge of a vision-language model.
@@ -21,13 +21,13 @@ def image_positions(model: Any, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor
     """
     placeholder = image_token_id(model)
     tokens = torch.as_tensor(tokens)
-    visual = (tokens[None] if tokens.ndim == 1 else tokens) == placeholder
-    if not visual.any():
+    is_visual = (tokens[None] if tokens.ndim == 1 else tokens) == placeholder
+    if not is_visual.any():
         raise InvalidInputError(
             f"got ids without an image token ({placeholder}); expected one for each visual token: take the input_ids of the "
             "model's processor, called with the image"
         )
-    return visual
+    return is_visual
 
 
 def image_token_id(model: Any) -> int:
@@ -37,12 +37,12 @@ def image_token_id(model: Any) -> int:
         InvalidInputError: The model has none: it reads text only, or is a HookedTransformer.
     """
     config = getattr(getattr(model, "original_model", None), "config", None)
-    found = next(
+    placeholder = next(
         (i for name in ("image_token_id", "image_token_index") if (i := getattr(config, name, None)) is not None), None
     )
-    if found is None:
+    if placeholder is None:
         raise InvalidInputError(
             f"this {type(model).__name__} does not say which of its tokens are visual (no image_token_id in its config); give "
             "a mask, True at the visual tokens: positions=mask [batch, pos]"
         )
-    return int(found)
+    return int(placeholder)

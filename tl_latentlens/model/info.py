@@ -1,4 +1,4 @@
-"""What is recorded of a model: name, sizes, dtype, weight processing, vocabulary."""
+"""The description of a model that a bank stores: name, sizes, dtype, weight processing, vocabulary."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Load models: the embedded one, a local Hugging Face folder, or anything TransformerLens knows by name."""
+"""Models loaded with raw weights: the embedded one, a local Hugging Face folder, or a name that TransformerLens knows."""
 
 import logging
 import warnings
@@ -39,7 +39,7 @@ def load_model(name: str, *, kind: str | None = None, device: str | None = None)
     """
     if name == "demo-vlm":
         raise InvalidInputError("'demo-vlm' reads images, in `tl-latentlens explore`; in Python it is tll.load_demo_vlm()")
-    available = [k for k, there in zip(KINDS, (_has_hooked(), _has_bridge()), strict=True) if there]
+    available = [kind for kind, is_installed in zip(KINDS, (_has_hooked(), _has_bridge()), strict=True) if is_installed]
     if device is not None:
         as_device(device)
     if kind is not None and kind not in available:
@@ -50,7 +50,7 @@ def load_model(name: str, *, kind: str | None = None, device: str | None = None)
     failures = []
     for candidate in available if kind is None else [kind]:
         try:
-            with _quiet():
+            with _without_loader_messages():
                 return _load(name, folder, candidate, device)
         # TransformerLens and transformers raise all of these for models, files and settings that they do not know.
         except (OSError, ValueError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
@@ -64,9 +64,9 @@ def load_model(name: str, *, kind: str | None = None, device: str | None = None)
 
 def _load(name: str, folder: Path, kind: str, device: str | None) -> Any:
     if not (folder / "config.json").is_file():
-        return _named(name, kind, device)
+        return _load_by_name(name, kind, device)
     if kind == "hooked":
-        return _hooked_from_folder(folder, device)
+        return _load_hooked_from_folder(folder, device)
     from transformer_lens.model_bridge import TransformerBridge
 
     return TransformerBridge.boot_transformers(str(folder), device=device).eval()
@@ -84,7 +84,7 @@ def _has_bridge() -> bool:
     return find_spec("transformer_lens.model_bridge") is not None
 
 
-def _named(name: str, kind: str, device: str | None) -> Any:
+def _load_by_name(name: str, kind: str, device: str | None) -> Any:
     if kind == "hooked":
         from transformer_lens import HookedTransformer
 
@@ -94,8 +94,11 @@ def _named(name: str, kind: str, device: str | None) -> Any:
     return TransformerBridge.boot_transformers(name, device=device).eval()
 
 
-def _hooked_from_folder(folder: Path, device: str | None) -> Any:
-    """`HookedTransformer.from_pretrained` asks the hub for the config even where the folder has it; these steps do not."""
+def _load_hooked_from_folder(folder: Path, device: str | None) -> Any:
+    """A HookedTransformer of a folder, loaded without the hub.
+
+    `HookedTransformer.from_pretrained` asks the hub for the config even where the folder holds it.
+    """
     import torch
     from transformer_lens import HookedTransformer
     from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
@@ -113,8 +116,8 @@ def _hooked_from_folder(folder: Path, device: str | None) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading says much that a user of this package can do nothing about, such as the deprecation of HookedTransformer."""
+def _without_loader_messages() -> Iterator[None]:
+    """A context without the messages of loading that a user of this package cannot act on, such as deprecations."""
     from transformers.utils import logging as hf_logging
 
     root, level, bars = logging.getLogger(), logging.getLogger().level, hf_logging.is_progress_bar_enabled()

@@ -1,0 +1,128 @@
+"""Readings of captured activations: neighbors, logit and embedding lens, and the ranks of chosen tokens in each."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.index.contextual import ContextualIndex, require_top_k
+from tl_latentlens.lens.batches import vector_batches
+from tl_latentlens.lens.captures import Captures
+from tl_latentlens.lens.followed import FollowedTokens, TokenRanks, neighbor_ranks
+from tl_latentlens.lens.lenses import embedding_lens, embedding_ranks, logit_lens, logit_ranks
+from tl_latentlens.lens.positions import decoded_positions
+from tl_latentlens.lens.result import LensResult, TokenReading
+from tl_latentlens.lens.settings import LensSettings
+from tl_latentlens.model.heads import head_result_layer
+from tl_latentlens.model.token_strings import single_tokens, token_strings
+
+_Reading = TypeVar("_Reading", TokenReading, TokenRanks)
+
+
+def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSettings) -> LensResult:
+    """The reading of every decoded token of a run.
+
+    Raises:
+        InvalidInputError: Nothing was captured, the model is needed and not known, or a NaN activation.
+    """
+    _require_captures(captures)
+    _require_model_where_needed(captures, settings)
+    model, run_tokens = captures.model, captures.run_tokens()
+    decoded = decoded_positions(settings, captures, run_tokens)
+    if isinstance(settings.positions, str):
+        hook_name = captures.hook_names[0]
+        _warn_where_no_image_was(hook_name, captures.vectors(hook_name, decoded))
+    neighbors, logits, embeddings = {}, {}, {}
+    for batch in vector_batches(captures, decoded, index):
+        search_result = index.search(
+            batch.vectors, settings.top_k, query_hook_name=batch.query_hook_name, calibrate=settings.calibrate
+        )
+        neighbors |= {name: search_result[i] for i, name in enumerate(batch.hook_names)}
+        if model is not None and batch.is_residual:
+            if settings.logit_lens:
+                logits |= _by_hook_name(batch.hook_names, logit_lens(model, batch.vectors, settings.top_k))
+            if settings.embedding_lens:
+                embeddings |= _by_hook_name(batch.hook_names, embedding_lens(model, batch.vectors, settings.top_k))
+    strings = None
+    if run_tokens is not None:
+        string_of = token_strings(model, run_tokens.ids.unique().tolist())
+        strings = [[string_of[i] for i in ids] for ids in run_tokens.ids.tolist()]
+    return LensResult(tuple(captures.hook_names), strings, decoded, neighbors, logits, embeddings)
+
+
+def follow_tokens(
+    captures: Captures,
+    index: ContextualIndex,
+    settings: LensSettings,
+    result: LensResult,
+    tokens: str | int | Sequence[str | int],
+    top_k: int,
+) -> FollowedTokens:
+    """Score and rank of chosen tokens in each lens, at every layer and decoded position of a run.
+
+    Args:
+        captures: The run.
+        index: The rows whose tokens are counted.
+        settings: Which lenses are read.
+        result: The reading of the same run.
+        tokens: Single tokens, as text with their leading space or as ids.
+        top_k: How many of the nearest rows to count in.
+
+    Raises:
+        InvalidInputError: A text that is not one token, an id outside the vocabulary, or a model that is not known.
+    """
+    model = captures.model
+    if model is None:
+        raise InvalidInputError("tokens are followed with the model: LatentLensHook(index, model=model)")
+    require_top_k(top_k)
+    ids = single_tokens(model, [tokens] if isinstance(tokens, str | int) else list(tokens))
+    token_ids, row_token_ids = torch.tensor(ids), index.row_token_ids()
+    shares, logits, embeddings = {}, {}, {}
+    for batch in vector_batches(captures, result.decoded, index):
+        rows = index.search(batch.vectors, top_k, query_hook_name=batch.query_hook_name).rows.cpu().numpy()
+        shares |= _by_hook_name(batch.hook_names, neighbor_ranks(row_token_ids[rows], ids))
+        if batch.is_residual:
+            if settings.logit_lens:
+                logits |= _by_hook_name(batch.hook_names, logit_ranks(model, batch.vectors, token_ids))
+            if settings.embedding_lens:
+                embeddings |= _by_hook_name(batch.hook_names, embedding_ranks(model, batch.vectors, token_ids))
+    string_of = token_strings(model, ids)
+    return FollowedTokens(tuple(string_of[i] for i in ids), result, top_k, shares, logits, embeddings)
+
+
+def _require_captures(captures: Captures) -> None:
+    if not captures:
+        raise InvalidInputError(
+            "nothing was captured: run the model with these hooks first, "
+            "model.run_with_hooks(text, fwd_hooks=latentlens_hooks(index)); where it ran, none of the hook names fired"
+        )
+
+
+def _require_model_where_needed(captures: Captures, settings: LensSettings) -> None:
+    if captures.model is not None:
+        return
+    if settings.logit_lens or settings.embedding_lens:
+        raise InvalidInputError("the logit lens needs the model: LatentLensHook(index, model=model), or logit_lens=False")
+    if any(head_result_layer(name) is not None for name in captures.hook_names):
+        raise InvalidInputError("hook_result[head] is computed with the model's W_O: LatentLensHook(index, model=model)")
+
+
+def _warn_where_no_image_was(hook_name: str, vectors: Float[Tensor, "cells d"]) -> None:
+    """Warn of visual tokens that are all alike: a model that was given only the ids of an image runs on its placeholders."""
+    if len(vectors) > 1 and bool((vectors == vectors[:1]).all()):
+        warnings.warn(
+            f"all {len(vectors)} visual tokens are the same at {hook_name}: was the image given to the model (pixel_values=)?",
+            stacklevel=5,
+        )
+
+
+def _by_hook_name(hook_names: Sequence[str], reading: _Reading) -> dict[str, _Reading]:
+    """A reading of the vectors of several hook names, split into one of each."""
+    arrays = {key: np.split(value, len(hook_names)) for key, value in vars(reading).items() if isinstance(value, np.ndarray)}
+    return {name: replace(reading, **{key: parts[i] for key, parts in arrays.items()}) for i, name in enumerate(hook_names)}
