@@ -61,7 +61,7 @@ def test_probability_and_rank_are_those_of_the_unembedding(followed: tll.Followe
 def test_embeddings_are_ranked_by_cosine(
     hooks: Any, demo_model: Any, monkeypatch: pytest.MonkeyPatch, followed: tll.FollowedTokens
 ) -> None:
-    monkeypatch.setattr(lenses, "_LOGIT_BYTES", 40_000)  # the vocabulary in parts
+    monkeypatch.setattr(lenses, "_MAX_SCORE_BYTES", 40_000)  # the vocabulary in parts
     in_parts = hooks.follow_tokens(CHOSEN, top_k=20)
     name = followed.result.hook_names[2]
     vectors = activations(demo_model, name)[1:].double()

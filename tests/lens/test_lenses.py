@@ -122,7 +122,7 @@ def test_logit_lens_of_any_leading_shape(any_model: Any, monkeypatch: pytest.Mon
     d, d_vocab = any_model.cfg.d_model, any_model.cfg.d_vocab
     vectors = torch.randn(2, 3, d, generator=torch.Generator().manual_seed(0))
     flat = tll.logit_lens(any_model, vectors.reshape(6, d), top_k=4)
-    monkeypatch.setattr("tl_latentlens.lens.lenses._LOGIT_BYTES", 2 * 4 * d_vocab)  # two vectors at a time
+    monkeypatch.setattr("tl_latentlens.lens.lenses._MAX_SCORE_BYTES", 2 * 4 * d_vocab)  # two vectors at a time
     nested = tll.logit_lens(any_model, vectors, top_k=4)
     np.testing.assert_array_equal(nested.token_ids, flat.token_ids)
     np.testing.assert_allclose(nested.scores, flat.scores, atol=1e-6)

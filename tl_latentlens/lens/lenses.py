@@ -1,4 +1,4 @@
-"""The logit lens and the embedding lens: what the model's own unembedding and embedding read from a vector."""
+"""The logit lens and the embedding lens: the tokens whose unembedding or embedding a vector is nearest to."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -15,15 +15,15 @@ from tl_latentlens.lens.followed import TokenRanks
 from tl_latentlens.lens.result import TokenReading
 from tl_latentlens.model.describe import is_bidirectional
 from tl_latentlens.model.running import evaluating, without_hooks
-from tl_latentlens.model.token_strings import token_bytes
+from tl_latentlens.model.token_strings import token_strings
 from tl_latentlens.search.vectors import VectorSearch
 
-_LOGIT_BYTES = 128 * 2**20
-_embeddings: WeakKeyDictionary[Any, VectorSearch] = WeakKeyDictionary()
+_MAX_SCORE_BYTES = 128 * 2**20  # logits, or cosines with embeddings, that are held at once
+_embedding_searches: WeakKeyDictionary[Any, VectorSearch] = WeakKeyDictionary()
 
 
 def logit_lens(model: Any, vectors: Float[Tensor, "... d_model"], top_k: int = 5) -> TokenReading:
-    """The likeliest next tokens if the model ended here: softmax(unembed(ln_final(v))).
+    """The likeliest next tokens if the model ended at these vectors: softmax(unembed(ln_final(v))).
 
     Uses `logit_readout` of TransformerLens 4.3 where there is one, else `ln_final`, `W_U`, `b_U` and the model's own logit
     transform (softcap, logit scale).
@@ -31,7 +31,7 @@ def logit_lens(model: Any, vectors: Float[Tensor, "... d_model"], top_k: int = 5
     Args:
         model: A decoder-only TransformerLens model.
         vectors: Residual-stream vectors, any leading shape.
-        top_k: Tokens of each.
+        top_k: Number of tokens of each vector.
 
     Returns:
         Token ids and probabilities in [0, 1], the leading shape flattened.
@@ -39,10 +39,10 @@ def logit_lens(model: Any, vectors: Float[Tensor, "... d_model"], top_k: int = 5
     Raises:
         InvalidInputError: An encoder, whose MLM head this would skip, or a wrong width.
     """
-    ids, scores = _over_logits(
+    ids, scores = _read_logits(
         model, vectors, lambda logits: logits.softmax(-1).topk(min(top_k, logits.shape[-1]), dim=-1)[::-1]
     )
-    return _reading(model, ids, scores)
+    return _token_reading(model, ids, scores)
 
 
 def logit_ranks(model: Any, vectors: Float[Tensor, "... d_model"], token_ids: Int[Tensor, " tokens"]) -> TokenRanks:
@@ -52,19 +52,19 @@ def logit_ranks(model: Any, vectors: Float[Tensor, "... d_model"], token_ids: In
         InvalidInputError: As `logit_lens`.
     """
 
-    def standing(logits: Float[Tensor, "n d_vocab"]) -> tuple[Tensor, Tensor]:
+    def probabilities_and_ranks(logits: Float[Tensor, "n d_vocab"]) -> tuple[Tensor, Tensor]:
         chosen = logits[:, token_ids.to(logits.device)]
-        above = torch.stack([(logits > one[:, None]).sum(-1) for one in chosen.unbind(-1)], -1)
-        return (chosen - logits.logsumexp(-1, keepdim=True)).exp(), above + 1
+        n_above = torch.stack([(logits > column[:, None]).sum(-1) for column in chosen.unbind(-1)], -1)
+        return (chosen - logits.logsumexp(-1, keepdim=True)).exp(), n_above + 1
 
-    scores, ranks = _over_logits(model, vectors, standing)
+    scores, ranks = _read_logits(model, vectors, probabilities_and_ranks)
     return TokenRanks(scores.numpy(), ranks.numpy())
 
 
-def _over_logits(
+def _read_logits(
     model: Any, vectors: Float[Tensor, "... d_model"], read: Callable[[Float[Tensor, "n d_vocab"]], tuple[Tensor, ...]]
 ) -> list[Tensor]:
-    """What `read` takes from the logits of all vectors, on the CPU; only the logits of some are held at once."""
+    """The tensors that `read` makes of the logits of all vectors, on the CPU; a part of the logits is held at a time."""
     if is_bidirectional(model):
         raise InvalidInputError("the logit lens needs a decoder: an encoder's MLM head would be skipped; pass logit_lens=False")
     flat = vectors.detach().reshape(-1, vectors.shape[-1])
@@ -74,14 +74,14 @@ def _over_logits(
     weight = model.W_U
     flat = flat.to(weight.device, weight.dtype if parameter is None else parameter.dtype)
     with evaluating(model), torch.no_grad(), without_hooks(model.ln_final):
-        split = flat.split(max(1, _LOGIT_BYTES // (4 * model.cfg.d_vocab)))
-        parts = [[one.cpu() for one in read(_logits(model, part).float())] for part in split]
-    return [torch.cat(column) for column in zip(*parts, strict=True)]
+        chunks = flat.split(max(1, _MAX_SCORE_BYTES // (4 * model.cfg.d_vocab)))
+        readings = [[tensor.cpu() for tensor in read(_logits(model, chunk).float())] for chunk in chunks]
+    return [torch.cat(parts) for parts in zip(*readings, strict=True)]
 
 
 def _logits(model: Any, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
     readout = _native_readout(model)
-    if readout is not None and len(vectors):  # it refuses none at all
+    if readout is not None and len(vectors):  # it refuses an empty batch
         return readout(model, vectors, chunk_size=len(vectors)).values
     logits = model.ln_final(vectors[:, None])[:, 0] @ model.W_U + model.b_U
     adapter = getattr(model, "adapter", None)
@@ -92,7 +92,7 @@ def _logits(model: Any, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "n
 
 
 def _native_readout(model: Any) -> Any:
-    """TransformerLens's own readout, for the bridges of versions that have it."""
+    """The `logit_readout` of TransformerLens, for bridges and for versions that have it; else None."""
     if not hasattr(model, "adapter"):
         return None
     try:
@@ -103,11 +103,11 @@ def _native_readout(model: Any) -> Any:
 
 def embedding_lens(model: Any, vectors: Float[Tensor, "... d_model"], top_k: int = 5) -> TokenReading:
     """The input embeddings (rows of W_E) nearest to each vector by cosine, in [-1, 1], the leading shape flattened."""
-    if model not in _embeddings:
+    if model not in _embedding_searches:
         weight = model.W_E.detach()
-        _embeddings[model] = VectorSearch(weight, weight.device, unit_length=False)
-    found = _embeddings[model].top_k(vectors.detach().reshape(-1, vectors.shape[-1]), top_k)
-    return _reading(model, found.rows.cpu(), found.similarities.cpu())
+        _embedding_searches[model] = VectorSearch(weight, weight.device, unit_length=False)
+    nearest = _embedding_searches[model].top_k(vectors.detach().reshape(-1, vectors.shape[-1]), top_k)
+    return _token_reading(model, nearest.rows.cpu(), nearest.similarities.cpu())
 
 
 @torch.no_grad()
@@ -118,14 +118,12 @@ def embedding_ranks(model: Any, vectors: Float[Tensor, "... d_model"], token_ids
     token_ids = token_ids.to(weight.device)
     chosen = units @ normalize(weight[token_ids].float(), dim=-1).T
     ranks = torch.ones_like(chosen, dtype=torch.long)
-    for rows in torch.arange(len(weight), device=weight.device).split(max(1, _LOGIT_BYTES // (4 * max(1, len(units))))):
+    for rows in torch.arange(len(weight), device=weight.device).split(max(1, _MAX_SCORE_BYTES // (4 * max(1, len(units))))):
         cosines = units @ normalize(weight[rows].float(), dim=-1).T
-        for i, token_id in enumerate(token_ids):  # its own cosine may come out a last bit higher here
+        for i, token_id in enumerate(token_ids):  # the token itself is left out: its cosine may differ here in the last bit
             ranks[:, i] += ((cosines > chosen[:, i, None]) & (rows != token_id)).sum(-1)
     return TokenRanks(chosen.cpu().numpy(), ranks.cpu().numpy())
 
 
-def _reading(model: Any, ids: Tensor, scores: Tensor) -> TokenReading:
-    texts = token_bytes(model, ids.unique().tolist())
-    strings = {i: text.decode("utf-8", errors="replace") for i, text in texts.items()}
-    return TokenReading(ids.numpy(), scores.numpy(), strings)
+def _token_reading(model: Any, ids: Tensor, scores: Tensor) -> TokenReading:
+    return TokenReading(ids.numpy(), scores.numpy(), token_strings(model, ids.unique().tolist()))
