@@ -14,7 +14,7 @@ from torch import Tensor
 import tl_latentlens as tll
 from tl_latentlens.data.train import COLORS as ALL_COLORS
 from tl_latentlens.data.train import SIZES, THINGS
-from tl_latentlens.index.words import words_around
+from tl_latentlens.index.words import word_at_row
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
 from tl_latentlens.lens.result import TokenReading
 from tl_latentlens.vision.scenes.connector import SceneModel
@@ -91,7 +91,7 @@ class RowWords:
         return Named(*(np.array([_any(map(of, one)) for one in rows.tolist()]) for of in (self.token, self.context)))
 
     def _token(self, row: int) -> Bool[np.ndarray, " word"]:
-        return _which([words_around(self.index.row(row)).word])
+        return _which([word_at_row(self.index.row(row)).word])
 
     def _context(self, row: int) -> Bool[np.ndarray, " word"]:
         return _which(re.findall(r"[a-z]+", self.index.row(row).prompt_text.lower()))

@@ -17,7 +17,7 @@ from tl_latentlens.bank.format import ModelRecord
 from tl_latentlens.corpus.plan import Prompts
 from tl_latentlens.directions.activity import HISTOGRAM_EDGES, bank_activity
 from tl_latentlens.directions.sae import TensorSAE
-from tl_latentlens.index.words import words_around
+from tl_latentlens.index.words import word_at_row
 from tl_latentlens.model.fingerprint import Fingerprint
 from tl_latentlens.model.info import ModelInfo
 from tl_latentlens.model.running import run_hooked
@@ -303,7 +303,7 @@ def test_words_are_merged_from_their_pieces(index: tll.ContextualIndex) -> None:
     merged = 0
     for row in range(bank.n_rows):
         found = bank.row(row)
-        words = words_around(found)
+        words = word_at_row(found)
         piece = "".join(c for c in found.token.lower() if c.isalpha())
         assert piece in words.word
         assert words.piece.strip("…") == ("" if piece == words.word else piece)

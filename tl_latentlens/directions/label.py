@@ -17,7 +17,7 @@ from tl_latentlens.directions.label_scores import activation_scores, similarity_
 from tl_latentlens.directions.label_summary import SIGNIFICANCE_LEVEL
 from tl_latentlens.directions.steering_scores import steering_scores
 from tl_latentlens.index.contextual import ContextualIndex, require_index
-from tl_latentlens.index.words import labels_of
+from tl_latentlens.index.words import common_words
 from tl_latentlens.lens.lenses import logit_lens
 from tl_latentlens.model.describe import is_bidirectional, require_model
 
@@ -97,7 +97,7 @@ def _label_columns(
     progress: bool,
 ) -> dict[str, list[str]]:
     """The label of each feature, and the reason why it has none; one of the two is empty."""
-    words = labels_of(index, evidence, rng, progress)
+    words = common_words(index, evidence, rng, progress)
     lines = pd.DataFrame(scores).to_dict("records")
     reasons = [_refusal_reason(line, label) for line, label in zip(lines, words, strict=True)]
     labels = ["" if reason else label for label, reason in zip(words, reasons, strict=True)]

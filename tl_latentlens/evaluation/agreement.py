@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from tl_latentlens.evaluation.readings import Cells, random_rows
 from tl_latentlens.index.transforms import spread
-from tl_latentlens.index.words import words_around
+from tl_latentlens.index.words import word_at_row
 from tl_latentlens.statistics.intervals import Measure
 
 _RARE = 0.01  # of rows near which a word stands at most, to be one that tells a topic
@@ -37,7 +37,7 @@ def reader_agreement(
 
     @lru_cache(2**18)
     def near(row: int) -> tuple[str, frozenset[str]]:
-        found = words_around(bank.row(row))
+        found = word_at_row(bank.row(row))
         return found.word, found.near
 
     sample = spread(bank.n_rows, _BACKGROUND)

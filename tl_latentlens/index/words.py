@@ -1,7 +1,11 @@
-"""The word at a row, the words near it, and the words that sets of rows have in common."""
+"""The word at a row, the words near it, and the words that sets of rows have in common.
+
+`corpus.words` says where a word starts and ends among tokens.
+"""
 
 import math
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,49 +17,17 @@ from tl_latentlens.bank.bank import Row
 from tl_latentlens.corpus.words import letters_of, starts_word
 from tl_latentlens.index.contextual import ContextualIndex
 
-_NEAR = 8  # tokens to each side that count as near
-_SHARE = 0.15  # of the rows, and at least two of them, must hold a word that says something of them
-_RATIO = 4  # times as often as in the bank
-_BACKGROUND = 2000  # rows that say how common a word is
-
-
-def labels_of(
-    index: ContextualIndex, evidence: Int[np.ndarray, "n rows"], rng: np.random.Generator, progress: bool
-) -> list[str]:
-    """Up to three words that tell each set of rows from the rest of the bank; empty where there is none.
-
-    A word, or a part of one that is a token ("…ing"), must stand in 15 % of the rows, in two at least, and four times as often
-    as in the bank. It is scored by share x log2(share / share in the bank), at half the weight where it only stands near the
-    rows' tokens. Rows past the last of the index count as none.
-    """
-
-    @lru_cache(2**16)
-    def words(row: int) -> Words:
-        return words_around(index.row(row))
-
-    sample = [words(row) for row in rng.integers(0, index.n_rows, min(index.n_rows, _BACKGROUND)).tolist()]
-    kinds = (
-        (1.0, lambda found: [one.word for one in found]),
-        (1.0, lambda found: [one.piece for one in found]),
-        (0.5, lambda found: [word for one in found for word in one.near]),
-    )
-    common = [Counter(listed(sample)) for _, listed in kinds]
-    labels = []
-    for rows in tqdm(evidence.tolist(), desc="labels", unit=" features", delay=2, disable=not progress):
-        found = [words(row) for row in set(rows) if row < index.n_rows]
-        scores: dict[str, float] = {}
-        for (weight, listed), in_bank in zip(kinds, common, strict=True):
-            for word, n in Counter(listed(found)).items():
-                share, background = n / len(found), (in_bank[word] + 0.5) / (len(sample) + 1)
-                if word and n >= 2 and share >= _SHARE and share >= _RATIO * background:
-                    scores[word] = max(scores.get(word, 0.0), weight * share * math.log2(share / background))
-        labels.append(", ".join(sorted(scores, key=lambda word: (-scores[word], word))[:3]))
-    return labels
+_NEAR_TOKENS = 8  # tokens to each side of a row whose words count as near
+_MAX_WORDS = 3  # words for one set of rows
+_MIN_ROWS = 2  # rows of a set that must have a word
+_MIN_SHARE = 0.15  # share of a set's rows that must have a word
+_MIN_SHARE_RATIO = 4  # times as often as in the bank a word must occur
+_BACKGROUND_ROWS = 2000  # random rows that tell how common a word is in the bank
 
 
 @dataclass(frozen=True)
-class Words:
-    """What stands at a row, in lower case, letters only.
+class RowWords:
+    """The words at and near a row, in lower case, letters only.
 
     Attributes:
         word: The word that its token belongs to, subwords merged.
@@ -68,30 +40,80 @@ class Words:
     near: frozenset[str]
 
 
-def words_around(row: Row) -> Words:
+_WORD_KINDS: tuple[tuple[float, Callable[[Sequence[RowWords]], list[str]]], ...] = (
+    (1.0, lambda rows: [row.word for row in rows]),
+    (1.0, lambda rows: [row.piece for row in rows]),
+    (0.5, lambda rows: [word for row in rows for word in row.near]),
+)
+"""The weight of each kind of word in a score, and the words of that kind at some rows."""
+
+
+def common_words(
+    index: ContextualIndex, row_sets: Int[np.ndarray, "n rows"], rng: np.random.Generator, progress: bool
+) -> list[str]:
+    """Up to three words for each set of rows that tell it from the rest of the bank; empty where there is none.
+
+    A word, or a token that is a part of one ("…ing"), must occur at 15 % of the rows, at two at least, and four times as often
+    as in the bank. Words are ranked by share x log2(share / share in the bank). A word that only occurs near the rows' tokens
+    counts half. Row numbers past the last row of the index count as none.
+    """
+
+    @lru_cache(2**16)
+    def words_of(row: int) -> RowWords:
+        return word_at_row(index.row(row))
+
+    background = [words_of(row) for row in rng.integers(0, index.n_rows, min(index.n_rows, _BACKGROUND_ROWS)).tolist()]
+    background_counts = [Counter(words_of_kind(background)) for _, words_of_kind in _WORD_KINDS]
+    labels = []
+    for row_ids in tqdm(row_sets.tolist(), desc="labels", unit=" features", delay=2, disable=not progress):
+        rows = [words_of(row) for row in set(row_ids) if row < index.n_rows]
+        scores = _word_scores(rows, background_counts, len(background))
+        labels.append(", ".join(sorted(scores, key=lambda word: (-scores[word], word))[:_MAX_WORDS]))
+    return labels
+
+
+def _word_scores(rows: Sequence[RowWords], background_counts: Sequence[Counter[str]], n_background: int) -> dict[str, float]:
+    """The score of each word that is common among some rows and rare in the bank."""
+    scores: dict[str, float] = {}
+    for (weight, words_of_kind), counts in zip(_WORD_KINDS, background_counts, strict=True):
+        for word, n in Counter(words_of_kind(rows)).items():
+            share, background_share = n / len(rows), (counts[word] + 0.5) / (n_background + 1)
+            if word and n >= _MIN_ROWS and share >= _MIN_SHARE and share >= _MIN_SHARE_RATIO * background_share:
+                scores[word] = max(scores.get(word, 0.0), weight * share * math.log2(share / background_share))
+    return scores
+
+
+def word_at_row(row: Row) -> RowWords:
     """The word at a row, and those near it."""
-    special = set(row.bank.file.metadata.special_ids)
-    ids = row.bank.prompt(row.prompt_index)
-    tokens, at = ["" if i in special else row.bank.token_string(i) for i in ids], row.position
-    words: list[str] = []
-    mine = -1
-    low, high = max(0, at - _NEAR), at + _NEAR + 1
-    while low > 0 and not starts_word(tokens, low):
-        low -= 1
-    while high < len(tokens) and not starts_word(tokens, high):
-        high += 1
-    for place in range(low, min(high, len(tokens))):
-        if starts_word(tokens, place) or not words:
-            words.append("")
-        words[-1] += tokens[place]
-        if place == at:
-            mine = len(words) - 1
-    plain = [letters_of(word) for word in words]
-    near = frozenset(word for i, word in enumerate(plain) if i != mine and len(word) > 2)
-    piece = letters_of(tokens[at])
-    if piece == plain[mine]:
+    special_ids = set(row.bank.file.metadata.special_ids)
+    token_ids, position = row.bank.prompt(row.prompt_index), row.position
+    tokens = ["" if i in special_ids else row.bank.token_string(i) for i in token_ids]
+    words, own_word = _words_near(tokens, position)
+    plain_words = [letters_of(word) for word in words]
+    own = plain_words[own_word]
+    near = frozenset(word for i, word in enumerate(plain_words) if i != own_word and len(word) > 2)
+    piece = letters_of(tokens[position])
+    if piece == own:
         piece = ""
     elif piece:
-        goes_on = at + 1 < len(tokens) and not starts_word(tokens, at + 1)
-        piece = "…" * (not starts_word(tokens, at)) + piece + "…" * goes_on
-    return Words(plain[mine], piece, near - {plain[mine]})
+        continues = position + 1 < len(tokens) and not starts_word(tokens, position + 1)
+        piece = "…" * (not starts_word(tokens, position)) + piece + "…" * continues
+    return RowWords(own, piece, near - {own})
+
+
+def _words_near(tokens: Sequence[str], position: int) -> tuple[list[str], int]:
+    """The whole words within some tokens of a position, and which of them the position is in."""
+    first, end = max(0, position - _NEAR_TOKENS), position + _NEAR_TOKENS + 1
+    while first > 0 and not starts_word(tokens, first):
+        first -= 1
+    while end < len(tokens) and not starts_word(tokens, end):
+        end += 1
+    words: list[str] = []
+    own_word = -1
+    for pos in range(first, min(end, len(tokens))):
+        if starts_word(tokens, pos) or not words:
+            words.append("")
+        words[-1] += tokens[pos]
+        if pos == position:
+            own_word = len(words) - 1
+    return words, own_word
