@@ -12,7 +12,8 @@ import typer
 
 from benchmarks.measure import Measured, Settings, Timing, alternate, measured, megabytes, table
 from benchmarks.search import TOP_K, brute_force, require_same_rows
-from tl_latentlens.search.vectors import VectorSearch, as_tensor
+from tl_latentlens.search.tensors import as_tensor
+from tl_latentlens.search.vectors import VectorSearch
 
 D = 256
 QUERIES, ROWS = 64, 10**5  # while the other of the two grows

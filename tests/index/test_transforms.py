@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tl_latentlens as tll
-from tl_latentlens.search.geometry import Affine, hubness
+from tl_latentlens.search.geometry import Affine, HubSample, RowGeometry, hubness
 from tl_latentlens.search.vectors import VectorSearch
 
 NAMES = ("blocks.1.hook_resid_post", "blocks.4.hook_resid_post")
@@ -129,13 +129,15 @@ def test_every_pass_gives_the_same_rows(storage: torch.dtype, dtype: str, hubs: 
     held = torch.from_numpy(vectors).to(storage)
     center, weight = torch.from_numpy(vectors.mean(0)), torch.from_numpy(1 / vectors.std(0))
     removed = torch.from_numpy(np.linalg.qr(rng.standard_normal((48, 3)))[0].T.copy())
-    search = VectorSearch(held, "cpu", dtype, center=center, weight=weight, removed=removed, memory_budget=60_000)
+    affine = Affine(center, weight, removed)
+    search = VectorSearch(held, "cpu", dtype, **vars(affine), memory_budget=60_000)
     rows = (held.double().numpy() - center.numpy()) * weight.numpy()
     rows = unit(rows - rows @ removed.numpy().T @ removed.numpy())
     offsets = np.zeros(len(rows))
     if hubs:
         sampled = torch.arange(0, 700, 2)
-        search.subtract_hubness(search.unit_rows(sampled)[0], sampled, 10)
+        hub_sample = HubSample(search.normalized_rows(sampled)[0], sampled, 10)
+        search = VectorSearch(held, "cpu", dtype, geometry=RowGeometry(affine, hubs=hub_sample), memory_budget=60_000)
         cosines = rows @ rows[sampled].T
         cosines[sampled, np.arange(len(sampled))] = -np.inf
         offsets = np.sort(cosines, -1)[:, -10:].mean(-1) / 2
@@ -161,5 +163,5 @@ def test_affine_and_its_transpose() -> None:
 def test_hubness_of_fewer_rows_than_neighbors() -> None:
     rows = torch.eye(3)
     sampled = torch.arange(3)
-    assert hubness(rows, 0, rows, sampled, 10).tolist() == [0, 0, 0]
-    assert hubness(rows, 5, rows, sampled, 10).tolist() == pytest.approx([1 / 3] * 3)
+    assert hubness(rows, rows, sampled, 10).tolist() == [0, 0, 0]
+    assert hubness(rows, rows, None, 10).tolist() == pytest.approx([1 / 3] * 3)

@@ -1,5 +1,6 @@
 """What only a GPU does: kernels, copies behind the model's back, rows that do not fit. Without one these tests are skipped."""
 
+import itertools
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -7,15 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.vectors import KINDS, PASSES, STORAGE, check, compared_rows, make_queries, make_rows, unit
 
 import tl_latentlens as tll
 from tl_latentlens.index.contextual import TRANSFORMS
 from tl_latentlens.model.loading import load_model
-from tl_latentlens.search import vectors as search
+from tl_latentlens.search import device
+from tl_latentlens.search.codes import QuantizedRows
 from tl_latentlens.search.vectors import VectorSearch
 
 pytestmark = pytest.mark.usefixtures("cuda")
-STORAGE = [torch.float16, torch.bfloat16, torch.float32]
 TEXTS = list(islice(tll.load_corpus("demo"), 400))
 
 
@@ -46,11 +48,11 @@ def test_kernels_multiply_what_is_stored(cuda: str, storage: torch.dtype, d: int
     for vectors in (wide[:, :d], wide[:, ::2]):
         expected = vectors.double() @ queries[4].double()
         for dtype, error in ((torch.float32, 1e-6), (torch.float64, 1e-14)):
-            found = kernels.dots(vectors, queries, rows, of, dtype)
+            found = kernels.dot_products(vectors, queries, rows, of, dtype)
             assert found.dtype == dtype
             torch.testing.assert_close(found.double(), expected.flip(0), rtol=0, atol=error)
         for length in (77, 96, 129):
-            found = kernels.product(vectors[:77], queries[4:5], length)
+            found = kernels.products_with_one_query(vectors[:77], queries[4:5], length)
             torch.testing.assert_close(found[:77].double(), expected[:77, None], rtol=0, atol=1e-6)
             assert found.shape == (length, 1)
             assert bool((found[77:] == -torch.inf).all())
@@ -76,13 +78,11 @@ def test_shortlists_and_what_they_cannot_settle(cuda: str, storage: torch.dtype,
 @pytest.mark.parametrize("storage", STORAGE, ids=str)
 def test_rows_that_do_not_fit(cuda: str, monkeypatch: pytest.MonkeyPatch, held: str, storage: torch.dtype) -> None:
     vectors, queries = units(30_000, 192).to(storage), units(70, 192, 1)
-    n_codes = VectorSearch(vectors, "cpu", "int8")._codes
-    assert n_codes is not None
-    most = n_codes.bytes(len(vectors), 192, torch.int8) if held == "codes" else 0
-    monkeypatch.setattr(search, "_fits", lambda n_bytes, device: n_bytes <= most)
+    n_bytes = QuantizedRows.n_bytes(len(vectors), 192, torch.int8) if held == "codes" else 0
+    monkeypatch.setattr(device, "free_memory", lambda gpu: (n_bytes + device.working_memory(gpu) + 1) / 0.8)
     streamed = VectorSearch(vectors, cuda, memory_budget=2**22)
-    assert streamed._vectors.device.type == "cpu"
-    assert (streamed._codes is not None) == (held == "codes")
+    assert not streamed.rows.is_on_device
+    assert (streamed.coarse_pass.codes is not None) == (held == "codes")
     same(streamed.top_k(queries, 10), VectorSearch(vectors, "cpu", "float32").top_k(queries, 10))
 
 
@@ -125,3 +125,19 @@ def test_a_forward_pass_is_read_where_it_runs(cuda: str, bank: tll.Bank) -> None
     for name in bank.hook_names:
         expected = on_cpu.search(cache[name].cpu()[decoded], result.found[name].rows.shape[-1], query_hook_name=name)
         assert torch.equal(result.found[name].rows.cpu(), expected.rows)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("dtype", PASSES)
+@pytest.mark.parametrize("storage", STORAGE, ids=str)
+def test_cuda_equals_the_brute_force(cuda: str, storage: torch.dtype, dtype: str, precision: str) -> None:
+    rng = np.random.default_rng(14)
+    torch.set_float32_matmul_precision(precision)
+    for kind, centered, budget in itertools.product(KINDS, (False, True), (10**6, 2**28)):
+        rows = make_rows(kind, 4001, 192, rng)
+        vectors = torch.from_numpy(unit(rows)).to(storage)
+        queries = make_queries(6, rows, rng)
+        middle = torch.full((192,), 0.01) if centered else None
+        found = VectorSearch(vectors, cuda, dtype, center=middle, memory_budget=budget).top_k(queries.to(cuda), 10)
+        assert found.rows.device.type == found.similarities.device.type == "cuda"
+        check(found, compared_rows(vectors, middle), queries, 10)

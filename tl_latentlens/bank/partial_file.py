@@ -20,7 +20,7 @@ from tl_latentlens.bank.format import block_checksum, partial_path
 from tl_latentlens.bank.head import digest_of, read_head
 from tl_latentlens.bank.moments import mean_and_std
 from tl_latentlens.errors import BankCorruptError, BankError
-from tl_latentlens.search.vectors import as_tensor
+from tl_latentlens.search.tensors import as_tensor
 
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 

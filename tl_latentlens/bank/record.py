@@ -9,7 +9,7 @@ from torch import Tensor
 from tl_latentlens.bank.batches import Batch
 from tl_latentlens.bank.writer import BankWriter
 from tl_latentlens.model.flatten import flat_activation
-from tl_latentlens.search.vectors import DTYPES
+from tl_latentlens.search.tensors import DTYPES
 
 
 def bank_hooks(writer: BankWriter, batch: Batch) -> list[tuple[str, Callable[..., None]]]:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from tl_latentlens.directions.sae import decoder_of, encode
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
-from tl_latentlens.search.ranking import TopK, rank_pairs
+from tl_latentlens.search.topk import TopK, rank_pairs
 
 HISTOGRAM_EDGES = 2.0 ** np.arange(-8, 12.5, 0.5)  # of activations; the first and last bin hold what is beyond
 _CHUNK_BYTES = 2**26  # of feature activations at once

@@ -11,7 +11,7 @@ from torch import Tensor
 from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
-from tl_latentlens.search.vectors import as_tensor
+from tl_latentlens.search.tensors import as_tensor
 
 
 def decode_directions(

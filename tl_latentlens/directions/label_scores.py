@@ -20,7 +20,7 @@ from tl_latentlens.directions.controls import (
 )
 from tl_latentlens.directions.feature_selection import FeatureSelection
 from tl_latentlens.index.contextual import ContextualIndex, SearchResult
-from tl_latentlens.search.ranking import TopK
+from tl_latentlens.search.topk import TopK
 from tl_latentlens.statistics.auroc import auroc, auroc_standard_error
 from tl_latentlens.statistics.p_values import p_values
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.search.vectors import as_tensor
+from tl_latentlens.search.tensors import as_tensor
 
 DEMO_SAE = Path(__file__).parents[1] / "data" / "demo_sae"
 _ENCODERS = {

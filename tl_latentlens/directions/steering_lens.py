@@ -20,7 +20,7 @@ from tl_latentlens.model.describe import model_device, require_model
 from tl_latentlens.model.hook_names import check_hook_names
 from tl_latentlens.model.hook_points import forward_order, in_residual_stream
 from tl_latentlens.model.running import run_hooked
-from tl_latentlens.search.vectors import as_tensor
+from tl_latentlens.search.tensors import as_tensor
 
 _UNITS = ("vector", "activation")
 

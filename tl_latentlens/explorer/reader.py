@@ -30,7 +30,7 @@ from tl_latentlens.model.hook_names import check_hook_names
 from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.model.repeated import repeated
 from tl_latentlens.model.tokenize import tokenize
-from tl_latentlens.search.vectors import unit_queries
+from tl_latentlens.search.queries import normalize_queries
 
 _KEPT = 64  # readings
 
@@ -250,7 +250,7 @@ class Reader:
             vector, at, title = self._vectors[what], None, what
         else:
             raise InvalidInputError(f"{what} is not kept since the page was started again; give the file once more")
-        unit_queries(vector[None], len(vector), torch.device("cpu"))  # a row of zeros is said before it is searched
+        normalize_queries(vector[None], len(vector), torch.device("cpu"))  # a row of zeros is said before it is searched
         result = decode_directions(vector, self.index(transform), top_k=self.top_k, hook_name=list(hook_names))
         lenses = {}
         if len(vector) == self.model.cfg.d_model and (at is None or in_residual_stream(at)):

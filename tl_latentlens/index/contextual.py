@@ -17,22 +17,19 @@ from torch import Tensor
 from tl_latentlens.bank.bank import Bank, Row
 from tl_latentlens.errors import InvalidInputError, ModelMismatchError, UnknownHookError
 from tl_latentlens.index.neighbor import Neighbor
-from tl_latentlens.index.transforms import TRANSFORMS, fit, spread
+from tl_latentlens.index.transforms import TRANSFORMS, fit, sample_rows
 from tl_latentlens.model.fingerprint_check import check_fingerprint
 from tl_latentlens.model.heads import head_of, hook_point
-from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.model.info import ModelInfo
-from tl_latentlens.search.approximate import ApproximateSearch, rank_apart
+from tl_latentlens.search.approximate import ApproximateSearch, approximate_top_k_of_parts
 from tl_latentlens.search.device import as_device
-from tl_latentlens.search.geometry import hubness
-from tl_latentlens.search.ranking import rank_together
-from tl_latentlens.search.vectors import VectorSearch, as_tensor, unit_queries
+from tl_latentlens.search.driver import top_k_of_parts
+from tl_latentlens.search.queries import normalize_queries
+from tl_latentlens.search.tensors import as_tensor
+from tl_latentlens.search.vectors import VectorSearch
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import NeighborLine, PropertyTable
 from tl_latentlens.views.notebook import properties_html, search_html
-
-_NULL = 4096  # rows that stand for random activations
-_HUB = 10  # nearest of them that say how much of a hub a row is, as in CSLS
 
 
 @dataclass(frozen=True)
@@ -166,19 +163,12 @@ class ContextualIndex:
                 one.verify([name for name in points if name in one.hook_names])
         self._factory = approximate if isinstance(approximate, str) else None
         self._approximate = bool(approximate)
-        self._affines = {
-            name: fit(self.transform, [bank for _, bank in self.banks_of(name)], name, self.device) for name in self.hook_names
-        }
+        self._geometries = {name: fit(self.transform, self.banks_of(name), name, self.device) for name in self.hook_names}
         self._nulls: dict[str, tuple[Int[Tensor, " n"], Float[Tensor, "n d"]]] = {}
         self._parts = {
-            name: [(first, self._searcher(bank, name, dtype, memory_budget)) for first, bank in self.banks_of(name)]
+            name: [(first, self._searcher(first, bank, name, dtype, memory_budget)) for first, bank in self.banks_of(name)]
             for name in self.hook_names
         }
-        if self.transform == "csls":
-            for name in self.hook_names:
-                sampled, sample = self._null(name)
-                for first, part in self._parts[name]:
-                    part.subtract_hubness(sample, sampled - first, _HUB)
         self._checked: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
@@ -199,7 +189,7 @@ class ContextualIndex:
     @property
     def moves_queries(self) -> bool:
         """True where an activation is searched otherwise than a direction, so that its hook name matters."""
-        return any(affine.center is not None for affine in self._affines.values())
+        return any(geometry.affine.center is not None for geometry in self._geometries.values())
 
     def d(self, hook_name: str) -> int:
         """Width of a hook name's vectors."""
@@ -242,26 +232,32 @@ class ContextualIndex:
         if not fitting:
             widths = sorted({self.d(name) for name in names})
             raise InvalidInputError(f"got vectors of width {width} (shape {tuple(tensor.shape)}); the index has width {widths}")
-        queries = unit_queries(tensor, width, self.device)
+        queries = normalize_queries(tensor, width, self.device)
         own = None
         if self.moves_queries and query_hook_name is not None:
             _require_names([query_hook_name], self.hook_names, "the index")
             if self.d(query_hook_name) != width:
                 raise InvalidInputError(f"got vectors of width {width}; {query_hook_name} has width {self.d(query_hook_name)}")
-            own = self._affines[query_hook_name]
+            own = self._geometries[query_hook_name]
         asked = dict.fromkeys(fitting, queries)
         for name in fitting if self.transform != "raw" else ():
-            moved = self._affines[name].linear(queries.double()) if own is None else own(queries.double())
-            asked[name] = self._parts[name][0][1].units(moved)
+            exact = queries.double()
+            moved = self._geometries[name].directions(exact) if own is None else own.activations(exact)
+            asked[name] = self._parts[name][0][1].normalize_queries(moved)
         # Rows are counted through the parts, which stand in hook order, then row order: so ties are broken in that order.
         places = [(self.hook_names.index(name), *part) for name in fitting for part in self._parts[name]]
         parts, units = [part for *_, part in places], [asked[self.hook_names[hook_id]] for hook_id, *_ in places]
         nearest = max(range(len(places)), key=lambda place: self.hook_names[places[place][0]] == query_hook_name)
-        best = rank_apart(parts, units, top_k) if self._approximate else rank_together(parts, units, top_k, nearest=nearest)
+        if self._approximate:
+            best = approximate_top_k_of_parts(parts, units, top_k)
+        else:
+            together = [part.part(queries) for part, queries in zip(parts, units, strict=True)]
+            best = top_k_of_parts(together, top_k, search_first=nearest)
         starts = torch.tensor(np.cumsum([0, *(len(part) for part in parts[:-1])]), device=self.device)
         place = torch.searchsorted(starts, best.rows, right=True) - 1
         hook_ids, firsts = (torch.tensor(numbers, device=self.device)[place] for numbers in list(zip(*places, strict=True))[:2])
-        similarities = best.similarities if self.transform == "csls" else best.similarities.clamp(-1, 1)
+        is_cosine = all(self._geometries[name].is_cosine for name in fitting)
+        similarities = best.similarities.clamp(-1, 1) if is_cosine else best.similarities
         result = SearchResult(similarities, best.rows - starts[place] + firsts, hook_ids, self)
         return result.with_chances() if calibrate else result
 
@@ -401,13 +397,10 @@ class ContextualIndex:
         Raises:
             InvalidInputError: A wrong width, NaN, inf, or an activation of which the transform leaves nothing.
         """
-        moved = self._affines[hook_name](unit_queries(activations, self.d(hook_name), self.device).double())
-        without_means = self.transform == "center_writing" and in_residual_stream(hook_name)
-        units = unit_queries(moved, self.d(hook_name), self.device, remove_means=without_means)
-        if self.transform != "csls":
-            return units, units.new_zeros(len(units))
-        sample = self._null(hook_name)[1]
-        return units, hubness(units, 0, sample, torch.full((len(sample),), -1, device=self.device), _HUB).float() / 2
+        d, geometry = self.d(hook_name), self._geometries[hook_name]
+        moved = geometry.activations(normalize_queries(activations, d, self.device).double())
+        units = normalize_queries(moved, d, self.device, remove_means=geometry.removes_own_mean)
+        return units, units.new_zeros(len(units)) if geometry.hubs is None else geometry.hubs.penalty(units).float()
 
     def _units(self, hook_name: str, rows: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
         """Rows of the index as they are compared, of length 1 (or 0), and what is subtracted from their similarities."""
@@ -415,29 +408,26 @@ class ContextualIndex:
         offsets = torch.zeros(len(rows), dtype=torch.float32, device=self.device)
         for first, part in self._parts[hook_name]:
             here = (rows >= first) & (rows < first + len(part))
-            units[here], offsets[here] = part.unit_rows(rows[here] - first)
+            units[here], offsets[here] = part.normalized_rows(rows[here] - first)
         return units, offsets
 
     def _null(self, hook_name: str) -> tuple[Int[Tensor, " n"], Float[Tensor, "n d"]]:
         """Row numbers and unit vectors that stand for random activations of a hook name."""
         if hook_name not in self._nulls:
-            n_rows = sum(bank.n_rows for _, bank in self.banks_of(hook_name))
-            parts = [
-                first + spread(bank.n_rows, max(1, _NULL * bank.n_rows // n_rows)) for first, bank in self.banks_of(hook_name)
-            ]
+            banks = self.banks_of(hook_name)
+            parts = [first + rows for (first, _), rows in zip(banks, sample_rows(banks), strict=True)]
             rows = torch.from_numpy(np.concatenate(parts)).to(self.device)
             self._nulls[hook_name] = rows, self._units(hook_name, rows)[0]
         return self._nulls[hook_name]
 
-    def _searcher(self, bank: Bank, name: str, dtype: str, memory_budget: int | None) -> VectorSearch:
+    def _searcher(self, first: int, bank: Bank, name: str, dtype: str, memory_budget: int | None) -> VectorSearch:
         kind = partial(ApproximateSearch, factory=self._factory) if self._approximate else VectorSearch
         return kind(
             bank.vectors(name),
             self.device,
             dtype,
             unit_length=head_of(name) is None,  # a head's columns have any length
-            **vars(self._affines[name]),
-            remove_means=self.transform == "center_writing" and in_residual_stream(name),
+            geometry=self._geometries[name].starting_at(first),
             memory_budget=memory_budget,
         )
 

@@ -5,6 +5,7 @@ transform takes something of that away; `evaluate` measures which of them helps.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,25 +14,57 @@ from scipy.sparse.linalg import eigsh
 
 from tl_latentlens.bank.bank import Bank
 from tl_latentlens.model.heads import head_of
-from tl_latentlens.search.geometry import Affine
+from tl_latentlens.model.hook_points import in_residual_stream
+from tl_latentlens.search.geometry import Affine, HubSample, RowGeometry
+from tl_latentlens.search.tensors import as_tensor
 
 TRANSFORMS = ("raw", "center", "standardize", "remove_top", "csls", "center_writing")
 _COMPONENTS = 100  # dimensions for each top component that "remove_top" takes away
+_SAMPLE_ROWS = 4096  # rows that stand for random activations
+_HUBNESS_NEIGHBORS = 10  # nearest of them that say how much of a hub a row is, as in CSLS
 _SAMPLE = 8192  # rows whose covariance has those components
 _LEAST_STD = 1e-3  # of the median: what varies less is constant, and would be blown up
 
 
-def fit(transform: str, banks: Sequence[Bank], hook_name: str, device: torch.device) -> Affine:
-    """What a transform does to one hook name's unit vectors, from the moments of all its rows in some banks.
+def fit(transform: str, banks: Sequence[tuple[int, Bank]], hook_name: str, device: torch.device) -> RowGeometry:
+    """How a transform compares one hook name's unit vectors, from all its rows in some banks.
 
-    - center, csls: their mean taken away.
+    - center: their mean taken away.
+    - csls: as center, with half a row's mean cosine to its ten nearest of a sample subtracted from its similarities.
     - standardize: z-scores, the mean taken away and each dimension divided by its standard deviation.
     - remove_top: the mean and the d / 100 first principal components taken away ("all-but-the-top", Mu and Viswanath 2018,
       arXiv 1702.01417).
-    - raw, center_writing: nothing (the latter needs no moments: `VectorSearch` takes each vector's own mean away).
+    - center_writing: each vector's own mean taken away, in the residual stream.
+    - raw: nothing.
+
+    Args:
+        transform: One of `TRANSFORMS`.
+        banks: First row in the index and bank, for each part of the rows.
+        hook_name: Whose rows.
+        device: Where they are searched.
     """
-    if transform in ("raw", "center_writing"):
-        return Affine()
+    if transform == "center_writing":
+        return RowGeometry(removes_own_mean=in_residual_stream(hook_name))
+    affine = Affine() if transform == "raw" else _fit_affine(transform, [bank for _, bank in banks], hook_name, device)
+    geometry = RowGeometry(affine)
+    return replace(geometry, hubs=_hub_sample(geometry, banks, hook_name, device)) if transform == "csls" else geometry
+
+
+def sample_rows(banks: Sequence[tuple[int, Bank]]) -> list[Int[np.ndarray, " n"]]:
+    """Evenly spread rows of each bank that stand for random activations; at most about 4,096 in all."""
+    n_rows = sum(bank.n_rows for _, bank in banks)
+    return [spread(bank.n_rows, max(1, _SAMPLE_ROWS * bank.n_rows // n_rows)) for _, bank in banks]
+
+
+def _hub_sample(geometry: RowGeometry, banks: Sequence[tuple[int, Bank]], hook_name: str, device: torch.device) -> HubSample:
+    samples = sample_rows(banks)
+    vectors = [as_tensor(bank.vectors(hook_name)[rows]).to(device) for (_, bank), rows in zip(banks, samples, strict=True)]
+    units = torch.cat([geometry.normalized(part, prenormalize=head_of(hook_name) is not None) for part in vectors])
+    row_ids = np.concatenate([first + rows for (first, _), rows in zip(banks, samples, strict=True)])
+    return HubSample(units, torch.from_numpy(row_ids).to(device), _HUBNESS_NEIGHBORS)
+
+
+def _fit_affine(transform: str, banks: Sequence[Bank], hook_name: str, device: torch.device) -> Affine:
     rows = np.array([bank.n_rows for bank in banks])[:, None]
     means = np.stack([bank.mean(hook_name) for bank in banks])
     mean = (rows * means).sum(0) / rows.sum()

@@ -6,15 +6,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError, MissingExtraError
-from tl_latentlens.search.ranking import TopK, rank_pairs
+from tl_latentlens.search.chunks import Chunk
+from tl_latentlens.search.driver import top_k_of_parts
+from tl_latentlens.search.scorer import score_pairs
+from tl_latentlens.search.topk import TopK, merge_top_k, rank_pairs
 from tl_latentlens.search.vectors import VectorSearch
 
-_TRAINING = 64  # rows for each list of an inverted file, of which FAISS asks for 39 at least
-_PROBES = 16  # of so many lists one is looked into
+_ROWS_PER_LIST = 64  # FAISS trains an inverted file with at least 39 rows for each of its lists.
+_LISTS_PER_PROBE = 16  # One of this many lists is searched.
+_PROPOSED_PER_NEIGHBOR = 10
 
 
 class ApproximateSearch(VectorSearch):
@@ -30,7 +34,7 @@ class ApproximateSearch(VectorSearch):
         Args:
             *args: As `VectorSearch` takes them.
             factory: What `faiss.index_factory` makes ("IVF1024,PQ64x4fs", "HNSW32,SQ8"). None: an inverted file of
-                4 √n lists with 8 bits a number, of which a sixteenth is looked into.
+                4 √n lists with 8 bits a number, of which a sixteenth is searched.
             **kwargs: As `VectorSearch` takes them.
 
         Raises:
@@ -42,46 +46,48 @@ class ApproximateSearch(VectorSearch):
             import faiss
         except ImportError as error:
             raise MissingExtraError("approximate search needs FAISS: pip install 'tl-latentlens[faiss]'") from error
-        n_lists = max(1, min(round(4 * math.sqrt(len(self))), len(self) // _TRAINING))
+        n_rows, rows = len(self), self.rows
+        n_lists = max(1, min(round(4 * math.sqrt(n_rows)), n_rows // _ROWS_PER_LIST))
         try:
             self.faiss = faiss.index_factory(self.d, factory or f"IVF{n_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
-            sample = torch.linspace(0, len(self) - 1, min(len(self), _TRAINING * n_lists), device=self.device).round().long()
-            self.faiss.train(self._unit_rows(sample).cpu().numpy())
-            for first, last in self._spans(0, len(self), 64 * self.d):
-                self.faiss.add(self._unit_rows(slice(first, last)).cpu().numpy())
+            sample = torch.linspace(0, n_rows - 1, min(n_rows, _ROWS_PER_LIST * n_lists), device=rows.device).round().long()
+            self.faiss.train(rows.normalized(sample).cpu().numpy())
+            for chunk in rows.chunks(Chunk(0, n_rows), 64 * self.d):
+                self.faiss.add(rows.normalized(chunk.rows).cpu().numpy())
         except RuntimeError as error:
-            raise InvalidInputError(
-                f"FAISS cannot make an index {factory!r} of {len(self)} rows × {self.d}: {error}"
-            ) from error
+            raise InvalidInputError(f"FAISS cannot make an index {factory!r} of {n_rows} rows × {self.d}: {error}") from error
         if factory is None:
-            faiss.ParameterSpace().set_index_parameter(self.faiss, "nprobe", max(1, n_lists // _PROBES))
+            faiss.ParameterSpace().set_index_parameter(self.faiss, "nprobe", max(1, n_lists // _LISTS_PER_PROBE))
 
     def recall(self, queries: Float[Tensor, "... d"] | np.ndarray, k: int) -> float:
         """Share of the k exact neighbors of each query that this search finds, in [0, 1]."""
-        found, exact = (rank(queries, k).rows for rank in (self.rank, super().rank))
-        return float((exact[..., :, None] == found[..., None, :]).any(-1).float().mean())
+        approximate, exact = (search(queries, k).rows for search in (self.unclamped_top_k, super().unclamped_top_k))
+        return float((exact[..., :, None] == approximate[..., None, :]).any(-1).float().mean())
 
     @torch.no_grad()
-    def rank(self, queries: Float[Tensor, "... d"] | np.ndarray, k: int) -> TopK:
-        """The k best of what FAISS proposes."""
-        units = self.units(queries)
+    def unclamped_top_k(self, queries: Float[Tensor, "... d"] | np.ndarray, k: int) -> TopK:
+        """The k best of what FAISS proposes, not clamped to [-1, 1]; see `VectorSearch.unclamped_top_k`."""
+        units = self.normalize_queries(queries)
         flat, k = units.reshape(-1, self.d), min(k, len(self))
-        _, found = self.faiss.search(flat.cpu().numpy(), min(10 * k, len(self)))
-        proposed = torch.from_numpy(found).to(self.device)
-        of, place = (proposed >= 0).nonzero(as_tuple=True)
-        rows = proposed[of, place]
-        best = rank_pairs(self.scores(flat, rows, of, torch.float64), rows, of, len(flat), k)
-        short = (best.rows >= len(self)).any(-1).nonzero()[:, 0]  # the lists that were looked into hold fewer than k rows
+        _, proposed = self.faiss.search(flat.cpu().numpy(), min(_PROPOSED_PER_NEIGHBOR * k, len(self)))
+        best = self._rerank(flat, torch.from_numpy(proposed).to(self.rows.device), k)
+        # The lists that were searched may hold fewer than k rows.
+        short = (best.rows >= len(self)).any(-1).nonzero()[:, 0]
         if len(short):
-            exact = super().rank(flat[short], k)
+            exact = top_k_of_parts([self.part(flat[short])], k)
             best.similarities[short], best.rows[short] = exact.similarities, exact.rows
         return TopK(best.similarities.reshape(*units.shape[:-1], k), best.rows.reshape(*units.shape[:-1], k))
 
+    def _rerank(self, queries: Float[Tensor, "q d"], proposed: Int[Tensor, "q proposed"], k: int) -> TopK:
+        """The k best of the proposed rows of each query; -1 is no row."""
+        query_ids, place = (proposed >= 0).nonzero(as_tuple=True)
+        row_ids = proposed[query_ids, place]
+        scores = score_pairs(self.rows, queries, row_ids, query_ids, torch.float64)
+        return rank_pairs(scores, row_ids, query_ids, len(queries), k)
 
-def rank_apart(parts: Sequence[VectorSearch], queries: Sequence[Float[Tensor, "... d"]], k: int) -> TopK:
-    """What `ranking.rank_together` gives, of what is found in each part by itself."""
-    found = [part.rank(asked, k) for part, asked in zip(parts, queries, strict=True)]
-    firsts = np.cumsum([0, *(len(part) for part in parts)])
-    rows = torch.cat([best.rows + int(first) for best, first in zip(found, firsts, strict=False)], -1)
-    best = torch.cat([best.similarities for best in found], -1).sort(dim=-1, descending=True, stable=True)
-    return TopK(best.values[..., :k], rows.gather(-1, best.indices[..., :k]))
+
+def approximate_top_k_of_parts(searches: Sequence[VectorSearch], queries: Sequence[Float[Tensor, "... d"]], k: int) -> TopK:
+    """As `driver.top_k_of_parts`, from the rows that FAISS proposes in each search by itself."""
+    parts = [search.unclamped_top_k(units, k) for search, units in zip(searches, queries, strict=True)]
+    first_rows = np.cumsum([0, *(len(search) for search in searches[:-1])]).tolist()
+    return merge_top_k(parts, first_rows, k)

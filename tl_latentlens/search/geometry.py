@@ -1,15 +1,20 @@
-"""Geometry of vectors, whatever they are of: affine maps, and how near rows are to their neighbors."""
+"""Geometry in which rows are compared: affine maps, means of their own, and hubs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+# A row shorter than this share of its length before centering is treated as zero: only rounding noise is left of it.
+ZERO_LENGTH_SHARE = 1e-6
+
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """x → P((x - center) * weight), where P takes the span of `removed` away; float64, each None where it does nothing.
+    """The map x → P((x - center) * weight), where P projects out the span of `removed`.
+
+    Tensors are float64. Each is None where it does nothing.
 
     Attributes:
         center: [d].
@@ -22,23 +27,23 @@ class Affine:
     removed: Float[Tensor, "m d"] | None = None
 
     @property
-    def changes_nothing(self) -> bool:
+    def is_identity(self) -> bool:
         """True where there is no center, weight or span."""
         return self.center is None and self.weight is None and self.removed is None
 
     def __call__(self, vectors: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        """Transform activations."""
+        """Transformed activations."""
         return self.linear(vectors if self.center is None else vectors - self.center)
 
     def linear(self, directions: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        """Transform differences of activations: the center cancels out."""
-        left = directions if self.weight is None else directions * self.weight
+        """Transformed differences of activations: the center cancels out."""
+        transformed = directions if self.weight is None else directions * self.weight
         for component in () if self.removed is None else self.removed:  # no matrix product: equal rows keep equal bits
-            left = left - (left * component).sum(-1, keepdim=True) * component
-        return left
+            transformed = transformed - (transformed * component).sum(-1, keepdim=True) * component
+        return transformed
 
     def transposed(self, queries: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        """What has with x - center the product that a query has with a transformed x."""
+        """The vector w for which w · (x - center) equals query · transform(x), for every x."""
         if self.weight is None and self.removed is None:
             return queries
         exact = queries.double()
@@ -47,21 +52,134 @@ class Affine:
         return (exact if self.weight is None else exact * self.weight).to(queries)
 
 
+@dataclass(frozen=True, eq=False)
+class HubSample:
+    """A sample of rows that tells which rows are hubs, near to everything.
+
+    Attributes:
+        units: Rows of the sample as they are compared, of length 1, float32, [s, d].
+        row_ids: Their row numbers, [s].
+        n_neighbors: The nearest rows of the sample to average over; fewer where the sample has fewer.
+    """
+
+    units: Float[Tensor, "s d"]
+    row_ids: Int[Tensor, " s"]
+    n_neighbors: int
+
+    def starting_at(self, first_row: int) -> "HubSample":
+        """The same sample, with rows numbered from `first_row` on."""
+        return replace(self, row_ids=self.row_ids - first_row)
+
+    def penalty(self, units: Float[Tensor, "n d"], first_row: int | None = None) -> Float[Tensor, " n"]:
+        """Half the hubness of unit rows, float64.
+
+        Args:
+            units: Unit rows, float32.
+            first_row: Row number of the first, so that no row is its own neighbor. None: they are no rows of the search.
+        """
+        row_ids = None if first_row is None else self.row_ids - first_row
+        return hubness(units, self.units, row_ids, self.n_neighbors) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class RowGeometry:
+    """How the rows of a search are compared with its queries.
+
+    Similarities are cosines of transformed vectors. With `hubs`, half of each row's hubness is subtracted from its
+    similarities, so that rows rank as in CSLS (Conneau et al. 2018, arXiv 1710.04087). CSLS also subtracts a term of the query.
+    That term is the same for all rows, so it changes no ranking and is left out here.
+
+    Attributes:
+        affine: Applied to rows and queries.
+        removes_own_mean: Subtract each row's own mean over d from it before, and each query's after `affine`.
+        hubs: The sample for the hubness penalty. None: there is no penalty.
+    """
+
+    affine: Affine = Affine()
+    removes_own_mean: bool = False
+    hubs: HubSample | None = None
+
+    @property
+    def is_identity(self) -> bool:
+        """True where rows are compared as they are, up to their length."""
+        return self.affine.is_identity and not self.removes_own_mean
+
+    @property
+    def is_cosine(self) -> bool:
+        """True where similarities are cosines: nothing is subtracted from them."""
+        return self.hubs is None
+
+    def to(self, device: torch.device) -> "RowGeometry":
+        """The same on a device, with the affine map in float64."""
+        parts = (None if part is None else part.to(device, torch.float64) for part in vars(self.affine).values())
+        return replace(self, affine=Affine(*parts))
+
+    def starting_at(self, first_row: int) -> "RowGeometry":
+        """The same for a search whose first row is `first_row` of the rows that `hubs` counts."""
+        return self if self.hubs is None else replace(self, hubs=self.hubs.starting_at(first_row))
+
+    def rows(self, vectors: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """Rows transformed, and not normalized."""
+        if self.removes_own_mean:
+            vectors = vectors - vectors.mean(-1, keepdim=True)
+        return self.affine(vectors)
+
+    def normalized(self, vectors: Float[Tensor, "n d"], *, prenormalize: bool) -> Float[Tensor, "n d"]:
+        """Some rows as a search of all rows compares them, of length 1 (0 where nothing is left of a row), float32.
+
+        Args:
+            vectors: Stored rows.
+            prenormalize: They are no unit vectors; each is divided by its length first.
+        """
+        exact = vectors.double()
+        stored_lengths = exact.norm(dim=-1)
+        if not prenormalize:
+            transformed = self.rows(exact)
+            lengths = transformed.norm(dim=-1)
+        else:
+            prenorm = torch.where(stored_lengths > 0, 1 / stored_lengths, 0.0)
+            transformed = self.rows(exact * prenorm[:, None])
+            stored_lengths = stored_lengths * prenorm
+            lengths = torch.where(prenorm > 0, transformed.norm(dim=-1), 0.0)
+        return (transformed * self.row_scales(lengths, stored_lengths)[:, None]).float()
+
+    def activations(self, vectors: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """Queries that are activations, transformed; `normalize_queries` removes their own mean."""
+        return self.affine(vectors)
+
+    def directions(self, vectors: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """Queries that are differences of activations, transformed; `normalize_queries` removes their own mean."""
+        return self.affine.linear(vectors)
+
+    def row_scales(self, lengths: Float[Tensor, " n"], stored_lengths: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """1 / length of transformed rows; 0 where the transform leaves nothing of a row.
+
+        Args:
+            lengths: Lengths of the transformed rows.
+            stored_lengths: Their lengths before.
+        """
+        min_lengths = torch.zeros_like(lengths)
+        if not self.is_identity:
+            largest = 1.0 if self.affine.weight is None else self.affine.weight.max()
+            min_lengths = ZERO_LENGTH_SHARE * largest * stored_lengths
+        return torch.where(lengths > min_lengths, 1 / lengths, 0.0)
+
+
 def hubness(
-    units: Float[Tensor, "n d"], first: int, sample: Float[Tensor, "s d"], sampled: Int[Tensor, " s"], k: int
+    units: Float[Tensor, "n d"], sample: Float[Tensor, "s d"], sample_ids: Int[Tensor, " s"] | None, k: int
 ) -> Float[Tensor, " n"]:
-    """Mean cosine of rows to their k nearest of a sample, themselves left out: r of CSLS (Conneau et al. 2018, 1710.04087).
+    """Mean cosine of rows to their k nearest rows of a sample: r of CSLS (Conneau et al. 2018, arXiv 1710.04087), float64.
 
     Args:
-        units: Unit rows, in float32.
-        first: Row number of the first.
+        units: Unit rows, float32.
         sample: Unit rows.
-        sampled: Their row numbers.
-        k: How many; fewer where the sample has fewer.
+        sample_ids: Place of each row of the sample in `units`, where it is left out; other numbers leave nothing out.
+            None: no row of the sample is among `units`.
+        k: At least 1; fewer neighbors are averaged where the sample has fewer.
     """
     scores = units @ sample.T
-    rows = first + torch.arange(len(units), device=units.device)
-    scores.masked_fill_(rows[:, None] == sampled, -torch.inf)
+    if sample_ids is not None:
+        scores.masked_fill_(torch.arange(len(units), device=units.device)[:, None] == sample_ids, -torch.inf)
     best = scores.topk(min(k, scores.shape[1]), dim=-1).values
-    known = torch.isfinite(best)
-    return torch.where(known, best, 0).sum(-1, dtype=torch.float64) / known.sum(-1).clamp(min=1)
+    is_known = torch.isfinite(best)
+    return torch.where(is_known, best, 0).sum(-1, dtype=torch.float64) / is_known.sum(-1).clamp(min=1)

@@ -1,6 +1,6 @@
-"""Work for several threads at once: torch's own where they can be had, since others would share the cores with them.
+"""Calls in several threads: torch's own where possible, since other threads would share the cores with them.
 
-After each of its operators, OpenMP's threads wait for the next one at full speed for some milliseconds.
+After each operator, OpenMP's threads spin for some milliseconds while they wait for the next one.
 """
 
 import ctypes
@@ -18,22 +18,26 @@ _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def in_threads(call: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
-    """What `call` gives for each part, each in a thread of its own if there are as many; it should let go of Python's lock.
+    """The result of `call` for each part, in order; parts run in as many threads as torch uses.
+
+    Args:
+        call: Takes a part; to run at the same time as others, it must release Python's lock.
+        parts: Arguments for `call`.
 
     Raises:
-        Exception: The first that a call raised, after those have ended that had begun.
+        Exception: The first that a call raised, after the calls that had begun have ended.
         KeyboardInterrupt: This thread was interrupted.
     """
     parts = list(parts)
-    left, found, raised, ended = iter(enumerate(parts)), {}, [], set()
+    waiting, results, errors, ended_threads = iter(enumerate(parts)), {}, [], set()
 
     def work(_: Any) -> None:
         try:
-            for place, part in left:
-                found[place] = call(part)
-            ended.add(threading.get_ident())
+            for place, part in waiting:
+                results[place] = call(part)
+            ended_threads.add(threading.get_ident())
         except BaseException as error:  # OpenMP cannot pass it on
-            raised.append(error)
+            errors.append(error)
 
     n_threads = min(len(parts), torch.get_num_threads())
     if n_threads <= 1:
@@ -45,16 +49,16 @@ def in_threads(call: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
         work(None)
         for other in others:
             other.result()
-    if raised:
-        raise raised[0]
-    if threading.get_ident() not in ended:  # a signal came before its first line or after its last
+    if errors:
+        raise errors[0]
+    if threading.get_ident() not in ended_threads:  # a signal came before its first line or after its last
         raise KeyboardInterrupt
-    return [found[place] for place in range(len(parts))]
+    return [results[place] for place in range(len(parts))]
 
 
 @cache
 def _openmp() -> Any:
-    """`GOMP_parallel` of the OpenMP that torch uses: calls a function in several of its threads. None: it uses another."""
+    """`GOMP_parallel` of the OpenMP that torch uses, which calls a function in several of its threads, or None."""
     libraries = Path(torch.__file__).parent / "lib"
     try:
         run = ctypes.CDLL(str(libraries / "libtorch_cpu.so")).GOMP_parallel
@@ -66,7 +70,7 @@ def _openmp() -> Any:
 
 @cache
 def _pool(n_threads: int) -> ThreadPoolExecutor:
-    """Kept, since new threads have no memory of their own yet and are slow at first."""
+    """Threads that are kept, since new ones have no memory of their own yet and are slow at first."""
     return ThreadPoolExecutor(n_threads, thread_name_prefix="search")
 
 
