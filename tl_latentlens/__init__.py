@@ -29,7 +29,7 @@ from tl_latentlens.errors import (
     UnknownHookError,
 )
 from tl_latentlens.evaluation.evaluate import Evaluation, evaluate
-from tl_latentlens.evaluation.senses import load_senses
+from tl_latentlens.evaluation.labelled_uses import load_senses
 from tl_latentlens.index.contextual import ContextualIndex, SearchResult
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.lens.followed import FollowedTokens

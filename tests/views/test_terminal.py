@@ -11,7 +11,7 @@ from rich.console import Console
 import tl_latentlens as tll
 from tl_latentlens.evaluation.evaluate import Evaluation
 from tl_latentlens.index.transforms import TRANSFORMS
-from tl_latentlens.statistics.intervals import Measure
+from tl_latentlens.statistics.intervals import Measure, ReaderKey
 from tl_latentlens.views.terminal.features import label_counts
 from tl_latentlens.views.terminal.layout import plain_text
 from tl_latentlens.views.text import display_width
@@ -85,7 +85,7 @@ def test_wide_characters_stand_in_their_columns(any_model, tmp_path: Path, width
 def test_measures_of_many_hook_names_stand_below_one_another() -> None:
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(48)]
     rng = np.random.default_rng(0)
-    values = {("raw", name): rng.random(20) for name in names} | {("layer 0", ""): rng.random(20)}
+    values = {ReaderKey("raw", name): rng.random(20) for name in names} | {ReaderKey("layer 0"): rng.random(20)}
     shown = plain_text(Evaluation([Measure("topic", values, "tokens")], ("raw",)).to_rich(width=80), 80).splitlines()
     assert all(len(line) <= 80 for line in shown)
     headings = [line.split()[1:-1] for line in shown if "reader" in line]
@@ -97,7 +97,8 @@ def test_measures_of_many_hook_names_stand_below_one_another() -> None:
 @pytest.mark.parametrize("width", [80, 200])
 def test_gains_show_every_transform_by_name(width: int) -> None:
     name = "blocks.3.hook_resid_post"
-    measure = Measure("KL of neighbor 1 on later tokens (nats)", {(one, name): np.arange(9.0) for one in TRANSFORMS}, "tokens")
+    values = {ReaderKey(transform, name): np.arange(9.0) for transform in TRANSFORMS}
+    measure = Measure("KL of neighbor 1 on later tokens (nats)", values, "tokens")
     shown = plain_text(Evaluation([measure], tuple(TRANSFORMS)).to_rich(width=width), width)
     assert all(len(line) <= width for line in shown.splitlines())
     heading = next(line for line in shown.splitlines() if line.split()[:1] == ["measure"])

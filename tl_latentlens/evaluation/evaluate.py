@@ -1,4 +1,4 @@
-"""Is the lens right? Figures without a judge, for any model and bank: by hook name and transform, beside their nulls."""
+"""Figures that say how often the neighbors are right, by hook name and transform, beside their nulls; no judge is needed."""
 
 import warnings
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from tl_latentlens.directions.label import label_features
 from tl_latentlens.directions.sae import hook_names_of, require_sae
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.evaluation.agreement import reader_agreement
-from tl_latentlens.evaluation.readings import draw_cells, neighbors_elsewhere
-from tl_latentlens.evaluation.senses import find_uses, layer_0, load_senses, other_votes, sense_accuracy, votes
+from tl_latentlens.evaluation.held_out import draw_held_out_rows, neighbors_in_other_prompts
+from tl_latentlens.evaluation.labelled_uses import find_uses, load_senses
+from tl_latentlens.evaluation.senses import activations_of_uses, sense_accuracy, votes_of_baselines, votes_of_index
 from tl_latentlens.evaluation.substitution import substitution
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.index.transforms import TRANSFORMS
-from tl_latentlens.model.activations import activations_at
 from tl_latentlens.model.describe import is_bidirectional, require_model
 from tl_latentlens.model.heads import is_head_name
-from tl_latentlens.statistics.intervals import Measure
+from tl_latentlens.statistics.intervals import Measure, ReaderKey
 from tl_latentlens.views.curves import measure_curves
 from tl_latentlens.views.data import MeasurePanel
 from tl_latentlens.views.terminal.evaluation import evaluation_tables
@@ -32,7 +32,7 @@ from tl_latentlens.views.terminal.layout import plain_text
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What `evaluate` measured.
+    """The figures of an evaluation.
 
     Attributes:
         measures: Sense accuracy, agreement, substitution, as far as the model allows.
@@ -133,6 +133,39 @@ def evaluate(
         CorpusError: Labelled uses that cannot be read.
     """
     transforms = [transforms] if isinstance(transforms, str) else list(transforms)
+    _check_arguments(model, bank, transforms, sae, n_tokens, top_k)
+    bank = bank if isinstance(bank, Bank) else Bank.open(bank)
+    held_out = draw_held_out_rows(bank, n_tokens, seed)
+    uses = None if senses is None else find_uses(model, load_senses(senses), bank.plan.settings)
+    use_activations: dict[str, Any] = {}
+    votes: dict[ReaderKey, Any] = {}
+    neighbors: dict[ReaderKey, Any] = {}
+    summaries: list[pd.DataFrame] = []
+    for transform in tqdm(dict.fromkeys(transforms), desc="transforms", delay=2, disable=not progress):
+        # One index at a time: each may hold a copy of the bank on the device.
+        index = ContextualIndex(bank, hook_names, device, transform=transform, verify=not neighbors)
+        if not neighbors:
+            _check_index(index, model)
+            if uses is not None:
+                use_activations = activations_of_uses(model, uses, index.hook_names)
+                votes = votes_of_baselines(model, uses, use_activations, top_k)
+        if uses is not None:
+            votes |= votes_of_index(index, uses, use_activations, top_k)
+        neighbors |= {
+            ReaderKey(index.transform, name): neighbors_in_other_prompts(index, held_out, name, top_k)
+            for name in index.hook_names
+        }
+        if sae is not None:
+            summaries += _label_summaries(sae, index, seed, progress)
+    measures = [] if uses is None else [sense_accuracy(uses, votes)]
+    measures += reader_agreement(held_out, neighbors, seed=seed, progress=progress)
+    if not is_bidirectional(model):
+        measures += substitution(model, held_out, neighbors, ranks=sorted({1, top_k}), seed=seed, progress=progress)
+    compared = tuple(dict.fromkeys(key.reader for key in neighbors))
+    return Evaluation(measures, compared, pd.concat(summaries, ignore_index=True) if summaries else None)
+
+
+def _check_arguments(model: Any, bank: Any, transforms: list[str], sae: Any, n_tokens: int, top_k: int) -> None:
     require_model(model)
     if not isinstance(bank, Bank | str | Path):
         raise InvalidInputError(f"got a {type(bank).__name__}; expected a bank or its path")
@@ -140,44 +173,22 @@ def evaluate(
         require_sae(sae)
     if not transforms or n_tokens < 1 or top_k < 1:
         raise InvalidInputError(
-            f"got transforms={list(transforms)}, n_tokens={n_tokens}, top_k={top_k}; expected one or more of each"
+            f"got transforms={transforms}, n_tokens={n_tokens}, top_k={top_k}; expected one or more of each"
         )
-    opened = bank if isinstance(bank, Bank) else Bank.open(bank)
-    cells = draw_cells(opened, n_tokens, seed)
-    uses = None if senses is None else find_uses(model, load_senses(senses), opened.plan.settings)
-    answers: dict[tuple[str, str], Any] = {}
-    read: dict[tuple[str, str], Any] = {}
-    labels: list[pd.DataFrame] = []
-    activations: dict[str, Any] = {}
-    for transform in tqdm(dict.fromkeys(transforms), desc="transforms", delay=2, disable=not progress):
-        # One index at a time: each may hold a copy of the bank on the device.
-        index = ContextualIndex(opened, hook_names, device, transform=transform, verify=not read)
-        if any(is_head_name(name) for name in index.hook_names):
-            raise InvalidInputError(f"got heads, {list(index.hook_names)}; expected whole hook names")
-        if not read:
-            index.check_model(model)
-            if uses is not None:
-                first = layer_0(model)
-                names = [name for name in index.hook_names if name != first]
-                activations = activations_at(model, uses.prompts, uses.positions, [*([first] if first else []), *names])
-                answers = other_votes(model, uses, activations, top_k)
-        if uses is not None:
-            answers |= votes(index, uses, activations, top_k)
-        read |= {(index.transform, name): neighbors_elsewhere(index, cells, name, top_k) for name in index.hook_names}
-        if sae is not None:
-            labels += _labels(sae, index, seed, progress)
-    measures = [] if uses is None else [sense_accuracy(uses, answers)]
-    measures += reader_agreement(cells, read, seed=seed, progress=progress)
-    if not is_bidirectional(model):
-        measures += substitution(model, cells, read, ranks=sorted({1, top_k}), seed=seed, progress=progress)
-    compared = tuple(dict.fromkeys(transform for transform, _ in read))
-    return Evaluation(measures, compared, pd.concat(labels, ignore_index=True) if labels else None)
 
 
-def _labels(sae: Any, index: ContextualIndex, seed: int, progress: bool) -> list[pd.DataFrame]:
-    read = hook_names_of(sae)[0]
-    if read not in index.hook_names:
-        warnings.warn(f"no label scores: the SAE reads {read}, the bank holds {list(index.hook_names)}", stacklevel=3)
+def _check_index(index: ContextualIndex, model: Any) -> None:
+    if any(is_head_name(name) for name in index.hook_names):
+        raise InvalidInputError(f"got heads, {list(index.hook_names)}; expected whole hook names")
+    index.check_model(model)
+
+
+def _label_summaries(sae: Any, index: ContextualIndex, seed: int, progress: bool) -> list[pd.DataFrame]:
+    """The summary of all features' labels; none, with a warning, if the index lacks the activation that the SAE reads."""
+    encoder_hook = hook_names_of(sae)[0]
+    if encoder_hook not in index.hook_names:
+        message = f"no label scores: the SAE reads {encoder_hook}, the bank holds {list(index.hook_names)}"
+        warnings.warn(message, stacklevel=3)
         return []
-    found = label_features(sae, index, hook_name=read, seed=seed, progress=progress)
-    return [found.summary().assign(transform=index.transform)]
+    features = label_features(sae, index, hook_name=encoder_hook, seed=seed, progress=progress)
+    return [features.summary().assign(transform=index.transform)]

@@ -1,6 +1,7 @@
-"""Substitution: put a neighbor's activation in a token's place, let the model run on, and see how far its predictions move."""
+"""Substitution: how far a model's predictions move when a neighbor's activation replaces a token's own."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,38 +11,52 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.evaluation.readings import Cells, random_rows
+from tl_latentlens.evaluation.held_out import HeldOutRows, random_rows_in_other_prompts
 from tl_latentlens.model.activations import batches_by_length, prompts_as_run
 from tl_latentlens.model.describe import is_bidirectional, model_device
 from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.model.running import evaluating
-from tl_latentlens.statistics.intervals import Measure
+from tl_latentlens.statistics.intervals import Measure, ReaderKey
 
-_AFTER = 4  # tokens that follow whose predictions are looked at too
+_N_LATER_TOKENS = 4  # Tokens after the replaced one whose predictions are compared too.
+_EMBEDDING_BATCH = 256
+
+
+@dataclass(frozen=True, eq=False)
+class PredictionShift:
+    """KL divergences (nats) of predictions after a substitution from those before it; NaN where no row was given.
+
+    Attributes:
+        at_token: Of the prediction at the replaced token.
+        later: The mean over the predictions at the up to four tokens after it; NaN where there are none.
+    """
+
+    at_token: Float[np.ndarray, "held_out readers"]
+    later: Float[np.ndarray, "held_out readers"]
 
 
 def substitution(
     model: Any,
-    cells: Cells,
-    read: dict[tuple[str, str], Int[np.ndarray, "cells k"]],
+    held_out: HeldOutRows,
+    neighbors: dict[ReaderKey, Int[np.ma.MaskedArray, "held_out k"]],
     *,
     ranks: Sequence[int] = (1, 5),
     seed: int = 0,
     progress: bool = True,
 ) -> list[Measure]:
-    """How far the model's next-token distributions move when a token's activation is replaced by a neighbor's.
+    """The KL divergence of the model's next-token distributions, in nats, when a token's activation is replaced by a row's.
 
-    KL(as it was || replaced), in nats: for the prediction at the token, with the neighbor of each rank; and averaged over the
-    up to four tokens after it. Beside it a random row, a random row of the same token, and, in the residual stream, a random
-    row of the token whose embedding (row of W_E) is nearest to the activation. The row's own length is restored. A neighbor
-    that the model cannot tell from the activation moves nothing.
+    KL(before || after) is measured for the prediction at the token, with the neighbor of each rank, and averaged over the
+    up to four tokens after it. Nulls: a random row, a random row of the same token, and, in the residual stream, a random row
+    of the token whose W_E row is nearest to the activation. The row has its own length, not that of the replaced activation.
+    The KL is 0 where the neighbor gives the prediction that the activation gives.
 
     Args:
         model: The bank's model, causal.
-        cells: The tokens that are replaced (`draw_cells`).
-        read: (Reader, hook name) → each token's neighbors, nearest first, -1 where there is none (`neighbors_elsewhere`).
+        held_out: The tokens that are replaced (`draw_held_out_rows`).
+        neighbors: Each reader's neighbors of each token, nearest first (`neighbors_in_other_prompts`).
         ranks: Which neighbors, from 1.
-        seed: Of the random rows.
+        seed: Seed of the random rows.
         progress: Show a progress bar.
 
     Raises:
@@ -50,98 +65,120 @@ def substitution(
     if is_bidirectional(model):
         raise InvalidInputError("substitution asks for next-token distributions, which an encoder does not give")
     rng = np.random.default_rng(seed)
-    alike, anything = random_rows(cells, 1, rng, cells.tokens_at(cells.rows)), random_rows(cells, 1, rng)
-    at, after = ({rank: {} for rank in ranks} for _ in range(2))
-    names = dict.fromkeys(name for _, name in read)
-    for name in tqdm(names, desc="substitution", unit=" hook names", delay=2, disable=not progress):
-        nulls = {"same token": alike[:, 0], "random": anything[:, 0]}
-        if in_residual_stream(name):
-            nulls["embedding"] = random_rows(cells, 1, rng, _nearest_embedding(model, cells, name))[:, 0]
-        found = {reader: rows for (reader, at_name), rows in read.items() if at_name == name}
-        rows = [*nulls.values(), *(one[:, rank - 1] for one in found.values() for rank in ranks)]
-        kl = iter(np.moveaxis(_moved(model, cells, name, np.stack(rows, 1)), 1, 0))
-        for reader in nulls:
-            moved = next(kl)
-            for rank in ranks:
-                at[rank][reader, name], after[rank][reader, name] = moved.T
-        for reader in found:
-            for rank in ranks:
-                at[rank][reader, name], after[rank][reader, name] = next(kl).T
-    here = [Measure(f"KL of neighbor {rank} (nats)", at[rank], "tokens", lower_is_better=True) for rank in ranks]
-    later = Measure(f"KL of neighbor {ranks[0]} on later tokens (nats)", after[ranks[0]], "tokens", lower_is_better=True)
-    return [*here, later]
+    same_token = random_rows_in_other_prompts(held_out, 1, rng, held_out.token_ids)
+    any_token = random_rows_in_other_prompts(held_out, 1, rng)
+    at_token: dict[int, dict[ReaderKey, np.ndarray]] = {rank: {} for rank in ranks}
+    later: dict[ReaderKey, np.ndarray] = {}
+    hook_names = dict.fromkeys(key.hook_name for key in neighbors)
+    for hook_name in tqdm(hook_names, desc="substitution", unit=" hook names", delay=2, disable=not progress):
+        assert hook_name is not None  # Neighbors are rows of a hook name.
+        nulls = {"same token": same_token, "random": any_token}
+        if in_residual_stream(hook_name):
+            nearest = _nearest_embeddings(model, held_out, hook_name)
+            nulls["embedding"] = random_rows_in_other_prompts(held_out, 1, rng, nearest)
+        of_hook = {key.reader: rows for key, rows in neighbors.items() if key.hook_name == hook_name}
+        columns = {(reader, rank): rows[:, 0] for reader, rows in nulls.items() for rank in ranks}
+        columns |= {(reader, rank): rows[:, rank - 1] for reader, rows in of_hook.items() for rank in ranks}
+        shift = prediction_shift(model, held_out, hook_name, np.ma.stack(list(columns.values()), 1))
+        for i, (reader, rank) in enumerate(columns):
+            at_token[rank][ReaderKey(reader, hook_name)] = shift.at_token[:, i]
+            if rank == ranks[0]:
+                later[ReaderKey(reader, hook_name)] = shift.later[:, i]
+    measures = [Measure(f"KL of neighbor {rank} (nats)", at_token[rank], "tokens", lower_is_better=True) for rank in ranks]
+    name = f"KL of neighbor {ranks[0]} on later tokens (nats)"
+    return [*measures, Measure(name, later, "tokens", lower_is_better=True)]
 
 
-def _nearest_embedding(model: Any, cells: Cells, hook_name: str) -> Int[np.ndarray, " cells"]:
-    """Of the tokens that have rows, the one whose input embedding is nearest to each cell's activation."""
-    plan = cells.bank.plan
-    having = np.unique(plan.tokens[plan.row_tokens])
-    weight = torch.nn.functional.normalize(
-        model.W_E.detach()[torch.from_numpy(having).long().to(model.W_E.device)].float(), dim=-1
-    )
-    activations = torch.from_numpy(cells.activations(hook_name)).to(weight)
-    return having[torch.cat([(part @ weight.T).argmax(-1) for part in activations.split(256)]).cpu().numpy()]
+def _nearest_embeddings(model: Any, held_out: HeldOutRows, hook_name: str) -> Int[np.ndarray, " held_out"]:
+    """The token, among those that have rows, whose W_E row has the largest cosine to each held-out activation."""
+    plan = held_out.bank.plan
+    token_ids = np.unique(plan.tokens[plan.row_tokens])
+    rows = model.W_E.detach()[torch.from_numpy(token_ids).long().to(model.W_E.device)].float()
+    units = torch.nn.functional.normalize(rows, dim=-1)
+    activations = torch.from_numpy(held_out.activations(hook_name)).to(units)
+    nearest = torch.cat([(part @ units.T).argmax(-1) for part in activations.split(_EMBEDDING_BATCH)])
+    return token_ids[nearest.cpu().numpy()]
 
 
 @torch.no_grad()
-def _moved(
-    model: Any, cells: Cells, hook_name: str, rows: Int[np.ndarray, "cells readers"]
-) -> Float[np.ndarray, "cells readers 2"]:
-    """KL at each cell and after it for each row put in its place; NaN where there is no row (-1)."""
-    plan, device = cells.bank.plan, model_device(model)
-    own = plan.row_prompts[cells.rows]
-    at = plan.row_tokens[cells.rows] - plan.prompt_starts[own]
-    whole, at = prompts_as_run([cells.bank.prompt(prompt) for prompt in own.tolist()], at, plan.settings)
-    prompts = [one[: pos + 1 + _AFTER] for one, pos in zip(whole, at.tolist(), strict=True)]
-    moved = np.full((*rows.shape, 2), np.nan)
+def prediction_shift(
+    model: Any, held_out: HeldOutRows, hook_name: str, rows: Int[np.ma.MaskedArray, "held_out readers"]
+) -> PredictionShift:
+    """The shift of predictions for each row that is put in the place of a held-out activation."""
+    plan, device = held_out.bank.plan, model_device(model)
+    prompt_ids = plan.row_prompts[held_out.rows]
+    positions = plan.row_tokens[held_out.rows] - plan.prompt_starts[prompt_ids]
+    whole, positions = prompts_as_run([held_out.bank.prompt(i) for i in prompt_ids.tolist()], positions, plan.settings)
+    prompts = [prompt[: pos + 1 + _N_LATER_TOKENS] for prompt, pos in zip(whole, positions.tolist(), strict=True)]
+    is_row = ~np.ma.getmaskarray(rows)
+    shift = PredictionShift(np.full(rows.shape, np.nan), np.full(rows.shape, np.nan))
     for chosen, tokens, mask in batches_by_length(prompts, device):
-        where = torch.from_numpy(at[chosen]).to(device)
-        before = _log_probs(model, tokens, where)
-        real = _window(mask, where)
-        pairs = np.unique(np.stack([np.repeat(np.arange(len(chosen)), rows.shape[1]), rows[chosen].ravel()]), axis=1)
-        pairs = pairs[:, pairs[1] >= 0]  # readers that found the same row share a run
-        kl = np.empty((pairs.shape[1], 2))
+        window = _Window(model, tokens, mask, torch.from_numpy(positions[chosen]).to(device))
+        places, readers = is_row[chosen].nonzero()
+        pairs = np.stack([places, rows.data[chosen[places], readers]])
+        distinct, pair_ids = np.unique(pairs, axis=1, return_inverse=True)  # Readers with the same row share a run.
+        kl = np.empty((distinct.shape[1], 2))
+        before = window.log_probs()
         for first in range(0, len(kl), len(chosen)):
             part = slice(first, first + len(chosen))
-            cell = torch.from_numpy(pairs[0, part]).to(device)
-            put = torch.from_numpy(cells.bank.activations(hook_name, pairs[1, part])).to(device)
-            after = _log_probs(model, tokens[cell], where[cell], hook_name, put)
-            each = (before[cell].exp() * (before[cell] - after)).sum(-1).clamp(min=0) * real[cell]
-            later = each[:, 1:].sum(-1) / real[cell, 1:].sum(-1)
-            kl[part] = torch.stack([each[:, 0], later], -1).cpu().numpy()
-        number = {pair: i for i, pair in enumerate(map(tuple, pairs.T.tolist()))}
-        for i, cell in enumerate(chosen.tolist()):
-            for reader, row in enumerate(rows[cell].tolist()):
-                if row >= 0:
-                    moved[cell, reader] = kl[number[i, row]]
-    return moved
+            vectors = torch.from_numpy(held_out.bank.activations(hook_name, distinct[1, part])).to(device)
+            kl[part] = window.kl(before, torch.from_numpy(distinct[0, part]).to(device), hook_name, vectors)
+        shift.at_token[chosen[places], readers], shift.later[chosen[places], readers] = kl[pair_ids.reshape(-1)].T
+    return shift
 
 
-def _log_probs(
-    model: Any,
-    tokens: Int[Tensor, "batch pos"],
-    where: Int[Tensor, " batch"],
-    hook_name: str | None = None,
-    put: Float[Tensor, "batch d"] | None = None,
-) -> Float[Tensor, "batch window d_vocab"]:
-    """Log-probabilities of the next token at a position and the four after it, another activation put there or not."""
-    each = torch.arange(len(tokens), device=tokens.device)
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """Prompts of a batch, and the predictions at one position of each and at the four after it.
 
-    def replace(activation: Tensor, hook: Any) -> Tensor:
-        assert put is not None
-        changed = activation.clone()
-        changed[each, where] = put.to(activation).view(len(put), *activation.shape[2:])
-        return changed
+    Attributes:
+        model: The model.
+        tokens: The prompts, padded at the right.
+        mask: True where there is a token.
+        positions: The position in each prompt.
+    """
 
-    with evaluating(model):
-        hooks = [] if hook_name is None else [(hook_name, replace)]
-        logits = model.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits")
-    places = (where[:, None] + torch.arange(1 + _AFTER, device=tokens.device)).clamp(max=tokens.shape[1] - 1)
-    return logits[each[:, None], places].float().log_softmax(-1)
+    model: Any
+    tokens: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+    positions: Int[Tensor, " batch"]
 
+    def kl(
+        self,
+        before: Float[Tensor, "batch window d_vocab"],
+        lines: Int[Tensor, " n"],
+        hook_name: str,
+        vectors: Float[Tensor, "n d"],
+    ) -> Float[np.ndarray, "n 2"]:
+        """KL(before || after) at the position and its mean over later ones, with a vector put in each chosen prompt."""
+        after = _Window(self.model, self.tokens[lines], self.mask[lines], self.positions[lines]).log_probs(hook_name, vectors)
+        has_token = self._has_token()[lines]
+        kl = (before[lines].exp() * (before[lines] - after)).sum(-1).clamp(min=0) * has_token
+        later = kl[:, 1:].sum(-1) / has_token[:, 1:].sum(-1)
+        return torch.stack([kl[:, 0], later], -1).cpu().numpy()
 
-def _window(mask: Bool[Tensor, "batch pos"], where: Int[Tensor, " batch"]) -> Float[Tensor, "batch window"]:
-    """1 where a position of the window holds a token, else 0."""
-    places = where[:, None] + torch.arange(1 + _AFTER, device=mask.device)
-    padded = torch.nn.functional.pad(mask, (0, 1 + _AFTER))
-    return padded.gather(1, places).float()
+    def log_probs(
+        self, hook_name: str | None = None, vectors: Float[Tensor, "batch d"] | None = None
+    ) -> Float[Tensor, "batch window d_vocab"]:
+        """Log-probabilities of the next token, with `vectors` in place of the activations at the position if given."""
+        lines = torch.arange(len(self.tokens), device=self.tokens.device)
+
+        def replace(activation: Tensor, hook: Any) -> Tensor:
+            assert vectors is not None
+            changed = activation.clone()
+            changed[lines, self.positions] = vectors.to(activation).view(len(vectors), *activation.shape[2:])
+            return changed
+
+        with evaluating(self.model):
+            hooks = [] if hook_name is None else [(hook_name, replace)]
+            logits = self.model.run_with_hooks(self.tokens, fwd_hooks=hooks, return_type="logits")
+        places = self._places().clamp(max=self.tokens.shape[1] - 1)
+        return logits[lines[:, None], places].float().log_softmax(-1)
+
+    def _places(self) -> Int[Tensor, "batch window"]:
+        return self.positions[:, None] + torch.arange(1 + _N_LATER_TOKENS, device=self.tokens.device)
+
+    def _has_token(self) -> Float[Tensor, "batch window"]:
+        """1 where a place of the window holds a token, else 0."""
+        padded = torch.nn.functional.pad(self.mask, (0, 1 + _N_LATER_TOKENS))
+        return padded.gather(1, self._places()).float()
