@@ -19,7 +19,7 @@ from playwright.sync_api import Page, sync_playwright
 from werkzeug.serving import make_server
 
 import tl_latentlens as tll
-from tl_latentlens.explorer.app import make_app
+from tl_latentlens.explorer import make_app
 
 PICTURES = Path(__file__).with_name("_static")
 TEXTS = "She deposited her money and her savings at the bank", "We fished in the river and sat on the grassy bank"

@@ -96,7 +96,7 @@ def test_the_grid_holds_the_first_reading_of_each_cell(
 
 def test_a_click_does_not_run_the_model(page: Page, layers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     reading, _, _, _ = page.open_prompt(1, "The river ran over the bridge.", "raw", layers)
-    monkeypatch.setattr(page.reader, "_run", None)
+    monkeypatch.setattr(page.reader, "_read_prompt", None)
     monkeypatch.setattr(type(page.reader.model), "run_with_hooks", None)
     for lens in ("LatentLens", "logit lens"):
         assert page.show(reading, lens, "raw", layers)[1]["rows"]
@@ -241,7 +241,7 @@ def test_only_this_machine_is_answered(any_model: Any, index: tll.ContextualInde
 
 
 def test_without_dash_the_extra_is_named() -> None:
-    code = "import sys; sys.modules['dash'] = None\nimport tl_latentlens.explorer.app"
+    code = "import sys; sys.modules['dash'] = None\nfrom tl_latentlens.explorer import make_app; make_app(None, None)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert 'MissingExtraError: the explore page needs dash: pip install "tl-latentlens[explore]"' in done.stderr
 

@@ -26,12 +26,14 @@ pytest.importorskip("PIL")
 from PIL import Image
 from werkzeug.serving import make_server
 
-from tl_latentlens.explorer import image as explore_image
-from tl_latentlens.explorer.app import make_app
-from tl_latentlens.explorer.image import SceneImages, Uploads, images_for, read_picture
+from tl_latentlens.explorer import upload_source
+from tl_latentlens.explorer.app import image_source_for, make_app
 from tl_latentlens.explorer.layout import past_links
 from tl_latentlens.explorer.page import Page
+from tl_latentlens.explorer.picture_files import read_picture
 from tl_latentlens.explorer.reader import Reader
+from tl_latentlens.explorer.scene_source import SceneSource
+from tl_latentlens.explorer.upload_source import UploadSource
 from tl_latentlens.views.text import visible
 from tl_latentlens.vision.scenes import draw_scenes
 
@@ -102,7 +104,7 @@ def scene_index(any_model: Any, tmp_path_factory: pytest.TempPathFactory) -> tll
 
 
 def page_of(model: Any, index: tll.ContextualIndex, processor: Any = None) -> Page:
-    return Page(Reader(model, index, top_k=3, images=images_for(model, processor)))
+    return Page(Reader(model, index, top_k=3, images=image_source_for(model, processor)))
 
 
 def picture(width: int = 36, height: int = 24) -> np.ndarray:
@@ -165,7 +167,7 @@ def test_patches_show_what_the_api_reads(page: Page, vlm: Vlm, text_index: tll.C
 @needs_bridge
 def test_a_click_and_a_lens_run_nothing(page: Page, vlm: Vlm, monkeypatch: pytest.MonkeyPatch) -> None:
     reading, cell, *_ = page.open_picture(uri(file_of(picture())), "cat.png", None, "raw", LAYERS)
-    monkeypatch.setattr(page.reader, "_hooked", None)
+    monkeypatch.setattr(page.reader, "_run_with_hooks", None)
     processor: Any = vars(page.reader)["images"].processor
     assert len(processor.asked) == 1
     assert page.show(reading, "logit lens", "raw", LAYERS[:1])[1]["rows"][0]["hook"] == LAYERS[0]
@@ -278,8 +280,8 @@ def test_what_cannot_be_shown_is_said_in_one_line(
 
 @needs_bridge
 def test_only_the_last_pictures_are_kept(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explore_image, "KEPT", 2)
-    assert isinstance(page.reader.images, Uploads)
+    monkeypatch.setattr(upload_source, "MAX_KEPT_IMAGES", 2)
+    assert isinstance(page.reader.images, UploadSource)
     kept = page.reader.images.keep
     names = [kept(file_of(picture(24, 24 + i)), "cat.png") for i in (0, 1, 0, 2)]
     assert names[0] == names[2]
@@ -303,8 +305,8 @@ def test_pictures_come_upright_on_white_and_no_larger_than_needed() -> None:
 @pytest.mark.parametrize("kind", available_kinds())
 def test_scenes_are_read_by_the_embedded_model(kind: str, scene_index: tll.ContextualIndex) -> None:
     scene_model = tll.load_demo_vlm(kind)
-    images = images_for(scene_model)
-    assert isinstance(images, SceneImages)
+    images = image_source_for(scene_model)
+    assert isinstance(images, SceneSource)
     page = Page(Reader(scene_model.model, scene_index, top_k=3, images=images))
     layers = list(scene_index.hook_names)
     reading, cell, prompt, message = page.open_scene(1, "raw", layers)

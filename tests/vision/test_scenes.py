@@ -26,7 +26,7 @@ from tl_latentlens.vision.scenes.connector import (
     words_told,
 )
 from tl_latentlens.vision.scenes.encoder import PatchEncoder, train_encoder
-from tl_latentlens.vision.scenes.loading import load
+from tl_latentlens.vision.scenes.loading import load_scene_model
 from tl_latentlens.vision.scenes.render import COLORS, GRID, OBJECTS, PATCH, RGB, SHAPES, Scenes, _render, caption, draw_scenes
 
 
@@ -95,7 +95,7 @@ def test_an_encoder_learns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_shipped_model_is_read_at_every_layer(demo_model: Any, tmp_path: Path) -> None:
-    scene_model = load(demo_model)
+    scene_model = load_scene_model(demo_model)
     scenes = draw_scenes(20, np.random.default_rng(11))
     assert words_told(scene_model, scenes, scenes, np.random.default_rng(0)) > 0.8
     texts = [text for text in tll.load_corpus("demo") if any(word in text.lower() for word in WORDS)][::4]
@@ -114,7 +114,7 @@ def test_what_is_trained_is_saved_and_loaded(tmp_path: Path, monkeypatch: pytest
     train_module.main(tmp_path / "made", tmp_path / "out", 4)
     model = tll.load_demo_model()
     made, _ = train_module.trained(model, tmp_path / "made", ConnectorSettings(4, 1, 2))
-    found, scenes = load(model, tmp_path / "out"), draw_scenes(2, np.random.default_rng(0))
+    found, scenes = load_scene_model(model, tmp_path / "out"), draw_scenes(2, np.random.default_rng(0))
     torch.testing.assert_close(found.visual_tokens(scenes), made.visual_tokens(scenes), rtol=0, atol=0)
     assert found.losses == pytest.approx(made.losses, abs=1e-4)
     assert len(tll.load_demo_vlm().losses) == ConnectorSettings().steps

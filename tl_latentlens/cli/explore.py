@@ -7,6 +7,8 @@ import typer
 import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DeviceOption, HookOption, KindOption
 from tl_latentlens.cli.output import console, note
+from tl_latentlens.explorer import app as explorer_app
+from tl_latentlens.vision.scenes.loading import load_scene_model
 
 _DEMO_VLM = "demo-vlm"
 
@@ -41,21 +43,18 @@ def explore(
 
     Example: `tl-latentlens explore demo.h5 --sae demo`
     """
-    from tl_latentlens.explorer.app import LOOPBACK, make_app, serve
-
-    weights = None if sae is None else tll.load_sae(sae)
+    explorer_app.require_dash()
+    encoder = None if sae is None else tll.load_sae(sae)
     index = tll.ContextualIndex(bank, hook_name, device=device, transform=transform)
     loaded = tll.load_model("demo" if model == _DEMO_VLM else model, kind=kind, device=device)
     if model == _DEMO_VLM:
-        from tl_latentlens.vision.scenes.loading import load
-
-        loaded = load(loaded)
-    page = make_app(loaded, index, weights, top_k=top_k, loopback=host in LOOPBACK)
+        loaded = load_scene_model(loaded)
+    page = explorer_app.make_app(loaded, index, encoder, top_k=top_k, loopback=host in explorer_app.LOOPBACK)
 
     def ready() -> None:
-        shown = f"[{host}]" if ":" in host else host
-        console.print(f"http://{shown}:{port}   (Ctrl+C ends it)", markup=False, highlight=False)
-        if host not in LOOPBACK:
+        address = f"[{host}]" if ":" in host else host
+        console.print(f"http://{address}:{port}   (Ctrl+C ends it)", markup=False, highlight=False)
+        if host not in explorer_app.LOOPBACK:
             note("whoever reaches this port can use the page; there is no password", "note")
 
-    serve(page, host, port, ready)
+    explorer_app.serve(page, host, port, ready)

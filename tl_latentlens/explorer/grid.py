@@ -24,7 +24,7 @@ def prompt_grid(read: PromptReading, lens: str, hook_names: Sequence[str]) -> di
 
 def image_grid(read: ImageReading, name: str, lens: str, hook_names: Sequence[str]) -> dict[str, Any]:
     """The same of the patches of an image, and where they are on it; `name` is the picture's, which comes apart."""
-    image = read_image_grid(read.result, read.seen.grid, read.seen.picture)
+    image = read_image_grid(read.result, read.image.grid, read.image.picture)
     return {**_grid(image.grid, lens, hook_names), "image": {"name": name, **patch_data(image)}}
 
 

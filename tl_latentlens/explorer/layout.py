@@ -1,33 +1,36 @@
-"""The explore page as it is first shown: prompt, controls, and the places where readings appear."""
+"""The explore page before anything is read: prompt, controls, and empty places for readings."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from tl_latentlens.explorer.components import dcc, html
-from tl_latentlens.explorer.image import Images, SceneImages
+from tl_latentlens.explorer.image_source import ImageSource
 from tl_latentlens.explorer.reader import Reader
+from tl_latentlens.explorer.scene_source import SceneSource
+from tl_latentlens.explorer.web import dcc, html
 from tl_latentlens.index.transforms import TRANSFORMS
 from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.text import hook_headings
 
 EXPORTS = ("csv", "json", "html")
-_UPLOAD_BYTES = 32 * 2**20
-_BEGIN = (
+_MAX_UPLOAD_BYTES = 32 * 2**20
+_INTRODUCTION = (
     "Type a prompt: each token is read at each layer by its nearest contexts in the bank. ",
     "Or decode a direction: a feature of the SAE, or a vector file.",
 )
-_UPLOAD = "Or give an image, dropped on the page or pasted: each patch of it is read so, with the prompt around it. "
-_SCENE = "Or look at a scene: the model sees colored shapes, and each patch is read so. "
+_UPLOAD_HINT = "Or give an image, dropped on the page or pasted: each patch of it is read so, with the prompt around it. "
+_SCENE_HINT = "Or look at a scene: the model sees colored shapes, and each patch is read so. "
 
 
 def layout(reader: Reader, transform: str) -> Any:
-    """The page as it is first shown."""
-    index, names = reader.index(transform), list(reader.hook_names)
-    labels, kind = hook_headings(names)
+    """The page before anything is read."""
+    index, hook_names = reader.index(transform), list(reader.hook_names)
+    labels, kind = hook_headings(hook_names)
     info = index.model_info
-    about = f"{info.name}, {info.n_layers} layers · {index.n_rows:,} contextual tokens · {kind or f'{len(names)} hook names'}"
+    about = (
+        f"{info.name}, {info.n_layers} layers · {index.n_rows:,} contextual tokens · {kind or f'{len(hook_names)} hook names'}"
+    )
     hint = "feature, or vector file" if reader.sae is not None else "a vector file"
-    upload = dcc.Upload(html.Button("Upload…"), id="upload", max_size=_UPLOAD_BYTES, className="upload")
+    upload = dcc.Upload(html.Button("Upload…"), id="upload", max_size=_MAX_UPLOAD_BYTES, className="upload")
     return html.Div(
         [
             *(dcc.Store(id=name) for name in ("reading", "cell", "grid-data", "picture")),
@@ -50,7 +53,7 @@ def layout(reader: Reader, transform: str) -> Any:
                 [
                     _pills("lens", [info.label for info in LENSES.values()], "LatentLens"),
                     _pills("transform", TRANSFORMS, transform),
-                    _pills("layers", dict(zip(names, labels, strict=True)), names),
+                    _pills("layers", dict(zip(hook_names, labels, strict=True)), hook_names),
                     html.Div(
                         [
                             html.Label("direction", htmlFor="direction"),
@@ -68,7 +71,7 @@ def layout(reader: Reader, transform: str) -> Any:
                 [
                     html.Div(
                         [
-                            html.Div(_begin(reader.images), id="title", className="title"),
+                            html.Div(_introduction(reader.images), id="title", className="title"),
                             html.Div(id="grid", className="grid"),
                             html.Div(id="ends", className="ends"),
                             html.Div(
@@ -87,38 +90,38 @@ def layout(reader: Reader, transform: str) -> Any:
     )
 
 
-def _begin(images: Images | None) -> str:
-    more = "" if images is None else _SCENE if isinstance(images, SceneImages) else _UPLOAD
-    return more.join(_BEGIN)
+def _introduction(images: ImageSource | None) -> str:
+    image_hint = "" if images is None else _SCENE_HINT if isinstance(images, SceneSource) else _UPLOAD_HINT
+    return image_hint.join(_INTRODUCTION)
 
 
-def _image_controls(images: Images | None) -> list[Any]:
-    """How an image is chosen; nothing where the model reads text alone."""
+def _image_controls(images: ImageSource | None) -> list[Any]:
+    """The button that chooses an image; nothing where the model reads text alone."""
     if images is None:
         return []
-    if isinstance(images, SceneImages):
+    if isinstance(images, SceneSource):
         return [html.Button("New scene", id="scene", type="button")]
     button = html.Button("Image…", type="button", title="read an image with this prompt; it can be dropped or pasted too")
-    return [dcc.Upload(button, id="image", accept="image/*", max_size=_UPLOAD_BYTES, className="upload")]
+    return [dcc.Upload(button, id="image", accept="image/*", max_size=_MAX_UPLOAD_BYTES, className="upload")]
 
 
 def _pills(name: str, options: Sequence[str] | dict[str, str], value: str | list[str]) -> Any:
     labels = options if isinstance(options, dict) else {option: option for option in options}
-    listed = [{"label": label, "value": option, "title": option} for option, label in labels.items()]
-    kind: Any = dcc.Checklist if isinstance(value, list) else dcc.RadioItems
-    return html.Div([html.Label(name), kind(listed, value, id=name, className="pills")], className="control")
+    choices = [{"label": label, "value": option, "title": option} for option, label in labels.items()]
+    control = dcc.Checklist if isinstance(value, list) else dcc.RadioItems
+    return html.Div([html.Label(name), control(choices, value, id=name, className="pills")], className="control")
 
 
 def past_links(history: list[Any] | None) -> list[Any]:
-    """What was read before, the last on top; the browser's tab keeps it when the page is loaded again."""
+    """Links to earlier readings, the last on top. The tab of the browser keeps them when the page is loaded again."""
     links = [
-        html.Li(html.Button(_name(past["reading"]), id={"link": "past", "to": i}, className="link"))
+        html.Li(html.Button(_reading_name(past["reading"]), id={"link": "past", "to": i}, className="link"))
         for i, past in enumerate(history or [])
     ]
     return links[::-1]
 
 
-def _name(reading: dict[str, Any]) -> str:
+def _reading_name(reading: dict[str, Any]) -> str:
     if "image" in reading:
         return f"{reading['image']} {reading['text']}".strip()
     if "feature" in reading:

@@ -1,11 +1,11 @@
-"""What the explore page shows of one reading, as Dash components: neighbors in context, the other lenses, features."""
+"""The parts of the page that show one reading, as Dash components: neighbors in context, other lenses, features."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tl_latentlens.explorer.components import html
-from tl_latentlens.explorer.image import Seen
+from tl_latentlens.explorer.image_source import ShownImage
 from tl_latentlens.explorer.reader import DirectionReading
+from tl_latentlens.explorer.web import html
 from tl_latentlens.lens.result import LensResult
 from tl_latentlens.views.chance import format_chance, is_chance
 from tl_latentlens.views.context import Context
@@ -13,7 +13,7 @@ from tl_latentlens.views.data import NeighborLine, TokenScores
 from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.text import short_hook_name, visible
 
-_TEXT = 220  # characters of the text around a chosen token
+_HEADING_WIDTH = 220  # characters of the text around a chosen token
 
 
 def heading(result: LensResult, hook_name: str, pos: int) -> list[Any]:
@@ -23,7 +23,7 @@ def heading(result: LensResult, hook_name: str, pos: int) -> list[Any]:
     before, after = ("".join(tokens[i] for i in shown if i != pos and (i < pos) is side) for side in (True, False))
     token = tokens[pos]
     lead = " " if token.startswith(" ") and token.strip() else ""
-    context = Context(before + lead, token, after).clipped(_TEXT)
+    context = Context(before + lead, token, after).clipped(_HEADING_WIDTH)
     text = [html.Span(context.before), html.Mark(context.token), html.Span(context.after)]
     return [
         html.H2([html.Code(visible(token)), f" at {short_hook_name(hook_name)}"], title=hook_name),
@@ -31,12 +31,13 @@ def heading(result: LensResult, hook_name: str, pos: int) -> list[Any]:
     ]
 
 
-def patch_heading(seen: Seen, hook_name: str, pos: int) -> list[Any]:
-    """Which patch is read, and where it is on the image."""
-    token = seen.grid.token(pos)
-    row, column = int(seen.grid.rows[token]) + 1, int(seen.grid.columns[token]) + 1
-    left, top, right, bottom = seen.grid.boxes[token].round().astype(int).tolist()
-    part = " of the whole image" if len(seen.grid.shapes) > 1 and seen.grid.levels[token] == 0 else ""
+def patch_heading(image: ShownImage, hook_name: str, pos: int) -> list[Any]:
+    """The row, column and pixels of the patch that is read."""
+    grid = image.grid
+    token = grid.token(pos)
+    row, column = int(grid.rows[token]) + 1, int(grid.columns[token]) + 1
+    left, top, right, bottom = grid.boxes[token].round().astype(int).tolist()
+    part = " of the whole image" if len(grid.shapes) > 1 and grid.levels[token] == 0 else ""
     return [
         html.H2(f"row {row}, column {column}{part} at {short_hook_name(hook_name)}", title=hook_name),
         html.P(f"position {pos}, pixels {left}, {top} to {right}, {bottom}", className="note"),

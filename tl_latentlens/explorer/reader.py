@@ -1,4 +1,4 @@
-"""What the explore page reads, without the page: prompts, images and directions, under each transform, kept once read."""
+"""Readings for the explore page: prompts, images and directions, under each transform, kept once read. Knows no Dash."""
 
 import base64
 import binascii
@@ -19,7 +19,7 @@ from tl_latentlens.directions.decode import decode_directions, read_vector
 from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.directions.sae import can_encode, decoder_of, encode, hook_names_of
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.explorer.image import KEPT, Images, Seen
+from tl_latentlens.explorer.image_source import MAX_KEPT_IMAGES, ImageSource, ShownImage
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.lens.lens_hooks import latentlens_hooks
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
@@ -32,7 +32,7 @@ from tl_latentlens.model.repeated import repeated
 from tl_latentlens.model.tokenize import tokenize
 from tl_latentlens.search.queries import normalize_queries
 
-_KEPT = 64  # readings
+_MAX_KEPT_PROMPTS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +40,8 @@ class PromptReading:
     """A prompt read at every hook name of the index.
 
     Attributes:
-        result: What the lens hooks read.
-        activations: What the SAE reads, [pos, d_in]; None without an SAE that encodes.
+        result: Readings of the lens hooks.
+        activations: The SAE's input, [pos, d_in]; None without an SAE that encodes.
     """
 
     result: LensResult
@@ -53,10 +53,10 @@ class ImageReading(PromptReading):
     """The visual tokens of an image, read at every hook name of the index.
 
     Attributes:
-        seen: The image.
+        image: The image.
     """
 
-    seen: Seen
+    image: ShownImage
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +64,9 @@ class DirectionReading:
     """A direction and its opposite.
 
     Attributes:
-        title: What it is called.
+        title: Name of the direction, and its length.
         result: Neighbors of both ends.
-        lenses: Lens → what it reads from both ends; empty where the vector is not of the residual stream.
+        lenses: Lens → tokens that it reads from both ends; empty where the vector is not of the residual stream.
     """
 
     title: str
@@ -75,12 +75,12 @@ class DirectionReading:
 
 
 class Reader:
-    """A model, its bank under each transform, and what was read from them. Safe to call from several threads."""
+    """A model, its bank under each transform, and the readings made from them. Safe to call from several threads."""
 
     def __init__(
-        self, model: Any, index: ContextualIndex, sae: Any = None, *, top_k: int = 10, images: Images | None = None
+        self, model: Any, index: ContextualIndex, sae: Any = None, *, top_k: int = 10, images: ImageSource | None = None
     ) -> None:
-        """Check that model, bank and SAE belong together; `images` are those that the model can be shown.
+        """Check that model, bank and SAE belong together; `images` is the source of images that the model can be shown.
 
         Raises:
             ModelMismatchError: The model is not the bank's.
@@ -96,8 +96,8 @@ class Reader:
         self._lock = RLock()
         self._indexes = {index.transform: index}
         self._vectors: dict[str, Float[Tensor, " d"]] = {}
-        self._read = lru_cache(_KEPT)(self._run)
-        self._looked = lru_cache(KEPT)(self._look)
+        self._cached_prompt = lru_cache(_MAX_KEPT_PROMPTS)(self._read_prompt)
+        self._cached_image = lru_cache(MAX_KEPT_IMAGES)(self._read_image)
 
     def index(self, transform: str) -> ContextualIndex:
         """The bank under a transform, made when it is first asked for."""
@@ -123,51 +123,51 @@ class Reader:
         if not text.strip():
             raise InvalidInputError("the prompt is empty; type a text and read it")
         if tokenize(self.model, [text], repeat=self.repeat).n_truncated:
-            tokens = len(self.model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            n_tokens = len(self.model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
             twice = ", twice, as the bank was built" if self.repeat else ""
             raise InvalidInputError(
-                f"the prompt has {tokens:,} tokens; the model reads {self.model.cfg.n_ctx:,} with BOS{twice}: shorten it"
+                f"the prompt has {n_tokens:,} tokens; the model reads {self.model.cfg.n_ctx:,} with BOS{twice}: shorten it"
             )
         with self._lock:  # hooks of two runs at once would see each other
-            return self._read(text, transform)
+            return self._cached_prompt(text, transform)
 
-    def _run(self, text: str, transform: str) -> PromptReading:
-        twice = repeated(self.model, text) if self.repeat else None
-        if twice is None:
-            run, positions = partial(self.model.run_with_hooks, text), None
+    def _read_prompt(self, text: str, transform: str) -> PromptReading:
+        if self.repeat:
+            copies = repeated(self.model, text)
+            run = partial(self.model.run_with_hooks, copies.tokens, attention_mask=copies.attention_mask)
+            positions = copies.second_copy
         else:
-            run = partial(self.model.run_with_hooks, twice.tokens, attention_mask=twice.attention_mask)
-            positions = twice.second_copy
-        reading = PromptReading(*self._hooked(run, positions, transform))
+            run, positions = partial(self.model.run_with_hooks, text), None
+        reading = PromptReading(*self._run_with_hooks(run, positions, transform))
         if not len(reading.result.positions):
             raise InvalidInputError("the prompt has no token that can be read, only special ones; type a text")
         return reading
 
-    def image(self, name: str, text: str, transform: str) -> ImageReading:
+    def image(self, name: str, prompt: str, transform: str) -> ImageReading:
         """An image at every hook name and visual token; the model runs once for each image, prompt and transform.
 
         Args:
-            name: What the page's images call it.
-            text: The prompt, from `images.prompt`.
-            transform: Of the index.
+            name: Name of the image in the source of images.
+            prompt: The prompt, from `images.make_prompt`.
+            transform: Transform of the index.
 
         Raises:
             InvalidInputError: The page's model reads text alone, or cannot be shown this image.
         """
         with self._lock:
-            return self._looked(name, text, transform)
+            return self._cached_image(name, prompt, transform)
 
-    def _look(self, name: str, text: str, transform: str) -> ImageReading:
+    def _read_image(self, name: str, prompt: str, transform: str) -> ImageReading:
         if self.images is None:
             raise InvalidInputError(f"{name} cannot be read: the model of this page reads text alone")
-        seen = self.images.seen(name, text)
-        return ImageReading(*self._hooked(seen.run, seen.mask, transform), seen)
+        image = self.images.load(name, prompt)
+        return ImageReading(*self._run_with_hooks(image.run, image.mask, transform), image)
 
-    def _hooked(
+    def _run_with_hooks(
         self, run: Callable[..., Any], positions: Bool[Tensor, "batch pos"] | None, transform: str
     ) -> tuple[LensResult, Float[Tensor, "pos d_in"] | None]:
-        """What the lens hooks read in a run, and what the SAE would."""
-        seen: dict[str, Tensor] = {}
+        """The readings of the lens hooks in a run, and the activations that the SAE reads."""
+        captured: dict[str, Tensor] = {}
         hooks = latentlens_hooks(
             self.index(transform),
             top_k=self.top_k,
@@ -176,22 +176,23 @@ class Reader:
             positions=positions,
             model=self.model,
         )
-        encodes = can_encode(self.sae) and self.sae_reads
-        fwd_hooks = [*hooks, *([(self.sae_reads, partial(_keep, seen=seen))] if encodes else [])]
+        encoder_hooks = []
+        if self.sae_reads is not None and can_encode(self.sae):
+            encoder_hooks = [(self.sae_reads, partial(_capture, captured=captured))]
         with torch.no_grad():
-            run(fwd_hooks=fwd_hooks)
-        activation = seen.get("activation")
+            run(fwd_hooks=[*hooks, *encoder_hooks])
+        activation = captured.get("activation")
         return hooks.result, None if activation is None else flat_activation("", activation, activation.shape[:2])[0]
 
-    def active_features(self, reading: PromptReading, pos: int, most: int = 8) -> list[tuple[int, float]]:
+    def active_features(self, reading: PromptReading, pos: int, max_features: int = 8) -> list[tuple[int, float]]:
         """Features of the SAE that are active at a token and their activations, the largest first."""
         if reading.activations is None:
             return []
-        top = encode(self.sae, reading.activations[pos : pos + 1])[0].topk(min(most, len(decoder_of(self.sae))))
+        top = encode(self.sae, reading.activations[pos : pos + 1])[0].topk(min(max_features, len(decoder_of(self.sae))))
         return [(i, value) for i, value in zip(top.indices.tolist(), top.values.tolist(), strict=True) if value > 0]
 
     def feature_number(self, text: str) -> int:
-        """A feature of the SAE, as it was typed.
+        """The number of a feature of the SAE, from the text that was typed.
 
         Raises:
             InvalidInputError: There is no SAE, or it has no such feature.
@@ -204,7 +205,7 @@ class Reader:
         return int(text)
 
     def keep_vector(self, path: str | Path, name: str | None = None) -> str:
-        """Read a vector file, check it, and keep it; what it is called from now on.
+        """Read a vector file, check it, and keep it; returns the name by which `direction` takes it.
 
         Raises:
             InvalidInputError: No vector there, a width that no hook name has, NaN, inf or zero.
@@ -214,16 +215,15 @@ class Reader:
         name = name or Path(path).name
         if len(vector) not in widths:
             raise InvalidInputError(f"{name} has width {len(vector)}; the bank has width {' or '.join(map(str, widths))}")
-        if not torch.isfinite(vector).all() or not vector.any():
-            raise InvalidInputError(
-                f"{name} {'is zero' if torch.isfinite(vector).all() else 'holds NaN or inf'}: it has no direction"
-            )
+        is_finite = torch.isfinite(vector).all()
+        if not is_finite or not vector.any():
+            raise InvalidInputError(f"{name} {'is zero' if is_finite else 'holds NaN or inf'}: it has no direction")
         key = f"{name} #{hashlib.sha256(vector.numpy().tobytes()).hexdigest()[:6]}"
         self._vectors[key] = vector
         return key
 
     def keep_upload(self, contents: str, name: str) -> str:
-        """The same for an uploaded file; see `uploaded_bytes`.
+        """As `keep_vector`, for an uploaded file; see `uploaded_bytes`.
 
         Raises:
             InvalidInputError: As `keep_vector`, or what came is no file.
@@ -237,32 +237,32 @@ class Reader:
             except InvalidInputError as error:
                 raise InvalidInputError(str(error).replace(str(path), name)) from error.__cause__
 
-    def direction(self, what: int | str, transform: str, hook_names: Sequence[str]) -> DirectionReading:
-        """A feature of the SAE by its number, or a kept vector by its name; neighbors among some hook names.
+    def direction(self, feature_or_name: int | str, transform: str, hook_names: Sequence[str]) -> DirectionReading:
+        """Readings of a feature of the SAE, by its number, or of a kept vector, by its name, among some hook names.
 
         Raises:
             InvalidInputError: A vector that is not kept, a row of zeros, or a width that none of the hook names has.
         """
-        if isinstance(what, int):
-            vector, at = decoder_of(self.sae)[what].detach().float().cpu(), self.sae_writes
-            title = f"feature {what}{f' of the SAE at {at}' if at else ''}"
-        elif what in self._vectors:
-            vector, at, title = self._vectors[what], None, what
+        if isinstance(feature_or_name, int):
+            vector, hook_name = decoder_of(self.sae)[feature_or_name].detach().float().cpu(), self.sae_writes
+            title = f"feature {feature_or_name}{f' of the SAE at {hook_name}' if hook_name else ''}"
+        elif feature_or_name in self._vectors:
+            vector, hook_name, title = self._vectors[feature_or_name], None, feature_or_name
         else:
-            raise InvalidInputError(f"{what} is not kept since the page was started again; give the file once more")
-        normalize_queries(vector[None], len(vector), torch.device("cpu"))  # a row of zeros is said before it is searched
+            raise InvalidInputError(f"{feature_or_name} is not kept since the page was started again; give the file once more")
+        normalize_queries(vector[None], len(vector), torch.device("cpu"))  # refuses a row of zeros before it is searched
         result = decode_directions(vector, self.index(transform), top_k=self.top_k, hook_name=list(hook_names))
         lenses = {}
-        if len(vector) == self.model.cfg.d_model and (at is None or in_residual_stream(at)):
-            both = torch.stack([vector, -vector])
-            lenses = {"embedding_lens": embedding_lens(self.model, both.to(self.model.W_E), self.top_k)}
+        if len(vector) == self.model.cfg.d_model and (hook_name is None or in_residual_stream(hook_name)):
+            ends = torch.stack([vector, -vector])
+            lenses = {"embedding_lens": embedding_lens(self.model, ends.to(self.model.W_E), self.top_k)}
             if not is_bidirectional(self.model):
-                lenses = {"logit_lens": logit_lens(self.model, both, self.top_k), **lenses}
+                lenses = {"logit_lens": logit_lens(self.model, ends, self.top_k), **lenses}
         return DirectionReading(f"{title}, length {float(vector.norm()):.3g}", result, lenses)
 
 
 def uploaded_bytes(contents: str, name: str) -> bytes:
-    """A file as a browser sends it, a data URI.
+    """The bytes of a file that a browser sent as a data URI.
 
     Raises:
         InvalidInputError: What came is no data URI.
@@ -273,5 +273,5 @@ def uploaded_bytes(contents: str, name: str) -> bytes:
         raise InvalidInputError(f"{name} did not arrive whole; upload it again") from error
 
 
-def _keep(activation: Tensor, hook: Any, *, seen: dict[str, Tensor]) -> None:
-    seen["activation"] = activation.detach()
+def _capture(activation: Tensor, hook: Any, *, captured: dict[str, Tensor]) -> None:
+    captured["activation"] = activation.detach()

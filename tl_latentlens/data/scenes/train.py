@@ -13,7 +13,7 @@ import typer
 from tl_latentlens.model.loading import load_demo_model
 from tl_latentlens.vision.scenes.connector import ConnectorSettings, SceneModel, train_connector
 from tl_latentlens.vision.scenes.encoder import trained_encoder
-from tl_latentlens.vision.scenes.loading import RECORD, SCENES, save
+from tl_latentlens.vision.scenes.loading import SCENES_FOLDER, TRAINING_RECORD, save_scene_model
 
 
 def trained(model: Any, folder: Path, settings: ConnectorSettings) -> tuple[SceneModel, float]:
@@ -24,7 +24,7 @@ def trained(model: Any, folder: Path, settings: ConnectorSettings) -> tuple[Scen
 
 def main(
     folder: Annotated[Path, typer.Option(help="for checkpoints, from which a killed training goes on")] = Path("build/scenes"),
-    out: Annotated[Path, typer.Option(help="for the weights and training.json")] = SCENES,
+    out: Annotated[Path, typer.Option(help="for the weights and training.json")] = SCENES_FOLDER,
     seed: Annotated[int, typer.Option(help="of weights and scenes")] = 0,
 ) -> None:
     """Train encoder and connector, and write both with how they were trained."""
@@ -32,7 +32,7 @@ def main(
         one.mkdir(parents=True, exist_ok=True)
     settings = ConnectorSettings(seed)
     scene_model, accuracy = trained(load_demo_model(), folder, settings)
-    save(scene_model, out)
+    save_scene_model(scene_model, out)
     record = {
         **vars(settings),
         "encoder_accuracy": accuracy,
@@ -40,7 +40,7 @@ def main(
         "transformer_lens": version("transformer-lens"),
         "losses": [round(loss, 4) for loss in scene_model.losses],
     }
-    (out / RECORD).write_text(json.dumps(record) + "\n")
+    (out / TRAINING_RECORD).write_text(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from tl_latentlens.model.loading import load_demo_model
 from tl_latentlens.vision.scenes.connector import SceneModel, new_connector
 from tl_latentlens.vision.scenes.encoder import PatchEncoder
 
-SCENES = Path(__file__).parents[2] / "data" / "scenes"
-_WEIGHTS, RECORD = "weights.safetensors", "training.json"
+SCENES_FOLDER = Path(__file__).parents[2] / "data" / "scenes"
+_WEIGHTS, TRAINING_RECORD = "weights.safetensors", "training.json"
 
 
 def load_demo_vlm(kind: str | None = None) -> SceneModel:
@@ -24,21 +24,21 @@ def load_demo_vlm(kind: str | None = None) -> SceneModel:
     Args:
         kind: Of the language model, as in `load_demo_model`.
     """
-    return load(load_demo_model(kind))
+    return load_scene_model(load_demo_model(kind))
 
 
-def load(model: Any, folder: Path = SCENES) -> SceneModel:
+def load_scene_model(model: Any, folder: Path = SCENES_FOLDER) -> SceneModel:
     """What `save` has written, in front of its language model, of either class."""
     weights = load_file(folder / _WEIGHTS)
     parts: dict[str, torch.nn.Module] = {"encoder": PatchEncoder(), "connector": new_connector(model, 0)}
     for part, module in parts.items():
         module.load_state_dict({n.removeprefix(f"{part}."): w for n, w in weights.items() if n.startswith(f"{part}.")})
         module.eval().requires_grad_(False)
-    losses = json.loads((folder / RECORD).read_text(encoding="utf-8"))["losses"]
+    losses = json.loads((folder / TRAINING_RECORD).read_text(encoding="utf-8"))["losses"]
     return SceneModel(model, **parts, losses=losses)  # pyright: ignore[reportArgumentType]
 
 
-def save(scene_model: SceneModel, out: Path) -> None:
+def save_scene_model(scene_model: SceneModel, out: Path) -> None:
     """Write encoder and connector, not the language model."""
     parts = {"encoder": scene_model.encoder, "connector": scene_model.connector}
     weights = {f"{part}.{name}": weight for part, module in parts.items() for name, weight in module.state_dict().items()}
