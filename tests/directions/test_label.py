@@ -202,8 +202,8 @@ def brute(sae: Any, index: tll.ContextualIndex) -> np.ndarray:
 
 @pytest.mark.parametrize("chunk", [2**26, 4 * N_WORDS * 97])
 def test_activity_is_what_all_rows_at_once_give(planted: Any, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr("tl_latentlens.directions.activity._CHUNK_BYTES", chunk)
-    monkeypatch.setattr("tl_latentlens.directions.activity._PENDING", 500)
+    monkeypatch.setattr("tl_latentlens.directions.sae.ENCODED_BYTES", chunk)
+    monkeypatch.setattr("tl_latentlens.directions.activity._MAX_PENDING", 500)
     sae = tied(centers(), threshold=0.3)
     acts, features = brute(sae, planted), [3, 150, 0]
     pairs = np.random.default_rng(4).integers(0, [[planted.n_rows], [N_WORDS]], (2, 300))
@@ -214,8 +214,8 @@ def test_activity_is_what_all_rows_at_once_give(planted: Any, monkeypatch: pytes
     np.testing.assert_allclose(found.probed, acts[pairs[0], pairs[1]], atol=1e-5)
     for i, feature in enumerate(features):
         column = acts[:, feature]
-        np.testing.assert_allclose(found.top.similarities[i], np.sort(column)[::-1][:7], atol=1e-5)
-        np.testing.assert_allclose(column[found.top.rows[i].numpy()], found.top.similarities[i], atol=1e-5)
+        np.testing.assert_allclose(found.top.activations[i], np.sort(column)[::-1][:7], atol=1e-5)
+        np.testing.assert_allclose(column[found.top.rows[i]], found.top.activations[i], atol=1e-5)
         expected = np.histogram(column[column > 0], [0, *HISTOGRAM_EDGES, np.inf])[0]
         assert np.abs(found.histogram[i] - expected).sum() <= 2  # rounding at an edge
 

@@ -1,45 +1,63 @@
-"""One pass of an SAE's encoder over a bank's rows: how often its features are active, how much, and where most."""
+"""One pass of an SAE's encoder over a bank's rows: how often its features are active, how much, and on which rows most."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_latentlens.directions.sae import decoder_of, encode
+from tl_latentlens.directions.sae import decoder_of, encode, rows_per_step
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.search.topk import TopK, rank_pairs
 
-HISTOGRAM_EDGES = 2.0 ** np.arange(-8, 12.5, 0.5)  # of activations; the first and last bin hold what is beyond
-_CHUNK_BYTES = 2**26  # of feature activations at once
-_PENDING = 2**22  # activations gathered before the largest are sorted out
+HISTOGRAM_EDGES = 2.0 ** np.arange(-8, 12.5, 0.5)  # Of activations. The first and the last bin are open.
+_MAX_PENDING = 2**22  # Activations that are held before the largest are sorted out.
+
+
+@dataclass(frozen=True, eq=False)
+class MaxActivating:
+    """The rows on which features are most active, the largest activation first.
+
+    Attributes:
+        activations: Activations, float32, [f, k]; 0 where a feature is active on fewer rows.
+        rows: Rows of the index, [f, k]; 0 where a feature is active on fewer rows.
+        n_active: How many of the k rows of each feature are there, [f].
+    """
+
+    activations: Float[np.ndarray, "f k"]
+    rows: Int[np.ndarray, "f k"]
+    n_active: Int[np.ndarray, " f"]
+
+    @property
+    def is_active(self) -> Bool[np.ndarray, "f k"]:
+        """False where a feature is active on fewer rows."""
+        return np.arange(self.rows.shape[1]) < self.n_active[:, None]
 
 
 @dataclass(frozen=True, eq=False)
 class Activity:
-    """What one pass of an encoder over a bank's rows found.
+    """Counts, histograms and max-activating rows from one pass of an encoder over a bank's rows.
 
     Attributes:
-        n_rows: Rows seen.
-        count: Rows on which each feature is active, for all features, [d_sae].
-        total: Sum of its activations, [d_sae].
-        top: Activations (as `similarities`) and rows of the max-activating rows of each asked feature, [f, k]; where a feature
-            is active on fewer, activation -inf.
-        histogram: Active rows between `HISTOGRAM_EDGES`, [f, bins].
-        probed: Activations of the pairs asked for.
         hook_name: The activation that was encoded.
+        n_rows: Rows that were encoded.
+        count: Rows on which each feature is active, for all features, [d_sae].
+        total: Sum of each feature's activations, [d_sae].
+        top: Max-activating rows of each requested feature.
+        histogram: Active rows between `HISTOGRAM_EDGES` of each requested feature, [f, bins].
+        probed: Activations of the requested pairs of row and feature.
     """
 
     hook_name: str
     n_rows: int
     count: Int[np.ndarray, " d_sae"]
     total: Float[np.ndarray, " d_sae"]
-    top: TopK
+    top: MaxActivating
     histogram: Int[np.ndarray, "f bins"]
     probed: Float[np.ndarray, " pairs"]
 
@@ -56,76 +74,142 @@ def bank_activity(
     probe_features: Int[np.ndarray, " pairs"] | None = None,
     progress: bool = True,
 ) -> Activity:
-    """Encode every row of a hook name once: density, histogram and max-activating rows, in memory that does not grow with them.
+    """The activity of features on all rows of a hook name. Memory does not grow with the rows.
 
     Args:
         sae: What `label_features` takes, with an encoder.
         index: The rows.
         hook_name: The activation that the SAE reads.
-        features: Whose max-activating rows and histograms to keep.
+        features: Features whose max-activating rows and histograms are kept.
         top_k: Max-activating rows of each.
-        probe_rows: Rows, and
-        probe_features: features, whose activations to note: pairs.
+        probe_rows: The row of each pair whose activation is wanted.
+        probe_features: The feature of each pair.
         progress: Show a progress bar.
 
     Raises:
         InvalidInputError: The encoder gives NaN or inf.
     """
-    weight = decoder_of(sae)
-    d_sae, device = len(weight), weight.device
-    place = torch.full((d_sae,), -1, dtype=torch.int64, device=device)
-    place[torch.tensor(features, dtype=torch.int64, device=device)] = torch.arange(len(features), device=device)
-    bins = len(HISTOGRAM_EDGES) + 1
-    edges = torch.from_numpy(HISTOGRAM_EDGES).float().to(device)
-    count = torch.zeros(d_sae, dtype=torch.int64, device=device)
-    total = torch.zeros(d_sae, dtype=torch.float64, device=device)
-    histogram = torch.zeros(len(features) * bins, dtype=torch.int64, device=device)
-    top = TopK.none(len(features), top_k, device)
-    pending: list[tuple[Tensor, Tensor, Tensor]] = []
-    rows_asked = np.zeros(0, np.int64) if probe_rows is None else probe_rows
-    features_asked = np.zeros(0, np.int64) if probe_features is None else probe_features
-    order = np.argsort(rows_asked, kind="stable")
-    sorted_rows, probed = rows_asked[order], np.zeros(len(order), np.float32)
-    step = max(1, _CHUNK_BYTES // (4 * d_sae))
-    banks = index.banks_of(hook_name)
-    n_rows = sum(bank.n_rows for _, bank in banks)
-    with tqdm(total=n_rows, desc="encoding the bank", unit=" rows", unit_scale=True, delay=2, disable=not progress) as bar:
-        for start, bank in banks:
-            for first in range(0, bank.n_rows, step):
-                part = slice(first, min(first + step, bank.n_rows))
-                rows = torch.from_numpy(bank.activations(hook_name, part))
-                acts = encode(sae, rows)
-                sums = acts.sum(0, dtype=torch.float64)
-                if not bool(torch.isfinite(sums).all()):
-                    bad = torch.nonzero(~torch.isfinite(sums))[:, 0].tolist()
-                    raise InvalidInputError(
-                        f"the SAE's encoder gives NaN or inf for {len(bad)} features, first {bad[:5]}, on rows of {hook_name}; "
-                        "check its weights and dtype"
-                    )
-                begin, end = np.searchsorted(sorted_rows, [start + part.start, start + part.stop])
-                pairs = order[begin:end]
-                at, of = (torch.from_numpy(ids[pairs]).to(device) for ids in (rows_asked - start - first, features_asked))
-                probed[pairs] = acts[at, of].cpu().numpy()
-                row, feature = acts.nonzero(as_tuple=True)
-                value = acts[row, feature]
-                count += torch.bincount(feature, minlength=d_sae)
-                total += sums
-                kept = place[feature] >= 0
-                row, feature, value = row[kept] + start + first, place[feature[kept]], value[kept]
-                histogram += torch.bincount(feature * bins + torch.bucketize(value, edges), minlength=len(histogram))
-                large = value >= top.similarities[feature, -1]
-                pending.append((value[large], row[large], feature[large]))
-                if sum(len(values) for values, _, _ in pending) > _PENDING:
-                    top, pending = _largest(top, pending), []
-                bar.update(len(rows))
-    top = _largest(top, pending)
+    no_pairs = np.zeros(0, np.int64)
+    probes = _Probes(no_pairs if probe_rows is None else probe_rows, no_pairs if probe_features is None else probe_features)
+    decoder = decoder_of(sae)
+    accumulator = _Accumulator(len(decoder), features, top_k, decoder.device)
+    for first_row, activations in _encoded_chunks(sae, index, hook_name, progress):
+        sums = activations.sum(0, dtype=torch.float64)
+        _require_finite(sums, hook_name)
+        probes.read(first_row, activations)
+        accumulator.add(first_row, activations, sums)
+    n_rows = sum(bank.n_rows for _, bank in index.banks_of(hook_name))
     return Activity(
-        hook_name, n_rows, count.cpu().numpy(), total.cpu().numpy(), top, histogram.view(-1, bins).cpu().numpy(), probed
+        hook_name,
+        n_rows,
+        accumulator.count.cpu().numpy(),
+        accumulator.total.cpu().numpy(),
+        accumulator.max_activating(),
+        accumulator.histograms(),
+        probes.activations,
     )
 
 
-def _largest(top: TopK, pending: list[tuple[Tensor, Tensor, Tensor]]) -> TopK:
-    known = top.similarities > -torch.inf
-    parts = [*pending, (top.similarities[known], top.rows[known], known.nonzero()[:, 0])]
-    values, rows, features = (torch.cat(part) for part in zip(*parts, strict=True))
-    return rank_pairs(values, rows, features, *top.rows.shape)
+def _encoded_chunks(
+    sae: Any, index: ContextualIndex, hook_name: str, progress: bool
+) -> Iterator[tuple[int, Float[Tensor, "rows d_sae"]]]:
+    """The first row of each chunk of rows, and the features' activations on them."""
+    banks, step = index.banks_of(hook_name), rows_per_step(sae)
+    n_rows = sum(bank.n_rows for _, bank in banks)
+    with tqdm(total=n_rows, desc="encoding the bank", unit=" rows", unit_scale=True, delay=2, disable=not progress) as bar:
+        for bank_start, bank in banks:
+            for first in range(0, bank.n_rows, step):
+                rows = torch.from_numpy(bank.activations(hook_name, slice(first, min(first + step, bank.n_rows))))
+                yield bank_start + first, encode(sae, rows)
+                bar.update(len(rows))
+
+
+def _require_finite(sums: Float[Tensor, " d_sae"], hook_name: str) -> None:
+    is_finite = torch.isfinite(sums)
+    if not bool(is_finite.all()):
+        bad = torch.nonzero(~is_finite)[:, 0].tolist()
+        raise InvalidInputError(
+            f"the SAE's encoder gives NaN or inf for {len(bad)} features, first {bad[:5]}, on rows of {hook_name}; "
+            "check its weights and dtype"
+        )
+
+
+class _Probes:
+    """Activations of pairs of a row and a feature, read chunk by chunk."""
+
+    def __init__(self, rows: Int[np.ndarray, " pairs"], features: Int[np.ndarray, " pairs"]) -> None:
+        self._rows, self._features = rows, features
+        self._order = np.argsort(rows, kind="stable")
+        self._sorted_rows = rows[self._order]
+        self.activations = np.zeros(len(rows), np.float32)
+
+    def read(self, first_row: int, activations: Float[Tensor, "rows d_sae"]) -> None:
+        """Read the pairs whose rows are in a chunk."""
+        begin, end = np.searchsorted(self._sorted_rows, [first_row, first_row + len(activations)])
+        pairs = self._order[begin:end]
+        places = torch.from_numpy(self._rows[pairs] - first_row).to(activations.device)
+        features = torch.from_numpy(self._features[pairs]).to(activations.device)
+        self.activations[pairs] = activations[places, features].cpu().numpy()
+
+
+class _Pairs(NamedTuple):
+    """Activations, with the row and the place of the feature among the requested ones."""
+
+    activations: Float[Tensor, " pairs"]
+    rows: Int[Tensor, " pairs"]
+    places: Int[Tensor, " pairs"]
+
+
+class _Accumulator:
+    """Counts and sums of all features; histograms and largest activations of the requested ones."""
+
+    def __init__(self, d_sae: int, features: Sequence[int], top_k: int, device: torch.device) -> None:
+        self.count = torch.zeros(d_sae, dtype=torch.int64, device=device)
+        self.total = torch.zeros(d_sae, dtype=torch.float64, device=device)
+        self._n_bins = len(HISTOGRAM_EDGES) + 1
+        self._histogram = torch.zeros(len(features) * self._n_bins, dtype=torch.int64, device=device)
+        self._edges = torch.from_numpy(HISTOGRAM_EDGES).float().to(device)
+        self._place_of_feature = torch.full((d_sae,), -1, dtype=torch.int64, device=device)
+        feature_ids = torch.tensor(features, dtype=torch.int64, device=device)
+        self._place_of_feature[feature_ids] = torch.arange(len(features), device=device)
+        self._largest = TopK.none(len(features), top_k, device)
+        self._pending: list[_Pairs] = []
+
+    def add(self, first_row: int, activations: Float[Tensor, "rows d_sae"], sums: Float[Tensor, " d_sae"]) -> None:
+        """Add the activations on a chunk of rows, and their sums."""
+        rows, features = activations.nonzero(as_tuple=True)
+        self.count += torch.bincount(features, minlength=len(self.count))
+        self.total += sums
+        values, places = activations[rows, features], self._place_of_feature[features]
+        is_requested = places >= 0
+        pairs = _Pairs(values[is_requested], rows[is_requested] + first_row, places[is_requested])
+        self._add_to_histogram(pairs)
+        self._add_largest(pairs)
+
+    def _add_to_histogram(self, pairs: _Pairs) -> None:
+        bins = pairs.places * self._n_bins + torch.bucketize(pairs.activations, self._edges)
+        self._histogram += torch.bincount(bins, minlength=len(self._histogram))
+
+    def _add_largest(self, pairs: _Pairs) -> None:
+        may_be_largest = pairs.activations >= self._largest.similarities[pairs.places, -1]
+        self._pending.append(_Pairs(*(values[may_be_largest] for values in pairs)))
+        if sum(len(pending.activations) for pending in self._pending) > _MAX_PENDING:
+            self._sort_out_largest()
+
+    def _sort_out_largest(self) -> None:
+        is_known = self._largest.similarities > -torch.inf
+        known = _Pairs(self._largest.similarities[is_known], self._largest.rows[is_known], is_known.nonzero()[:, 0])
+        activations, rows, places = (torch.cat(parts) for parts in zip(*self._pending, known, strict=True))
+        self._largest = rank_pairs(activations, rows, places, *self._largest.rows.shape)
+        self._pending = []
+
+    def histograms(self) -> Int[np.ndarray, "f bins"]:
+        """The histogram of each requested feature."""
+        return self._histogram.view(-1, self._n_bins).cpu().numpy()
+
+    def max_activating(self) -> MaxActivating:
+        """The largest activations of all chunks."""
+        self._sort_out_largest()
+        is_active = (self._largest.similarities > -torch.inf).cpu().numpy()
+        activations = np.where(is_active, self._largest.similarities.cpu().numpy(), np.float32(0))
+        return MaxActivating(activations, np.where(is_active, self._largest.rows.cpu().numpy(), 0), is_active.sum(-1))

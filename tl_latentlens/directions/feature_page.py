@@ -60,9 +60,9 @@ def feature_page_data(
     if len(index.hook_names) > 1:
         arrays |= {f"{sign}_hooks": found.hook_ids.cpu().numpy() for sign, found in neighbors.items()}
     if activity is not None:
-        activations = activity.top.similarities[:, :n_contexts].cpu().numpy()
-        rows["top"] = np.where(np.isfinite(activations), activity.top.rows[:, :n_contexts].cpu().numpy(), -1)
-        arrays |= {"top_values": np.where(np.isfinite(activations), activations, 0), "histogram": activity.histogram}
+        activations = activity.top.activations[:, :n_contexts]
+        rows["top"] = np.where(activity.top.is_active, activity.top.rows, -1)[:, :n_contexts]
+        arrays |= {"top_values": activations, "histogram": activity.histogram}
         around = activations_around(
             sae,
             texts,

@@ -164,11 +164,11 @@ class FeatureResult(DirectionResult):
         if self.activity is None or feature not in self.places:
             return []
         place = self.places[feature]
-        values, rows = (part[place, :top_k] for part in (self.activity.top.similarities, self.activity.top.rows))
-        index = self.positive.index
+        top, index = self.activity.top, self.positive.index
+        n = min(top_k, int(top.n_active[place]))
         hook_id = index.hook_names.index(self.activity.hook_name)
-        pairs = [(value, row) for value, row in zip(values.tolist(), rows.tolist(), strict=True) if value > float("-inf")]
-        return [(value, index.neighbor(row, hook_id, float("nan"))) for value, row in pairs]
+        pairs = zip(top.activations[place, :n].tolist(), top.rows[place, :n].tolist(), strict=True)
+        return [(activation, index.neighbor(row, hook_id, float("nan"))) for activation, row in pairs]
 
     def summary(self) -> pd.DataFrame:
         """How many features are alive and labelled, and the mean of each score beside its null, with 95 % intervals."""

@@ -10,12 +10,18 @@ from torch import Tensor
 from tl_latentlens.directions.component_ranking import Contributions, rank_components
 from tl_latentlens.directions.find_result import FindResult
 from tl_latentlens.directions.label import label_features
-from tl_latentlens.directions.sae import can_encode, decoder_of, encode, hook_names_of, nonzero_features, require_sae
+from tl_latentlens.directions.sae import (
+    can_encode,
+    decoder_of,
+    encode,
+    hook_names_of,
+    nonzero_features,
+    require_sae,
+    rows_per_step,
+)
 from tl_latentlens.directions.word_in_context import MAX_STORED_ROWS, N_NEIGHBORS, locate_word, stored_activations
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
-
-_ENCODED_BYTES = 2**26  # Feature activations held at once, in bytes.
 
 
 def find_features(
@@ -131,7 +137,6 @@ def _contributions_at_rows(
     """Activation times projection of each feature at each row, from the bank's stored activations."""
     if not len(rows):
         return np.zeros((0, len(features)), np.float32)
-    chunk = max(1, _ENCODED_BYTES // (4 * len(decoder_of(sae))))
     stored = stored_activations(index, hook_name, rows)
-    activations = torch.cat([encode(sae, part)[:, features].cpu() for part in stored.split(chunk)])
+    activations = torch.cat([encode(sae, part)[:, features].cpu() for part in stored.split(rows_per_step(sae))])
     return (activations * projections).numpy()

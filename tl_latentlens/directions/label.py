@@ -78,7 +78,8 @@ def label_features(
     if selected.encoded_hook is not None:
         scores = activation_scores(selected, index, selected.encoded_hook, neighbor_rows, top_k, rng, progress)
         columns, nulls, activity = columns | scores.columns, nulls | scores.nulls, scores.activity
-        evidence = np.concatenate([neighbor_rows, activity.top.rows[:, :top_k].cpu().numpy()], -1)
+        top_rows = np.where(activity.top.is_active, activity.top.rows, index.n_rows)[:, :top_k]  # n_rows: no row.
+        evidence = np.concatenate([neighbor_rows, top_rows], -1)
     columns |= _label_columns(columns, index, evidence, np.random.default_rng((seed, 1)), progress)
     if model is not None and not is_bidirectional(model):
         index.check_model(model)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from tl_latentlens.directions.activity import Activity, bank_activity
+from tl_latentlens.directions.activity import Activity, MaxActivating, bank_activity
 from tl_latentlens.directions.controls import (
     CONTROLS_PER_NEIGHBOR,
     N_NULL_DIRECTIONS,
@@ -20,7 +20,6 @@ from tl_latentlens.directions.controls import (
 )
 from tl_latentlens.directions.feature_selection import FeatureSelection
 from tl_latentlens.index.contextual import ContextualIndex, SearchResult
-from tl_latentlens.search.topk import TopK
 from tl_latentlens.statistics.auroc import auroc, auroc_standard_error
 from tl_latentlens.statistics.p_values import p_values
 
@@ -109,7 +108,7 @@ def _density_columns(activity: Activity, feature_ids: list[int]) -> dict[str, Fl
     return {
         "density": n_active / activity.n_rows,
         "mean_activation": activity.total[feature_ids] / np.maximum(n_active, 1),
-        "max_activation": activity.top.similarities[:, 0].clamp(min=0).cpu().numpy(),
+        "max_activation": np.maximum(activity.top.activations[:, 0], 0),
     }
 
 
@@ -132,18 +131,17 @@ def _auroc_scores(probes: _Probes, n_features: int, is_alive: Bool[np.ndarray, "
 
 def _overlap_columns(
     index: ContextualIndex,
-    top: TopK,
+    top: MaxActivating,
     neighbors: Int[np.ndarray, "f k"],
     shuffled: Int[np.ndarray, "n k"],
     top_k: int,
 ) -> dict[str, Float[np.ndarray, " f"] | float]:
     """The share of held-out max-activating rows whose token the neighbors have, and its mean for shuffled decoders."""
-    is_row = (top.similarities > -torch.inf).cpu().numpy()
-    rows = np.where(is_row, top.rows.cpu().numpy(), 0)
+    rows = top.rows
     token_ids, prompts = index.row_token_ids(), index.row_prompts
 
     def overlap(neighbors: Int[np.ndarray, "f k"]) -> Float[np.ndarray, " f"]:
-        is_held_out = is_row & ~_any_equal(prompts[rows], prompts[neighbors])
+        is_held_out = top.is_active & ~_any_equal(prompts[rows], prompts[neighbors])
         is_held_out &= is_held_out.cumsum(-1) <= top_k
         n_held_out = is_held_out.sum(-1)
         n_same_token = (is_held_out & _any_equal(token_ids[rows], token_ids[neighbors])).sum(-1)

@@ -14,6 +14,7 @@ from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.search.tensors import as_tensor
 
 DEMO_SAE = Path(__file__).parents[1] / "data" / "demo_sae"
+ENCODED_BYTES = 2**26
 _ENCODERS = {
     "standard": {"W_enc", "b_enc"},
     "jumprelu": {"W_enc", "b_enc", "threshold"},
@@ -184,6 +185,11 @@ def hook_names_of(sae: Any) -> tuple[str | None, str | None]:
 def can_encode(sae: Any) -> bool:
     """True where an SAE has an encoder, not W_dec alone."""
     return bool(sae.weights) if isinstance(sae, TensorSAE) else callable(getattr(sae, "encode", None))
+
+
+def rows_per_step(sae: Any) -> int:
+    """How many activations to encode at once: their features take 64 MB."""
+    return max(1, ENCODED_BYTES // (4 * len(decoder_of(sae))))
 
 
 def encode(sae: Any, activations: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
