@@ -94,6 +94,16 @@ def test_the_page_holds_what_the_labels_hold(labels: tll.FeatureResult, tmp_path
     assert path.stat().st_size < 200_000
 
 
+def test_neighbors_of_takes_the_number_of_a_feature(labels: tll.FeatureResult) -> None:
+    """Places and numbers differ from the feature of zeros on."""
+    assert list(labels.places) == list(labels.ids)
+    assert labels.neighbors_of(2) == ([], [])
+    for place, feature in enumerate(labels.ids):
+        assert labels.neighbors_of(feature) == labels.neighbors(place)
+    with pytest.raises(tll.InvalidInputError, match=r"feature 999 is not among the \d+ that were labelled"):
+        labels.neighbors_of(999)
+
+
 def test_without_a_model_only_rows_of_the_bank_are_shaded(any_model: Any, texts: list[str], tmp_path: Path) -> None:
     bank = tll.build_bank(any_model, texts, tmp_path / "b.h5", hook_names=HOOK, max_rows_per_token=1, progress=False)
     index = tll.ContextualIndex(bank, device="cpu", transform="center")

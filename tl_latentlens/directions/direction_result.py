@@ -23,7 +23,7 @@ class DirectionResult:
     """Neighbors of directions: of each vector and of its opposite.
 
     Attributes:
-        ids: What each direction is called: feature numbers, or 0 to n - 1.
+        ids: The name of each direction: feature numbers, or 0 to n - 1.
         positive: Neighbors of +v.
         negative: Neighbors of -v.
     """
@@ -60,7 +60,7 @@ class DirectionResult:
         return DirectionLine(str(self.ids[direction]), positive, negative)
 
     def neighbors(self, direction: int) -> tuple[list[Neighbor], list[Neighbor]]:
-        """Neighbors of +v and of -v for the n-th direction."""
+        """Neighbors of +v and of -v for a direction by its place in `ids`, from 0."""
         return self.positive.neighbors_of(direction), self.negative.neighbors_of(direction)
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -68,7 +68,7 @@ class DirectionResult:
         lines = []
         for i, name in enumerate(self.ids):
             for sign, neighbors in zip((1, -1), self.neighbors(i), strict=True):
-                for rank, n in enumerate(neighbors):
-                    found = {key: value for key, value in vars(n).items() if key != "chance" or value is not None}
-                    lines.append({"direction": name, "sign": sign, "rank": rank + 1, **found})
+                for rank, neighbor in enumerate(neighbors):
+                    columns = {key: value for key, value in vars(neighbor).items() if key != "chance" or value is not None}
+                    lines.append({"direction": name, "sign": sign, "rank": rank + 1, **columns})
         return pd.DataFrame(lines) if lines else pd.DataFrame(columns=_DIRECTION_COLUMNS)

@@ -62,18 +62,9 @@ def feature_page_data(
     if activity is not None:
         activations = activity.top.activations[:, :n_contexts]
         rows["top"] = np.where(activity.top.is_active, activity.top.rows, -1)[:, :n_contexts]
+        window, run = {"before": N_BEFORE, "after": N_AFTER}, {"model": model, "progress": progress}
+        around = activations_around(sae, texts, activity.hook_name, list(places), rows["top"], **window, **run)
         arrays |= {"top_values": activations, "histogram": activity.histogram}
-        around = activations_around(
-            sae,
-            texts,
-            activity.hook_name,
-            list(places),
-            rows["top"],
-            before=N_BEFORE,
-            after=N_AFTER,
-            model=model,
-            progress=progress,
-        )
         arrays["shades"] = _shades(around, activations)
     stream = token_stream(texts, np.concatenate([row_ids.ravel() for row_ids in rows.values()]), N_BEFORE, N_AFTER)
     ends = np.cumsum([row_ids.size for row_ids in rows.values()])[:-1]

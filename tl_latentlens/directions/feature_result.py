@@ -1,4 +1,4 @@
-"""What is known of SAE features: neighbors, a label for each that has earned one, and the figures that say so."""
+"""Labels of SAE features, with neighbors and scores, as `label_features` returns them."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,9 +28,10 @@ from tl_latentlens.views.terminal.layout import plain_text
 
 @dataclass(frozen=True)
 class FeatureResult(DirectionResult):
-    """Neighbors of SAE features, a label for each that has earned one, and the figures that say so.
+    """Neighbors of SAE features, a label for each feature whose scores allow one, and the scores.
 
-    `ids`, `positive` and `negative` leave out features whose decoder row is zero: they point nowhere.
+    `ids`, `positive` and `negative` leave out features whose decoder row is zero, since they have no direction. So
+    `neighbors(n)` counts places in `ids`; `neighbors_of` and `max_activating` take the number of a feature.
 
     Attributes:
         table: One line a feature, in the order asked for: feature, label, why_not (what kept the label back, else empty),

@@ -96,5 +96,8 @@ class SteeringResult:
     def cosines_at(self, multiple: float) -> dict[tuple[str, int, int], float]:
         """(hook name, batch, pos) → cosine with the unsteered activation."""
         places = self.readings[multiple].positions.tolist()
-        found = self.cosines.get(multiple, {})
-        return {(name, *place): cos for name in found for place, cos in zip(places, found[name].tolist(), strict=True)}
+        return {
+            (name, *place): cosine
+            for name, cosines in self.cosines.get(multiple, {}).items()
+            for place, cosine in zip(places, cosines.tolist(), strict=True)
+        }

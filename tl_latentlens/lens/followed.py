@@ -134,9 +134,9 @@ class FollowedTokens:
         )
 
     def _place(self, pos: int | None, batch: int) -> int:
-        here = np.flatnonzero(self.result.positions[:, 0] == batch)
-        if pos is None and len(here):
-            return int(here[-1])
+        cell_ids = np.flatnonzero(self.result.positions[:, 0] == batch)
+        if pos is None and len(cell_ids):
+            return int(cell_ids[-1])
         if pos is None:
             raise InvalidInputError(f"nothing was decoded of batch {batch}")
         return self.result.place(pos, batch)

@@ -1,4 +1,4 @@
-"""What the lens hooks read in a run, as frozen data; text is looked up only when it is asked for."""
+"""Readings of a run by lens hooks, as frozen data. Text is looked up only when it is needed; views draw what is built here."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from rich.console import Group
 
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.contextual import SearchResult
-from tl_latentlens.index.neighbor import Neighbor
+from tl_latentlens.lens.cell import CELL_COLUMNS, Cell
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import LensCell, TokenHeading, TokenReading
 from tl_latentlens.views.files import output_path
@@ -27,33 +27,6 @@ from tl_latentlens.views.text import visible
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What the lenses read at one hook name and token.
-
-    Attributes:
-        hook_name: The hooked activation.
-        batch, pos: Where it stood.
-        token: The input token there, or None where the run's tokens were not known.
-        neighbors: Nearest contextual tokens, nearest first.
-        logit_lens, embedding_lens: (token, score) pairs, best first; None where that lens did not read.
-    """
-
-    hook_name: str
-    batch: int
-    pos: int
-    token: str | None
-    neighbors: list[Neighbor]
-    logit_lens: list[tuple[str, float]] | None
-    embedding_lens: list[tuple[str, float]] | None
-
-
-_COLUMNS = [
-    "hook_name", "batch", "pos", "token", "rank", "neighbor", "similarity", "context", "neighbor_hook_name", "neighbor_row",
-    "neighbor_prompt_index", "neighbor_position",
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
 class LensResult:
     """Neighbors, and logit-lens tokens beside them, for each hook name and each decoded token of a run.
 
@@ -63,8 +36,8 @@ class LensResult:
         decoded: True at the positions that were decoded, [batch, pos]; the entries of `found` and of the lenses follow
             its True cells in reading order.
         found: Hook name → neighbors of each decoded token.
-        logit_lens: Hook name → what the model's own unembedding reads; empty where it was not asked for.
-        embedding_lens: Hook name → nearest input embeddings; empty where it was not asked for.
+        logit_lens: Hook name → tokens that the model's own unembedding reads; empty without that lens.
+        embedding_lens: Hook name → tokens of the nearest input embeddings; empty without that lens.
     """
 
     hook_names: tuple[str, ...]
@@ -83,7 +56,9 @@ class LensResult:
         return np.argwhere(self.decoded)
 
     def cell(self, hook_name: str, pos: int, batch: int = 0) -> Cell:
-        """What was read at one hook name and position; negative positions count from the end.
+        """The neighbors, and the tokens of the other lenses, at one hook name and position.
+
+        Negative positions count from the end.
 
         Raises:
             UnknownHookError: The hook name was not decoded.
@@ -94,16 +69,16 @@ class LensResult:
         return self._cell(hook_name, self.place(pos, batch))
 
     def place(self, pos: int, batch: int = 0) -> int:
-        """Which of `positions` a position is; negative ones count from the end.
+        """The number of a position among `positions`; negative ones count from the end.
 
         Raises:
             InvalidInputError: The position was not decoded (padding, BOS, or not selected).
         """
         pos = pos + self.decoded.shape[1] if pos < 0 else pos
-        at = np.flatnonzero((self.positions == (batch, pos)).all(-1))
-        if not len(at):
+        cell_ids = np.flatnonzero((self.positions == (batch, pos)).all(-1))
+        if not len(cell_ids):
             raise InvalidInputError(f"batch {batch}, position {pos} was not decoded; decoded: {self.positions.tolist()}")
-        return int(at[0])
+        return int(cell_ids[0])
 
     def token(self, batch: int, pos: int) -> str | None:
         """The input token at a position; None where the run's tokens were not known."""
@@ -132,31 +107,11 @@ class LensResult:
         """One line for each hook name, token and rank.
 
         Columns: hook_name, batch, pos, token, rank (from 1), neighbor, similarity, context, neighbor_hook_name,
-        neighbor_row, neighbor_prompt_index, neighbor_position; chance where it was asked for; logit_token and
+        neighbor_row, neighbor_prompt_index, neighbor_position; chance where it was computed; logit_token and
         logit_probability, embedding_token and embedding_similarity where those lenses read.
         """
-        lines: list[dict[str, Any]] = []
-        for cell in self.cells():
-            where = {"hook_name": cell.hook_name, "batch": cell.batch, "pos": cell.pos, "token": cell.token}
-            for rank, neighbor in enumerate(cell.neighbors):
-                line = {
-                    **where,
-                    "rank": rank + 1,
-                    "neighbor": neighbor.token,
-                    "similarity": neighbor.similarity,
-                    "context": neighbor.context,
-                    "neighbor_hook_name": neighbor.hook_name,
-                    "neighbor_row": neighbor.row,
-                    "neighbor_prompt_index": neighbor.prompt_index,
-                    "neighbor_position": neighbor.position,
-                    **({} if neighbor.chance is None else {"chance": neighbor.chance}),
-                }
-                if cell.logit_lens is not None and rank < len(cell.logit_lens):
-                    line["logit_token"], line["logit_probability"] = cell.logit_lens[rank]
-                if cell.embedding_lens is not None and rank < len(cell.embedding_lens):
-                    line["embedding_token"], line["embedding_similarity"] = cell.embedding_lens[rank]
-                lines.append(line)
-        return pd.DataFrame(lines) if lines else pd.DataFrame(columns=_COLUMNS)
+        lines = [line for cell in self.iter_cells() for line in cell.lines()]
+        return pd.DataFrame(lines) if lines else pd.DataFrame(columns=CELL_COLUMNS)
 
     def plot(self, batch: int = 0, lens: str = "latentlens") -> Any:
         """A layer × position heatmap (a plotly Figure), layers upwards, with buttons that switch between the lenses.
@@ -274,12 +229,12 @@ class LensResult:
         if not len(cell_ids):
             raise InvalidInputError(f"nothing was decoded of batch {batch}; decoded: {self._batches()}")
         positions = self.positions[cell_ids, 1].tolist()
-        found = [self.found[name][cell_ids] for name in self.hook_names]
-        index = found[0].index
-        k = min(result.rows.shape[-1] for result in found)  # An index of several widths may hold fewer rows of one.
+        searches = [self.found[name][cell_ids] for name in self.hook_names]
+        index = searches[0].index
+        k = min(search.rows.shape[-1] for search in searches)  # An index of several widths may hold fewer rows of one.
 
         def stacked(field_name: str) -> np.ndarray:
-            return np.stack([getattr(result, field_name)[:, :k].cpu().numpy() for result in found])
+            return np.stack([getattr(search, field_name)[:, :k].cpu().numpy() for search in searches])
 
         return LensGrid(
             batch=batch,
@@ -291,7 +246,7 @@ class LensResult:
             rows=stacked("rows"),
             hook_ids=stacked("hook_ids"),
             similarities=stacked("similarities"),
-            chances=None if any(result.chances is None for result in found) else stacked("chances"),
+            chances=None if any(search.chances is None for search in searches) else stacked("chances"),
             readings={
                 lens: {name: reading.select(cell_ids) for name, reading in readings.items()}
                 for lens, readings in self._readings().items()

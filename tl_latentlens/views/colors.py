@@ -12,7 +12,7 @@ NOTEBOOK_HUE = "66 133 244"  # It can be read on light and dark notebooks.
 
 def color_range(values: Sequence[Float[np.ndarray, "..."]], score_name: str) -> tuple[float, float]:
     """The ends of a color scale: probabilities and -log10 of chances start at 0, cosines at the least one shown."""
-    flat = np.concatenate([np.ravel(part) for part in values])
+    flat = np.concatenate([np.ravel(array) for array in values])
     finite = flat[np.isfinite(flat)]
     if score_name == "probability" or not len(finite):
         return 0.0, 1.0

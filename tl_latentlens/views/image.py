@@ -174,7 +174,7 @@ def _with_caption(drawing: Any, text: str, low: str, high: str, hue: tuple[int, 
     draw.text((x, y), low, _INK, letters, anchor="lm")
     x += low_width + margin
     for i in range(bar_width):
-        tint = tuple(round(255 - _MAX_TINT / 255 * i / bar_width * (255 - part)) for part in hue)
+        tint = tuple(round(255 - _MAX_TINT / 255 * i / bar_width * (255 - channel)) for channel in hue)
         draw.line((x + i, y - 6, x + i, y + 6), tint)
     draw.text((x + bar_width + margin, y), high, _INK, letters, anchor="lm")
     return whole

@@ -35,9 +35,9 @@ def steering_tables(
     tables = []
     for columns in texts:
         n_parts = min(math.ceil(len(columns) * _MIN_COLUMN_WIDTH / free), len(columns))
-        for numbers in np.array_split(np.arange(len(columns)), n_parts):
-            part = [columns[i] for i in numbers.tolist()]
-            tables.append(_table(part, hook_names, hook_width, free // len(part) - _MARGIN))
+        for column_ids in np.array_split(np.arange(len(columns)), n_parts):
+            shown = [columns[i] for i in column_ids.tolist()]
+            tables.append(_table(shown, hook_names, hook_width, free // len(shown) - _MARGIN))
     return Group(*tables, *(Text(note, "dim") for note in notes))
 
 

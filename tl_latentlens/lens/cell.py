@@ -1,0 +1,58 @@
+"""One cell of a lens result: what the lenses read at one hook name and token, and its lines in a table."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tl_latentlens.index.neighbor import Neighbor
+
+CELL_COLUMNS = [
+    "hook_name", "batch", "pos", "token", "rank", "neighbor", "similarity", "context", "neighbor_hook_name", "neighbor_row",
+    "neighbor_prompt_index", "neighbor_position",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the lenses read at one hook name and token.
+
+    Attributes:
+        hook_name: The hooked activation.
+        batch, pos: Where the token stands.
+        token: The input token there, or None where the run's tokens were not known.
+        neighbors: Nearest contextual tokens, nearest first.
+        logit_lens, embedding_lens: (token, score) pairs, best first; None where that lens did not read.
+    """
+
+    hook_name: str
+    batch: int
+    pos: int
+    token: str | None
+    neighbors: list[Neighbor]
+    logit_lens: list[tuple[str, float]] | None
+    embedding_lens: list[tuple[str, float]] | None
+
+    def lines(self) -> list[dict[str, Any]]:
+        """A line of a table for each neighbor: `CELL_COLUMNS`, then `chance` and the other lenses where they are known."""
+        lines = []
+        for i, neighbor in enumerate(self.neighbors):
+            line = {
+                "hook_name": self.hook_name,
+                "batch": self.batch,
+                "pos": self.pos,
+                "token": self.token,
+                "rank": i + 1,
+                "neighbor": neighbor.token,
+                "similarity": neighbor.similarity,
+                "context": neighbor.context,
+                "neighbor_hook_name": neighbor.hook_name,
+                "neighbor_row": neighbor.row,
+                "neighbor_prompt_index": neighbor.prompt_index,
+                "neighbor_position": neighbor.position,
+                **({} if neighbor.chance is None else {"chance": neighbor.chance}),
+            }
+            if self.logit_lens is not None and i < len(self.logit_lens):
+                line["logit_token"], line["logit_probability"] = self.logit_lens[i]
+            if self.embedding_lens is not None and i < len(self.embedding_lens):
+                line["embedding_token"], line["embedding_similarity"] = self.embedding_lens[i]
+            lines.append(line)
+        return lines
