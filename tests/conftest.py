@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from support.banks import blocks_of
 from support.models import ARCHITECTURES, TEXTS, available_kinds, make_tokenizer
 from support.pages import find_browser
 
@@ -75,6 +76,13 @@ def bank(any_model: Any, tmp_path_factory: pytest.TempPathFactory) -> tll.Bank:
 def index(bank: tll.Bank) -> tll.ContextualIndex:
     """An index over the small bank, on the CPU."""
     return tll.ContextualIndex(bank, device="cpu")
+
+
+@pytest.fixture
+def small_blocks() -> Iterator[None]:
+    """Two or three batches of 16 tokens fill a block: it closes with the prompt that brings it to 16."""
+    with blocks_of(1):
+        yield
 
 
 @pytest.fixture(scope="session", params=list(ARCHITECTURES))

@@ -13,7 +13,6 @@ from support.models import TEXTS
 
 import tl_latentlens as tll
 from tl_latentlens.bank import build as build_module
-from tl_latentlens.bank import create as create_module
 from tl_latentlens.bank.format import partial_path
 from tl_latentlens.corpus import texts as corpus_module
 
@@ -267,8 +266,8 @@ def test_progress_is_shown_when_asked_for(
 # Stopped, resumed, finished
 
 
-def test_interrupted_build_goes_on(any_model: Any, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(create_module, "BATCHES_PER_BLOCK", 1)
+@pytest.mark.usefixtures("small_blocks")
+def test_interrupted_build_goes_on(any_model: Any, texts: list[str], tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     with counted_runs() as whole_runs:
         whole = build(any_model, texts, tmp_path / "whole.h5", batch_tokens=8)

@@ -301,8 +301,8 @@ def test_a_lock_file_that_was_deleted_by_hand_does_no_harm_in_the_end(tmp_path: 
     assert names(tmp_path) == []
 
 
-def test_builders_in_many_threads_make_one_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(create_module, "BATCHES_PER_BLOCK", 1)
+@pytest.mark.usefixtures("small_blocks")
+def test_builders_in_many_threads_make_one_bank(tmp_path: Path) -> None:
     fill(tmp_path / "whole.h5", PLAN, batch_tokens=16)
     path, ends, start = tmp_path / "a.h5", [], threading.Barrier(4)
 
@@ -336,21 +336,22 @@ def test_builders_in_many_threads_make_one_bank(tmp_path: Path, monkeypatch: pyt
 
 BUILD = """
 import sys, time
-sys.path.insert(0, {tests!r})
-import test_lock as t
-t.create_module.BATCHES_PER_BLOCK = 1
+from support.banks import activations, blocks_of, give, make_record, make_rows
+from tl_latentlens.bank.writer import BankWriter
+PLAN = make_rows()
 print("ready", flush=True)
-for i in range({n}):
-    with t.BankWriter.create(f"{{sys.argv[1]}}/{{i}}.h5", t.PLAN, t.make_record(t.PLAN), batch_tokens=16) as writer:
+for i in range(int(sys.argv[2])):
+    with blocks_of(1), BankWriter.create(f"{sys.argv[1]}/{i}.h5", PLAN, make_record(PLAN), batch_tokens=16) as writer:
         for batch in writer.batches():
-            t.give(writer, batch, t.activations(t.PLAN))
+            give(writer, batch, activations(PLAN))
             time.sleep(0.002)
 """
 
 
-def test_a_reader_sees_no_bank_or_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("small_blocks")
+def test_a_reader_sees_no_bank_or_a_whole_one(tmp_path: Path) -> None:
     n_banks, hints = 10, 0
-    with at_most(100), child(BUILD.format(tests=str(Path(__file__).parent), n=n_banks), tmp_path) as builder:
+    with at_most(100), child(BUILD, tmp_path, n_banks) as builder:
         assert first_line(builder) == "ready"
         for i in range(n_banks):
             path = tmp_path / f"{i}.h5"
@@ -368,7 +369,6 @@ def test_a_reader_sees_no_bank_or_a_whole_one(tmp_path: Path, monkeypatch: pytes
             assert bank.n_rows == PLAN.n_rows
         assert builder.wait() == 0
     assert hints > n_banks
-    monkeypatch.setattr(create_module, "BATCHES_PER_BLOCK", 1)
     fill(tmp_path / "whole.h5", PLAN, batch_tokens=16)
     assert len({(tmp_path / name).read_bytes() for name in names(tmp_path)}) == 1
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tl_latentlens as tll
-from tl_latentlens.bank import create as create_module
 from tl_latentlens.bank.batches import Batch
 from tl_latentlens.bank.format import ModelRecord, partial_path
 from tl_latentlens.model.fingerprint import Fingerprint
@@ -83,12 +82,6 @@ def unit(rows: np.ndarray | torch.Tensor) -> np.ndarray:
 
 def gaussian(n: int, d: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d))
-
-
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One batch of two prompts fills a block."""
-    monkeypatch.setattr(create_module, "BATCHES_PER_BLOCK", 1)
 
 
 # Refused

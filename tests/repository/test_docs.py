@@ -12,11 +12,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from support.banks import blocks_of
 from support.docs import DOCS, snippets, table
 from support.golden import head_of
 
 import tl_latentlens as tll
-from tl_latentlens.bank import create as bank_create
 
 PACKAGE = Path(tll.__file__).parent
 
@@ -26,8 +26,7 @@ def documented(request: pytest.FixtureRequest, any_model: Any, texts: list[str],
     """A bank named as in the documentation, of several blocks, with both kinds of names that a bank can hold."""
     path = tmp_path_factory.mktemp("docs") / "demo.h5"
     names = ["blocks.1.hook_resid_post", "blocks.0.attn.hook_z"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bank_create, "BATCHES_PER_BLOCK", 8)
+    with blocks_of(8):
         return tll.build_bank(any_model, texts, path, hook_names=names, dtype=request.param, batch_tokens=2, progress=False)
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import h5py
 import ml_dtypes
 import numpy as np
+import pytest
 import torch
 
+from tl_latentlens.bank import create
 from tl_latentlens.bank.batches import Batch
 from tl_latentlens.bank.format import ModelRecord, partial_path
 from tl_latentlens.bank.writer import BankWriter
@@ -23,6 +25,16 @@ WIDTHS = {HOOK_A: 6, HOOK_B: 3}
 TORCH_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 NUMPY_DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 INFO = ModelInfo("tiny", "HookedTransformer", 2, 6, 400, 64, "float32", False, "0" * 64)
+
+
+@contextmanager
+def blocks_of(n_batches: int, max_bytes: int | None = None) -> Iterator[None]:
+    """Banks that are created inside have blocks of so many batches, and of so many bytes at most."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(create, "BATCHES_PER_BLOCK", n_batches)
+        if max_bytes is not None:
+            patch.setattr(create, "MAX_BLOCK_BYTES", max_bytes)
+        yield
 
 
 def make_record(plan: Plan, widths: dict[str, int] | None = None, info: ModelInfo = INFO, scale: float = 1.0) -> ModelRecord:
@@ -79,6 +91,16 @@ def fill(
 
 class StopBuildError(Exception):
     """An interruption of the user's loop."""
+
+
+def stop_partial(path: Path, plan: Plan, complete: bool, batch_tokens: int = 16) -> None:
+    """Leave a partial file: of a build stopped after three batches, or of one stopped right before its rename."""
+    if complete:
+        fill(path, plan, batch_tokens=batch_tokens)
+        path.rename(partial_path(path))
+        return
+    with pytest.raises(StopBuildError):
+        fill(path, plan, batch_tokens=batch_tokens, stop_after=3)
 
 
 def journal(path: Path) -> np.ndarray:

@@ -6,10 +6,9 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pytest
 import torch
 
-from tl_latentlens.bank import create as bank_create
+from support.banks import blocks_of
 from tl_latentlens.bank import head as bank_head
 from tl_latentlens.bank.format import ModelRecord
 from tl_latentlens.bank.head import DatasetPlace, read_head
@@ -57,8 +56,7 @@ def write_bank(
     known = Fingerprint(((BOS, 1, 2), (BOS,)), {name: array[:4] for name, array in acts.items()})
     record = ModelRecord(INFO, {name: array.shape[1] for name, array in acts.items()}, known, TOKEN_BYTES, (BOS,))
     kind = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bank_create, "BATCHES_PER_BLOCK", 8)
+    with blocks_of(8):
         writer = BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=1)
     with writer:
         for batch in writer.batches():
