@@ -13,7 +13,7 @@ templates_path: list[str] = []
 html_theme = "furo"
 html_title = "tl-latentlens"
 
-nb_execution_mode = "off"  # the notebooks are stored with outputs, and tests/test_examples.py runs them
+nb_execution_mode = "off"  # the notebooks are stored with outputs, and tests/repository/test_examples.py runs them
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 

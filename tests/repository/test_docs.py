@@ -171,3 +171,12 @@ def test_documentation_builds_without_warnings(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "html" / "examples" / "01_what_does_a_vector_mean.html").is_file()
+
+
+@pytest.mark.parametrize(
+    "file", [*DOCS.glob("*.md"), Path("README.md"), Path("CONTRIBUTING.md"), Path(".ci/run")], ids=lambda f: f.name
+)
+def test_tests_that_a_page_names_are_there(file: Path) -> None:
+    root = DOCS.parent
+    named = re.findall(r"(?<![\w/])tests/[\w./*]*\w", (root / file).read_text())
+    assert [name for name in named if not list(root.glob(name))] == []
