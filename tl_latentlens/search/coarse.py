@@ -7,7 +7,7 @@ for that chunk. `FloatSource` is the last and never gives up.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -41,6 +41,7 @@ _MIN_CODE_COLUMNS = 8  # Products of codes are at least this wide.
 ChunkCandidates = tuple[Chunk, list[CandidatePairs] | None]
 
 
+@runtime_checkable
 class CandidateSource(Protocol):
     """A way to find the candidates among the rows of one part of a search."""
 
