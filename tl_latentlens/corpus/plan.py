@@ -1,8 +1,8 @@
 """Which tokens become rows: computed from the tokens alone, before any model runs.
 
-A causal model gives the same activation for the same tokens up to a position, so exactly one row stands for each distinct
-token prefix; where a token is seen in its whole prompt, one for each token of each distinct prompt. Then a seeded uniform
-sample caps the rows of each token id. `corpus` gives the texts and `model` the tokens; `bank` stores what is planned here.
+A causal model gives the same activation for the same tokens up to a position, so each distinct token prefix gets exactly one
+row. Where a token is seen in its whole prompt, each token of each distinct prompt gets one. Then a seeded uniform sample caps
+the rows of each token id. `texts` gives the texts and `model` the tokens; `bank` stores what is planned here.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from tl_latentlens.errors import CorpusError, InvalidInputError
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """What decides which tokens of which prompts become rows.
+    """The settings that decide which tokens of which prompts become rows.
 
     Attributes:
         max_rows_per_token: Most rows of one token id; None for no cap.
@@ -68,7 +68,7 @@ class Prompts:
 
     def as_lists(self) -> list[list[int]]:
         """The token ids of each prompt."""
-        return [one.tolist() for one in np.split(self.tokens, self.starts[1:-1])]
+        return [token_ids.tolist() for token_ids in np.split(self.tokens, self.starts[1:-1])]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Plan:
         tokens: Token ids of all prompts, back to back, int32.
         prompt_starts: Where each prompt begins in `tokens`, and the end: [n_prompts + 1], int64.
         row_tokens: Where each row stands in `tokens`, ascending, int64.
-        settings: What decided the rows.
+        settings: The settings that decided the rows.
         n_truncated: Prompts cut at n_ctx.
     """
 
@@ -105,9 +105,10 @@ class Plan:
         return np.searchsorted(self.prompt_starts, self.row_tokens, side="right") - 1
 
     def shifts(self, prompts: Int[np.ndarray, " prompts"]) -> Int[np.ndarray, " prompts"]:
-        """How far on in a run a row is read than it stands in its prompt: with repeat the length of the text, else 0.
+        """The distance from a row's position in its prompt to the position where a run reads it.
 
-        A prompt BOS a b is run as BOS a b a b: with a shift of 2, b is read at position 4.
+        With repeat it is the length of the text, else 0. A prompt BOS a b is run as BOS a b a b: with a shift of 2, the b at
+        position 2 is read at position 4.
         """
         if not self.settings.repeat:
             return np.zeros(len(prompts), np.int64)
@@ -139,76 +140,76 @@ def make_plan(prompts: Prompts, settings: PlanSettings | None = None) -> Plan:
         raise InvalidInputError(
             "got repeat=True for a bidirectional model, which sees the whole text anyway; expected a causal one: leave it out"
         )
-    kept = ~prompts.special
+    is_row = ~prompts.special
     settings = replace(settings, text_start=_text_start(prompts) if settings.repeat else 0)
     if settings.bidirectional or settings.repeat:
-        kept &= ~_in_repeated_prompt(prompts)
+        is_row &= ~_in_repeated_prompt(prompts)
     else:
-        kept &= ~_repeats_prefix(prompts)
-    rows = np.flatnonzero(kept)
-    if not len(rows):
+        is_row &= ~_repeats_prefix(prompts)
+    row_tokens = np.flatnonzero(is_row)
+    if not len(row_tokens):
         raise CorpusError(
             f"nothing to bank: the corpus's {len(prompts.starts) - 1} texts hold no token besides BOS and padding"
         )
     if cap is not None:
-        rows = _sample_per_token(rows, prompts.tokens, cap, settings.seed)
-    return Plan(prompts.tokens, prompts.starts, rows, settings, prompts.n_truncated)
+        row_tokens = _sample_per_token(row_tokens, prompts.tokens, cap, settings.seed)
+    return Plan(prompts.tokens, prompts.starts, row_tokens, settings, prompts.n_truncated)
 
 
 def _text_start(prompts: Prompts) -> int:
-    """How many special tokens every prompt that is not empty begins with."""
+    """The number of special tokens that every prompt begins with, empty prompts aside."""
     starts, ends = prompts.starts[:-1], prompts.starts[1:]
-    text = np.flatnonzero(~prompts.special)
-    first = np.append(text, len(prompts.tokens))[np.searchsorted(text, starts)]
-    return int((np.minimum(first, ends) - starts)[ends > starts].min(initial=len(prompts.tokens)))
+    text_tokens = np.flatnonzero(~prompts.special)
+    first_text_tokens = np.append(text_tokens, len(prompts.tokens))[np.searchsorted(text_tokens, starts)]
+    return int((np.minimum(first_text_tokens, ends) - starts)[ends > starts].min(initial=len(prompts.tokens)))
 
 
 def _repeats_prefix(prompts: Prompts) -> Bool[np.ndarray, " tokens"]:
     """True at each token whose prefix (itself included) an earlier prompt has too.
 
-    Walks down the trie of all prompts, one depth a step, and drops prompts as soon as their prefix is their own, so the
-    work is that of the shared prefixes alone.
+    Walks down the trie of all prompts, one depth a step. A prompt is dropped as soon as no other prompt shares its prefix, so
+    only shared prefixes cost work.
     """
-    repeats = np.zeros(len(prompts.tokens), bool)
+    repeats_prefix = np.zeros(len(prompts.tokens), bool)
     lengths = np.diff(prompts.starts)
     n_ids = int(prompts.tokens.max(initial=0)) + 1
-    active = np.arange(len(lengths))
-    group = np.zeros(len(lengths), np.int64)
+    active_prompts = np.arange(len(lengths))
+    parent_nodes = np.zeros(len(lengths), np.int64)
     for depth in range(int(lengths.max(initial=0))):
-        longer = lengths[active] > depth
-        active, group = active[longer], group[longer]
-        at = prompts.starts[active] + depth
-        _, first, node, count = np.unique(
-            group * n_ids + prompts.tokens[at], return_index=True, return_inverse=True, return_counts=True
+        is_longer = lengths[active_prompts] > depth
+        active_prompts, parent_nodes = active_prompts[is_longer], parent_nodes[is_longer]
+        places = prompts.starts[active_prompts] + depth
+        _, first_of_node, nodes, n_of_node = np.unique(
+            parent_nodes * n_ids + prompts.tokens[places], return_index=True, return_inverse=True, return_counts=True
         )
-        repeat = np.ones(len(active), bool)
-        repeat[first] = False
-        repeats[at[repeat]] = True
-        shared = count[node] > 1
-        active, group = active[shared], node[shared]
-        if not len(active):
+        is_repeat = np.ones(len(active_prompts), bool)
+        is_repeat[first_of_node] = False
+        repeats_prefix[places[is_repeat]] = True
+        is_shared = n_of_node[nodes] > 1
+        active_prompts, parent_nodes = active_prompts[is_shared], nodes[is_shared]
+        if not len(active_prompts):
             break
-    return repeats
+    return repeats_prefix
 
 
 def _in_repeated_prompt(prompts: Prompts) -> Bool[np.ndarray, " tokens"]:
+    """True at each token of a prompt that equals an earlier one."""
     spans = zip(prompts.starts[:-1], prompts.starts[1:], strict=True)
     repeated = pd.Series([prompts.tokens[start:end].tobytes() for start, end in spans], dtype=object).duplicated()
     return np.repeat(repeated.to_numpy(bool), np.diff(prompts.starts))
 
 
 def _sample_per_token(
-    rows: Int[np.ndarray, " candidates"], tokens: Int[np.ndarray, " tokens"], cap: int, seed: int
+    row_tokens: Int[np.ndarray, " candidates"], tokens: Int[np.ndarray, " tokens"], cap: int, seed: int
 ) -> Int[np.ndarray, " rows"]:
-    """The first `cap` rows of each token id in a random order; shuffles `rows` itself."""
-    np.random.default_rng(seed).shuffle(rows)
-    rows = rows[np.argsort(tokens[rows], kind="stable")]
-    ids = tokens[rows]
-    kept = np.ones(len(ids), bool)
-    kept[cap:] = (
-        ids[cap:] != ids[:-cap]
-    )  # the ids are sorted: where the one `cap` places before is the same, so are all between
-    return np.sort(rows[kept])
+    """The first `cap` rows of each token id in a random order, sorted; shuffles `row_tokens` itself."""
+    np.random.default_rng(seed).shuffle(row_tokens)
+    row_tokens = row_tokens[np.argsort(tokens[row_tokens], kind="stable")]
+    token_ids = tokens[row_tokens]
+    is_kept = np.ones(len(token_ids), bool)
+    # The ids are sorted: where the one `cap` places before is the same, so are all between.
+    is_kept[cap:] = token_ids[cap:] != token_ids[:-cap]
+    return np.sort(row_tokens[is_kept])
 
 
 def block_starts(plan: Plan, target_tokens: int, max_rows: int) -> Int[np.ndarray, " blocks_and_end"]:
@@ -217,22 +218,22 @@ def block_starts(plan: Plan, target_tokens: int, max_rows: int) -> Int[np.ndarra
     A block closes with the prompt that brings it to `target_tokens` tokens to run or `max_rows` rows; a long prompt may
     exceed either on its own.
     """
-    last_row = np.flatnonzero(np.r_[np.diff(plan.row_prompts) > 0, True])
-    prompts = plan.row_prompts[last_row]
-    tokens_run = np.cumsum(plan.row_tokens[last_row] + 1 - plan.prompt_starts[prompts] + plan.shifts(prompts))
-    rows_kept = last_row + 1
+    last_rows = np.flatnonzero(np.r_[np.diff(plan.row_prompts) > 0, True])  # of each prompt that has rows
+    prompts = plan.row_prompts[last_rows]
+    tokens_up_to = np.cumsum(plan.row_tokens[last_rows] + 1 - plan.prompt_starts[prompts] + plan.shifts(prompts))
+    rows_up_to = last_rows + 1
     starts, tokens_before, rows_before = [0], 0, 0
     while rows_before < plan.n_rows:
-        by_tokens = np.searchsorted(tokens_run, tokens_before + target_tokens)
-        by_rows = np.searchsorted(rows_kept, rows_before + max_rows)
-        last = min(int(by_tokens), int(by_rows), len(last_row) - 1)
-        tokens_before, rows_before = int(tokens_run[last]), int(rows_kept[last])
+        by_tokens = np.searchsorted(tokens_up_to, tokens_before + target_tokens)
+        by_rows = np.searchsorted(rows_up_to, rows_before + max_rows)
+        closing = min(int(by_tokens), int(by_rows), len(last_rows) - 1)
+        tokens_before, rows_before = int(tokens_up_to[closing]), int(rows_up_to[closing])
         starts.append(rows_before)
     return np.array(starts, np.int64)
 
 
 def prompts_from_lists(token_lists: Sequence[Sequence[int]], special: Sequence[Sequence[bool]] | None = None) -> Prompts:
-    """Prompts from token ids at hand, for instance from one's own tokeniser.
+    """Prompts from lists of token ids, for instance from your own tokeniser.
 
     Args:
         token_lists: One list of token ids a prompt, BOS included where the model wants it, no padding.
@@ -240,8 +241,8 @@ def prompts_from_lists(token_lists: Sequence[Sequence[int]], special: Sequence[S
     """
     lengths = np.fromiter(map(len, token_lists), np.int64, len(token_lists))
     starts = np.r_[0, np.cumsum(lengths)].astype(np.int64)
-    tokens = np.fromiter((t for tokens in token_lists for t in tokens), np.int32, int(starts[-1]))
+    tokens = np.fromiter((token for token_ids in token_lists for token in token_ids), np.int32, int(starts[-1]))
     flags = np.zeros(len(tokens), bool)
     if special is not None:
-        flags = np.fromiter((s for row in special for s in row), bool, len(tokens))
+        flags = np.fromiter((is_special for flags in special for is_special in flags), bool, len(tokens))
     return Prompts(tokens, starts, flags)

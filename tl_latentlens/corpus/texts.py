@@ -1,7 +1,7 @@
-"""Text in: one list-like of strings from a file, a list, a `datasets` dataset, a hub id, or the embedded corpus.
+"""The texts of a corpus: a list-like of strings from a file, a list, a `datasets` dataset, a hub id, or the embedded corpus.
 
-Nothing is guessed, filtered or reordered: a csv, jsonl or parquet file is read by column name. What becomes of a text
-(tokens, rows) is decided in `plan`.
+Nothing is guessed, filtered or reordered: a csv, jsonl or parquet file is read by column name. `plan` decides what becomes of
+a text.
 """
 
 import json
@@ -24,7 +24,7 @@ DEMO_LABELS = Path(__file__).parents[1] / "data" / "corpus_labels.csv"
 
 @dataclass(frozen=True)
 class TextStream:
-    """Texts that are read as they are iterated and never held together; how many is not known.
+    """Texts that are read as they are iterated and never held together; their number is not known.
 
     Attributes:
         source: A streaming dataset, which is read anew each time; or a generator, which can be read once.
@@ -156,9 +156,9 @@ def _text(example: Any, column: str) -> str:
     return example[column]
 
 
-def _require_column(column: str, columns: list[str], where: str) -> None:
+def _require_column(column: str, columns: list[str], source: str) -> None:
     if column not in columns:
-        raise CorpusError(f"{where} has no column {column!r}; it has {columns}; pass text_column=...")
+        raise CorpusError(f"{source} has no column {column!r}; it has {columns}; pass text_column=...")
 
 
 def _require_text(texts: Iterable[Any], first: int = 0) -> None:
