@@ -1,7 +1,6 @@
 """A finished bank: open it, look up rows, map vectors, verify. `writer` fills it, `file` knows what stands where."""
 
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +9,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
-from tl_latentlens.bank.datasets import MEAN, NORMS, STD, TOKEN_BYTE_STARTS, TOKEN_BYTES, TOKEN_IDS, hook_dataset
+from tl_latentlens.bank.datasets import MEAN, NORMS, STD, hook_dataset
 from tl_latentlens.bank.file import BankFile
 from tl_latentlens.bank.format import partial_path
 from tl_latentlens.bank.moments import mean_and_std_of_heads
+from tl_latentlens.bank.token_bytes import TokenBytes
 from tl_latentlens.corpus.plan import Plan
 from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError, UnknownHookError
 from tl_latentlens.model.fingerprint import Fingerprint
@@ -58,14 +58,19 @@ class Row:
         after = after if len(after) <= width else after[:width] + "…"
         return Context((before + lead).replace("\n", " ").lstrip(), self.token, after.replace("\n", " ").rstrip())
 
-    def _around(self, near: int) -> tuple[str, str]:
-        """The text to each side: all of it, or at least `near` characters, the outermost 3 of which a cut may have spoilt."""
-        ids, at, text = self.bank._prompt(self.prompt_index), self.position, self.bank.text
-        before, after = text(ids[max(0, at - near) : at].tolist()), text(ids[at + 1 : at + 1 + near].tolist())
-        if at > near and len(before) < near:  # tokens that are parts of characters, or no text
-            before = text(ids[:at].tolist())
-        if len(ids) > at + 1 + near and len(after) < near:
-            after = text(ids[at + 1 :].tolist())
+    def _around(self, n_characters: int) -> tuple[str, str]:
+        """The text before and after the token: all of it, or at least so many characters.
+
+        The outermost three may be wrong, where the cut goes through the bytes of a character.
+        """
+        token_ids, text = self.bank._prompt(self.prompt_index), self.bank.text
+        ids_before, ids_after = token_ids[: self.position], token_ids[self.position + 1 :]
+        before, after = text(ids_before[-n_characters:].tolist()), text(ids_after[:n_characters].tolist())
+        # Most tokens have a character or more. Tokens that are parts of characters, or no text, have less.
+        if len(ids_before) > n_characters and len(before) < n_characters:
+            before = text(ids_before.tolist())
+        if len(ids_after) > n_characters and len(after) < n_characters:
+            after = text(ids_after.tolist())
         return before, after
 
 
@@ -236,10 +241,10 @@ class Bank:
         if not 0 <= row < self.n_rows:
             raise InvalidInputError(f"got row {row}; the bank has rows 0 to {self.n_rows - 1}")
         plan = self.plan
-        at = plan.row_tokens.item(row)
-        prompt = int(plan.prompt_starts.searchsorted(at, "right")) - 1
-        token = plan.tokens.item(at)
-        return Row(row, token, self.token_string(token), at - plan.prompt_starts.item(prompt), prompt, self)
+        row_token = plan.row_tokens.item(row)
+        prompt = int(plan.prompt_starts.searchsorted(row_token, "right")) - 1
+        token_id = plan.tokens.item(row_token)
+        return Row(row, token_id, self.token_string(token_id), row_token - plan.prompt_starts.item(prompt), prompt, self)
 
     def prompt(self, prompt_index: int) -> list[int]:
         """Token ids of a prompt, BOS included."""
@@ -294,12 +299,12 @@ class Bank:
         return self.file.blocks()
 
     @cached_property
-    def _token_bytes(self) -> "_TokenBytes":
-        return _TokenBytes(self.file)
+    def _token_bytes(self) -> TokenBytes:
+        return TokenBytes(self.file)
 
     @cached_property
-    def _plain_bytes(self) -> "_TokenBytes":
-        return _TokenBytes(self.file, without=self.file.metadata.special_ids)
+    def _plain_bytes(self) -> TokenBytes:
+        return TokenBytes(self.file, without=self.file.metadata.special_ids)
 
     def _require(self, hook_name: str) -> None:
         point = hook_point(hook_name)
@@ -315,19 +320,3 @@ class Bank:
             )
         if (head_of(hook_name) or 0) >= n_heads:
             raise UnknownHookError(f"{point!r} has heads 0 to {n_heads - 1} in the bank {self.path}, got {hook_name!r}")
-
-
-class _TokenBytes(dict[int, bytes]):
-    """Token id → the bytes of its text, read when first asked for: vocabularies are large, and few tokens are looked at."""
-
-    def __init__(self, file: BankFile, without: Iterable[int] = ()) -> None:
-        super().__init__(dict.fromkeys(without, b""))
-        self._file = file
-
-    def __missing__(self, token_id: int) -> bytes:
-        ids, starts, blob = (self._file.map(name) for name in (TOKEN_IDS, TOKEN_BYTE_STARTS, TOKEN_BYTES))
-        at = bisect_left(ids, token_id)
-        if at == len(ids) or ids[at] != token_id:
-            raise BankCorruptError(f"{self._file.path} holds no text for token id {token_id}; rebuild it")
-        self[token_id] = blob[starts[at] : starts[at + 1]].tobytes()
-        return self[token_id]

@@ -242,7 +242,7 @@ def prompts_from_lists(token_lists: Sequence[Sequence[int]], special: Sequence[S
     lengths = np.fromiter(map(len, token_lists), np.int64, len(token_lists))
     starts = np.r_[0, np.cumsum(lengths)].astype(np.int64)
     tokens = np.fromiter((token for token_ids in token_lists for token in token_ids), np.int32, int(starts[-1]))
-    flags = np.zeros(len(tokens), bool)
+    is_special = np.zeros(len(tokens), bool)
     if special is not None:
-        flags = np.fromiter((is_special for flags in special for is_special in flags), bool, len(tokens))
-    return Prompts(tokens, starts, flags)
+        is_special = np.fromiter((flag for flags in special for flag in flags), bool, len(tokens))
+    return Prompts(tokens, starts, is_special)
