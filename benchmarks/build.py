@@ -16,28 +16,25 @@ import numpy as np
 import torch
 
 import tl_latentlens as tll
+from benchmarks.bare_forward import MAX_ROWS_PER_TOKEN, batches_of, forward
 from benchmarks.measure import Measured, Settings, Timing, WrongResultError, alternate, megabytes, table
+from benchmarks.models import known_peak_flops, load_benchmark_model, n_parameters_met
 from benchmarks.once import in_a_new_process
-from benchmarks.shapes import SHAPES, random_llama
-from tl_latentlens.bank.batches import Batch
-from tl_latentlens.bank.build import record_model
-from tl_latentlens.model.loading import DEMO_MODEL, load_model
+from benchmarks.shapes import SHAPES
+from tl_latentlens.model.loading import DEMO_MODEL
 from tl_latentlens.model.running import run_hooked
-
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}  # bfloat16, dense, SXM
-CAP = 50  # rows per token
 
 
 def run(settings: Settings) -> str:
     """Tables for the first 2,000 texts of the corpus, or 20,000 where large."""
-    model = load(settings)
+    model = load_benchmark_model(settings)
     texts = list(islice(tll.load_corpus(settings.corpus), 20_000 if settings.large else 2_000))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bank.h5"
 
         def build() -> None:
             path.unlink(missing_ok=True)
-            tll.build_bank(model, texts, path, max_rows_per_token=CAP, progress=False)
+            tll.build_bank(model, texts, path, max_rows_per_token=MAX_ROWS_PER_TOKEN, progress=False)
 
         build()
         with tll.Bank.open(path) as bank:
@@ -49,7 +46,7 @@ def run(settings: Settings) -> str:
         contestants: dict[str, Callable[[], Any]] = {
             "bare forward": lambda: forward(model, batches, names[-1]),
             "`build_bank`": build,
-            "of it, planning": lambda: tll.plan_corpus(model, texts, max_rows_per_token=CAP),
+            "of it, planning": lambda: tll.plan_corpus(model, texts, max_rows_per_token=MAX_ROWS_PER_TOKEN),
         }
         with peer(settings, texts, names, folder) as other:
             if other is not None:
@@ -80,7 +77,7 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """One row of the table for each contestant."""
     rows = []
-    peak_flops = settings.peak_flops or known_peak(settings.device)
+    peak_flops = settings.peak_flops or known_peak_flops(settings.device)
     for name, timing in timings.items():
         row: dict[str, Any] = {
             "what": name,
@@ -90,7 +87,7 @@ def rows_of(
         if settings.device != "cpu":
             row["peak GPU memory"] = megabytes(timing.peak_device_bytes)
         if peak_flops is not None:
-            used = 2 * parameters(model, names) * n_tokens / timing.median / peak_flops
+            used = 2 * n_parameters_met(model, names) * n_tokens / timing.median / peak_flops
             row["MFU"] = "" if name == "of it, planning" else f"{used:.1%}"
         rows.append(row)
     return rows
@@ -99,34 +96,6 @@ def rows_of(
 def ratio(timing: Timing, bare: Timing) -> dict[str, str]:
     """Time beside the bare forward pass, and memory."""
     return {"of bare forward": f"{timing.median / bare.median:.3f}", "peak memory": megabytes(timing.peak_bytes)}
-
-
-def load(settings: Settings) -> Any:
-    """The embedded model, one by name, or a Llama of random weights in bfloat16 with the embedded model's tokenizer."""
-    if settings.model not in SHAPES:
-        return load_model(settings.model, device=settings.device)
-    import transformers
-    from transformer_lens.model_bridge import TransformerBridge
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO_MODEL)
-    hf_model = random_llama(settings.model, settings.device)
-    bridge = TransformerBridge.boot_transformers(
-        settings.model, hf_model=hf_model, tokenizer=tokenizer, device=settings.device, dtype=torch.bfloat16
-    )
-    return bridge.eval()
-
-
-def batches_of(model: Any, texts: list[str], path: Path, names: list[str], batch_tokens: int) -> list[Batch]:
-    """The batches that a build runs, on the model's device."""
-    plan = tll.plan_corpus(model, texts, max_rows_per_token=CAP)
-    with tll.BankWriter.create(path, plan, record_model(model, plan, names), batch_tokens=batch_tokens) as writer:
-        return list(writer.batches(next(model.parameters()).device))
-
-
-def forward(model: Any, batches: list[Batch], last: str) -> None:
-    """Run the model up to the last banked layer and keep nothing."""
-    for batch in batches:
-        run_hooked(model, batch.tokens, batch.attention_mask, [(last, lambda activation, hook: None)])
 
 
 def check(model: Any, bank: tll.Bank) -> None:
@@ -151,18 +120,6 @@ def check(model: Any, bank: tll.Bank) -> None:
                 raise WrongResultError(f"row {row} of {name} is not what the model gives for its prompt")
 
 
-def parameters(model: Any, names: list[str]) -> int:
-    """Those that a token meets: of the blocks up to the last banked one, without embedding."""
-    n_layers = max(int(name.split(".")[1]) for name in names) + 1
-    return sum(p.numel() for block in list(model.blocks)[:n_layers] for p in block.parameters())
-
-
-def known_peak(device: str) -> float | None:
-    """The most operations a second that a GPU can do, where we know."""
-    name = torch.cuda.get_device_name() if device != "cpu" else ""
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
-
-
 def has_peer(settings: Settings) -> bool:
     """True where latentlens can be given the same weights."""
     return settings.model == "demo" or settings.model in SHAPES
@@ -181,7 +138,14 @@ def peer(settings: Settings, texts: list[str], names: list[str], folder: str) ->
     corpus.write_text(json.dumps(texts))
     layers = ",".join(str(int(name.split(".")[1]) + 1) for name in names)
     command = [settings.peer_python or sys.executable, "-m", "benchmarks.peer_latentlens", settings.model, str(DEMO_MODEL)]
-    command += [settings.device, str(corpus), layers, str(CAP), str(torch.get_num_threads()), str(Path(folder) / "peer")]
+    command += [
+        settings.device,
+        str(corpus),
+        layers,
+        str(MAX_ROWS_PER_TOKEN),
+        str(torch.get_num_threads()),
+        str(Path(folder) / "peer"),
+    ]
     root = Path(__file__).parent.parent
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None

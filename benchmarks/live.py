@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 import tl_latentlens as tll
-from benchmarks.build import load
 from benchmarks.measure import Settings, WrongResultError, alternate, measured, table
+from benchmarks.models import load_benchmark_model
 
 TOP_K = 5
 MOST_TEXTS = 20_000
@@ -18,7 +18,7 @@ MOST_TEXTS = 20_000
 
 def run(settings: Settings) -> str:
     """Two tables, for one prompt of 16 tokens and for 8 of 64."""
-    model = load(settings)
+    model = load_benchmark_model(settings)
     texts = list(islice(tll.load_corpus(settings.corpus), MOST_TEXTS))
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():

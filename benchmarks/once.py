@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import tl_latentlens as tll
+from benchmarks.bare_forward import MAX_ROWS_PER_TOKEN, batches_of, forward
 from benchmarks.measure import Measured, measured
 
 
@@ -25,14 +26,12 @@ def in_a_new_process(what: str, texts: list[str], folder: Path) -> Measured:
 
 def main(what: str, corpus: str, folder: str) -> None:
     """Run it once."""
-    from benchmarks.build import CAP, batches_of, forward
-
     model, texts = tll.load_demo_model(), json.loads(Path(corpus).read_text())
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
     bank, batches = Path(folder) / "once.h5", batches_of(model, texts, Path(folder) / "once_batches.h5", names, 1024)
 
     def build() -> None:
-        tll.build_bank(model, texts, bank, max_rows_per_token=CAP, progress=False)
+        tll.build_bank(model, texts, bank, max_rows_per_token=MAX_ROWS_PER_TOKEN, progress=False)
 
     run = measured(build if what == "build" else lambda: forward(model, batches, names[-1]))
     for file in Path(folder).glob("once*"):

@@ -12,9 +12,9 @@ import torch
 from torch.nn.functional import normalize
 
 import tl_latentlens as tll
-from benchmarks.build import known_peak
 from benchmarks.checking import D_MODEL, HOOK_NAMES, make_bank
 from benchmarks.measure import Settings, Timing, WrongResultError, alternate, megabytes, table
+from benchmarks.models import known_peak_flops
 from tl_latentlens.search.approximate import ApproximateSearch
 from tl_latentlens.search.vectors import VectorSearch
 
@@ -193,7 +193,7 @@ def _roofline(seconds: float, n: int, d: int, count: int, held: torch.Tensor, se
     name = torch.cuda.get_device_name()
     bandwidth = next((value for gpu, value in BANDWIDTH.items() if gpu in name), None)
     reading = n * d * held.itemsize / bandwidth if bandwidth else 0.0
-    peak_flops = settings.peak_flops or known_peak(settings.device)
+    peak_flops = settings.peak_flops or known_peak_flops(settings.device)
     multiplying = 2 * n * d * count / peak_flops if peak_flops else 0.0
     return {"of the roofline": f"{max(reading, multiplying) / seconds:.0%}"}
 
