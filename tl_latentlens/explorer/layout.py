@@ -23,70 +23,74 @@ _SCENE_HINT = "Or look at a scene: the model sees colored shapes, and each patch
 
 def layout(reader: Reader, transform: str) -> Any:
     """The page before anything is read."""
-    index, hook_names = reader.index(transform), list(reader.hook_names)
-    labels, kind = hook_headings(hook_names)
-    info = index.model_info
-    about = (
-        f"{info.name}, {info.n_layers} layers · {index.n_rows:,} contextual tokens · {kind or f'{len(hook_names)} hook names'}"
-    )
-    hint = "feature, or vector file" if reader.sae is not None else "a vector file"
-    upload = dcc.Upload(html.Button("Upload…"), id="upload", max_size=_MAX_UPLOAD_BYTES, className="upload")
+    stores = [dcc.Store(id=name) for name in ("reading", "cell", "grid-data", "picture")]
     return html.Div(
         [
-            *(dcc.Store(id=name) for name in ("reading", "cell", "grid-data", "picture")),
+            *stores,
             dcc.Store(id="history", storage_type="session"),
             dcc.Download(id="download"),
-            html.Header([html.H1("tl-latentlens explore"), html.P(about)]),
-            html.Form(
-                [
-                    dcc.Textarea(
-                        id="prompt", placeholder="Type a prompt; Enter reads it", rows=2, spellCheck=False, autoFocus="true"
-                    ),
-                    html.Div(
-                        [html.Button("Read", id="read", type="button", className="primary"), *_image_controls(reader.images)],
-                        className="buttons",
-                    ),
-                ],
-                className="ask",
-            ),
-            html.Div(
-                [
-                    _pills("lens", [info.label for info in LENSES.values()], "LatentLens"),
-                    _pills("transform", TRANSFORMS, transform),
-                    _pills("layers", dict(zip(hook_names, labels, strict=True)), hook_names),
-                    html.Div(
-                        [
-                            html.Label("direction", htmlFor="direction"),
-                            dcc.Input(id="direction", placeholder=hint, type="text", autoComplete="off"),
-                            html.Button("Decode", id="decode", type="button"),
-                            upload,
-                        ],
-                        className="control",
-                    ),
-                ],
-                className="controls",
-            ),
+            html.Header([html.H1("tl-latentlens explore"), html.P(_about(reader, transform))]),
+            _prompt_form(reader.images),
+            _controls(reader, transform),
             html.P(id="message", className="message", role="alert"),
             html.Main(
                 [
-                    html.Div(
-                        [
-                            html.Div(_introduction(reader.images), id="title", className="title"),
-                            html.Div(id="grid", className="grid"),
-                            html.Div(id="ends", className="ends"),
-                            html.Div(
-                                [html.Button(kind.upper(), id=f"save-{kind}", type="button") for kind in EXPORTS],
-                                className="save",
-                            ),
-                        ],
-                        className="view",
-                    ),
+                    _view(reader.images),
                     html.Aside(id="panel", className="panel"),
                     html.Div([html.H3("read before"), html.Ol(id="past")], className="past"),
                 ]
             ),
         ],
         className="page",
+    )
+
+
+def _about(reader: Reader, transform: str) -> str:
+    """Model, rows and hook names in one line."""
+    index, (_, kind) = reader.index(transform), hook_headings(list(reader.hook_names))
+    info, hook_names = index.model_info, kind or f"{len(reader.hook_names)} hook names"
+    return f"{info.name}, {info.n_layers} layers · {index.n_rows:,} contextual tokens · {hook_names}"
+
+
+def _prompt_form(images: ImageSource | None) -> Any:
+    read = html.Button("Read", id="read", type="button", className="primary")
+    prompt = dcc.Textarea(id="prompt", placeholder="Type a prompt; Enter reads it", rows=2, spellCheck=False, autoFocus="true")
+    return html.Form([prompt, html.Div([read, *_image_controls(images)], className="buttons")], className="ask")
+
+
+def _controls(reader: Reader, transform: str) -> Any:
+    """Lens, transform, layers, and the direction to decode."""
+    hook_names = list(reader.hook_names)
+    labels, _ = hook_headings(hook_names)
+    hint = "feature, or vector file" if reader.sae is not None else "a vector file"
+    direction = [
+        html.Label("direction", htmlFor="direction"),
+        dcc.Input(id="direction", placeholder=hint, type="text", autoComplete="off"),
+        html.Button("Decode", id="decode", type="button"),
+        dcc.Upload(html.Button("Upload…"), id="upload", max_size=_MAX_UPLOAD_BYTES, className="upload"),
+    ]
+    return html.Div(
+        [
+            _pills("lens", [info.label for info in LENSES.values()], "LatentLens"),
+            _pills("transform", TRANSFORMS, transform),
+            _pills("layers", dict(zip(hook_names, labels, strict=True)), hook_names),
+            html.Div(direction, className="control"),
+        ],
+        className="controls",
+    )
+
+
+def _view(images: ImageSource | None) -> Any:
+    """The place of the grid, and the buttons that save what it shows."""
+    exports = [html.Button(kind.upper(), id=f"save-{kind}", type="button") for kind in EXPORTS]
+    return html.Div(
+        [
+            html.Div(_introduction(images), id="title", className="title"),
+            html.Div(id="grid", className="grid"),
+            html.Div(id="ends", className="ends"),
+            html.Div(exports, className="save"),
+        ],
+        className="view",
     )
 
 
