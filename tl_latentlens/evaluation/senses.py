@@ -11,11 +11,11 @@ from torch import Tensor
 from tl_latentlens.evaluation.labelled_uses import Uses
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
-from tl_latentlens.lens.result import TokenReading
 from tl_latentlens.model.activations import activations_at
 from tl_latentlens.model.describe import is_bidirectional, model_device
 from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.statistics.intervals import Measure, ReaderKey
+from tl_latentlens.views.data import TokenReading
 
 _N_LENS_TOKENS = 10  # Tokens of a lens by which two readings are compared.
 _TIE_MARGIN = 1e-6  # Similarities no further apart than this are equal.

@@ -24,7 +24,7 @@ from tl_latentlens.explorer.image_source import MAX_KEPT_IMAGES, ImageSource, Sh
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.lens.lens_hooks import latentlens_hooks
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
-from tl_latentlens.lens.result import LensResult, TokenReading
+from tl_latentlens.lens.result import LensResult
 from tl_latentlens.model.describe import is_bidirectional
 from tl_latentlens.model.flatten import flat_activation
 from tl_latentlens.model.hook_names import check_hook_names
@@ -32,6 +32,7 @@ from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.model.repeated import repeated
 from tl_latentlens.model.tokenize import tokenize
 from tl_latentlens.search.queries import normalize_queries
+from tl_latentlens.views.data import TokenReading
 
 _MAX_KEPT_PROMPTS = 64
 

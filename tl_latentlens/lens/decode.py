@@ -17,10 +17,11 @@ from tl_latentlens.lens.captures import Captures
 from tl_latentlens.lens.followed import FollowedTokens, TokenRanks, neighbor_ranks
 from tl_latentlens.lens.lenses import embedding_lens, embedding_ranks, logit_lens, logit_ranks
 from tl_latentlens.lens.positions import decoded_positions
-from tl_latentlens.lens.result import LensResult, TokenReading
+from tl_latentlens.lens.result import LensResult
 from tl_latentlens.lens.settings import LensSettings
 from tl_latentlens.model.heads import head_result_layer
 from tl_latentlens.model.token_strings import single_tokens, token_strings
+from tl_latentlens.views.data import TokenReading
 
 _Reading = TypeVar("_Reading", TokenReading, TokenRanks)
 

@@ -12,11 +12,11 @@ from torch.nn.functional import normalize
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.lens.followed import TokenRanks
-from tl_latentlens.lens.result import TokenReading
 from tl_latentlens.model.describe import is_bidirectional
 from tl_latentlens.model.running import evaluating, without_hooks
 from tl_latentlens.model.token_strings import token_strings
 from tl_latentlens.search.vectors import VectorSearch
+from tl_latentlens.views.data import TokenReading
 
 _MAX_SCORE_BYTES = 128 * 2**20  # logits, or cosines with embeddings, that are held at once
 _embedding_searches: WeakKeyDictionary[Any, VectorSearch] = WeakKeyDictionary()

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from tl_latentlens.views.text import display_width, printable, take_columns, visible
 
 _LETTER = r"[^\W_\u0E00-\u0EFF\u1000-\u109F\u1780-\u17FF\u2E80-\U0010FFFF]"
-_LETTERS_LAST = re.compile(rf"(?<!{_LETTER}){_LETTER}{{1,12}}$")
-_LETTERS_FIRST = re.compile(rf"{_LETTER}{{1,12}}(?!{_LETTER})")
+_LETTERS_LAST = rf"(?<!{_LETTER}){_LETTER}{{1,12}}$"
+_LETTERS_FIRST = rf"{_LETTER}{{1,12}}(?!{_LETTER})"
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Context:
 
         At most twelve letters, of scripts that put spaces between words. In other scripts a word has no end to look for.
         """
-        match = _LETTERS_LAST.search(self.before) if self.token[:1].isalnum() else None
+        match = re.search(_LETTERS_LAST, self.before) if self.token[:1].isalnum() else None
         return match[0] if match else ""
 
     @property
     def tail(self) -> str:
         """The letters after the token that belong to its word; empty where the token ends the word."""
-        match = _LETTERS_FIRST.match(self.after) if self.token[-1:].isalnum() else None
+        match = re.match(_LETTERS_FIRST, self.after) if self.token[-1:].isalnum() else None
         return match[0] if match else ""
 
     @property
