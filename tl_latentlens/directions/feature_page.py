@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from tl_latentlens.directions.activations_around import activations_around
 from tl_latentlens.directions.activity import HISTOGRAM_EDGES, Activity
-from tl_latentlens.directions.contexts import activations_around, texts_of
+from tl_latentlens.directions.token_places import token_places
 from tl_latentlens.directions.token_stream import token_stream
 from tl_latentlens.index.contextual import SearchResult
 from tl_latentlens.views.data import FeaturePage, ScoreAxis
@@ -54,7 +55,7 @@ def feature_page_data(
         progress: Show a progress bar.
     """
     index = neighbors["positive"].index
-    texts = texts_of(index)
+    all_tokens = token_places(index)
     rows = {sign: found.rows.cpu().numpy() for sign, found in neighbors.items()}
     arrays = {f"{sign}_cosines": _ten_thousandths(found.similarities.cpu().numpy()) for sign, found in neighbors.items()}
     if len(index.hook_names) > 1:
@@ -63,10 +64,10 @@ def feature_page_data(
         activations = activity.top.activations[:, :n_contexts]
         rows["top"] = np.where(activity.top.is_active, activity.top.rows, -1)[:, :n_contexts]
         window, run = {"before": N_BEFORE, "after": N_AFTER}, {"model": model, "progress": progress}
-        around = activations_around(sae, texts, activity.hook_name, list(places), rows["top"], **window, **run)
+        around = activations_around(sae, all_tokens, activity.hook_name, list(places), rows["top"], **window, **run)
         arrays |= {"top_values": activations, "histogram": activity.histogram}
         arrays["shades"] = _shades(around, activations)
-    stream = token_stream(texts, np.concatenate([row_ids.ravel() for row_ids in rows.values()]), N_BEFORE, N_AFTER)
+    stream = token_stream(all_tokens, np.concatenate([row_ids.ravel() for row_ids in rows.values()]), N_BEFORE, N_AFTER)
     ends = np.cumsum([row_ids.size for row_ids in rows.values()])[:-1]
     arrays["tokens"] = stream.tokens
     for (name, row_ids), row_places in zip(rows.items(), np.split(stream.row_places, ends), strict=True):

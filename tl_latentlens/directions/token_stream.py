@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from tl_latentlens.directions.contexts import Texts, ranges
+from tl_latentlens.directions.token_places import TokenPlaces, concatenated_ranges
 from tl_latentlens.views.features import TEXT_CUT, TEXT_END, TEXT_JOINED
 from tl_latentlens.views.text import printable
 
@@ -25,16 +25,16 @@ class TokenStream:
     row_places: Int[np.ndarray, " rows"]
 
 
-def token_stream(texts: Texts, rows: Int[np.ndarray, " rows"], n_before: int, n_after: int) -> TokenStream:
+def token_stream(all_tokens: TokenPlaces, rows: Int[np.ndarray, " rows"], n_before: int, n_after: int) -> TokenStream:
     """The texts around rows; windows that meet become one.
 
     Args:
-        texts: The texts of the index.
+        all_tokens: The tokens of the index.
         rows: Rows of the index; -1: none.
         n_before: Tokens before a row.
         n_after: Tokens after it.
     """
-    begin, end = texts.spans(np.unique(rows[rows >= 0]), n_before, n_after)
+    begin, end = all_tokens.windows(np.unique(rows[rows >= 0]), n_before, n_after)
     reached = np.maximum.accumulate(end)
     first = np.flatnonzero(np.concatenate([[True], begin[1:] >= reached[:-1]])[: len(begin)])
     begin, end = begin[first], np.maximum.reduceat(end, first) if len(first) else end
@@ -42,27 +42,29 @@ def token_stream(texts: Texts, rows: Int[np.ndarray, " rows"], n_before: int, n_
     starts = sizes.cumsum() - sizes
     tokens = np.empty(int(sizes.sum()), np.int64)
     string_ids = {"…": TEXT_CUT, "\0": TEXT_END, "": TEXT_JOINED}
-    tokens[starts] = np.where(np.isin(begin, texts.prompt_starts), TEXT_END, TEXT_CUT)
-    tokens[starts + sizes - 1] = np.where(np.isin(end, texts.prompt_starts), TEXT_END, TEXT_CUT)
-    tokens[ranges(starts + 1, starts + sizes - 1)] = _strings_at(texts, ranges(begin, end), string_ids)
-    places = texts.row_places[rows]
+    tokens[starts] = np.where(np.isin(begin, all_tokens.prompt_starts), TEXT_END, TEXT_CUT)
+    tokens[starts + sizes - 1] = np.where(np.isin(end, all_tokens.prompt_starts), TEXT_END, TEXT_CUT)
+    tokens[concatenated_ranges(starts + 1, starts + sizes - 1)] = _strings_at(
+        all_tokens, concatenated_ranges(begin, end), string_ids
+    )
+    places = all_tokens.row_places[rows]
     segments = np.searchsorted(begin, places, "right") - 1
     row_places = places - begin[segments] + starts[segments] + 1 if len(begin) else places
     return TokenStream(tokens, string_ids, np.where(rows >= 0, row_places, 0))
 
 
-def _strings_at(texts: Texts, places: Int[np.ndarray, " n"], string_ids: dict[str, int]) -> Int[np.ndarray, " n"]:
+def _strings_at(all_tokens: TokenPlaces, places: Int[np.ndarray, " n"], string_ids: dict[str, int]) -> Int[np.ndarray, " n"]:
     """The string number of the token at each ascending place; new strings are added to `string_ids`.
 
     Tokens that are parts of characters are joined: the first has their text, the others are `TEXT_JOINED`.
     """
     parts = [np.zeros(0, np.int64)]
-    for bank, bank_start, bank_places in texts.of_banks(places):
+    for bank, bank_start, bank_places in all_tokens.by_bank(places):
         token_ids, inverse = np.unique(bank.plan.tokens[bank_places - bank_start], return_inverse=True)
         token_bytes = [bank.token_bytes(i) for i in token_ids.tolist()]
         strings = np.array([_string_id(text, string_ids) for text in token_bytes], np.int64)[inverse]
         is_part = np.array([_is_part_of_character(text) for text in token_bytes], bool)[inverse]
-        for first, last in _runs(is_part, bank_places, texts.prompt_starts):
+        for first, last in _runs(is_part, bank_places, all_tokens.prompt_starts):
             joined = b"".join(token_bytes[i] for i in inverse[first:last].tolist())
             strings[first], strings[first + 1 : last] = _string_id(joined, string_ids), TEXT_JOINED
         parts.append(strings)

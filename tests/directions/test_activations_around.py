@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import tl_latentlens as tll
-from tl_latentlens.directions.contexts import activations_around, ranges, texts_of
+from tl_latentlens.directions.activations_around import activations_around
 from tl_latentlens.directions.sae import TensorSAE
+from tl_latentlens.directions.token_places import concatenated_ranges, token_places
 
 HOOK = "blocks.3.hook_resid_post"
 
@@ -33,18 +34,18 @@ def random_sae(d_sae: int = 12) -> TensorSAE:
 
 
 def test_ranges() -> None:
-    assert ranges(np.array([5, 1, 4]), np.array([7, 2, 4])).tolist() == [5, 6, 1]
+    assert concatenated_ranges(np.array([5, 1, 4]), np.array([7, 2, 4])).tolist() == [5, 6, 1]
 
 
 def test_spans_hold_what_stands_around_a_row(two_banks: tll.ContextualIndex) -> None:
-    texts = texts_of(two_banks)
+    places = token_places(two_banks)
     tokens = np.concatenate([bank.plan.tokens for bank in two_banks.banks])
-    first, end = texts.spans(np.arange(two_banks.n_rows), 3, 2)
+    first, end = places.windows(np.arange(two_banks.n_rows), 3, 2)
     for number in range(two_banks.n_rows):
         row = two_banks.row(number)
         prompt = row.bank.prompt(row.prompt_index)
         assert tokens[first[number] : end[number]].tolist() == prompt[max(0, row.position - 3) : row.position + 3]
-        assert tokens[texts.row_places[number]] == row.token_id
+        assert tokens[places.row_places[number]] == row.token_id
 
 
 @pytest.mark.parametrize("chunk", [2**26, 4 * 12 * 5])
@@ -52,13 +53,15 @@ def test_spans_hold_what_stands_around_a_row(two_banks: tll.ContextualIndex) -> 
 def test_activations_are_those_of_each_token(
     two_banks: tll.ContextualIndex, any_model: Any, with_model: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tl_latentlens.directions.contexts._CHUNK_BYTES", chunk)
+    monkeypatch.setattr("tl_latentlens.directions.sae.ENCODED_BYTES", chunk)
     sae, rng = random_sae(), np.random.default_rng(1)
     features = [7, 2, 11]
     rows = rng.integers(0, two_banks.n_rows, (3, 8))
     rows[1, 5:] = -1
     model = any_model if with_model else None
-    found = activations_around(sae, texts_of(two_banks), HOOK, features, rows, before=4, after=2, model=model, progress=False)
+    found = activations_around(
+        sae, token_places(two_banks), HOOK, features, rows, before=4, after=2, model=model, progress=False
+    )
     banked = {}
     for number in range(two_banks.n_rows):
         row = two_banks.row(number)
@@ -86,7 +89,7 @@ def test_texts_that_were_run_twice_are_read_in_the_second_copy(any_model: Any, t
     sae, index = random_sae(), tll.ContextualIndex(bank, device="cpu")
     rows = np.arange(20).reshape(2, 10)
     known, run = (
-        activations_around(sae, texts_of(index), HOOK, [0, 3], rows, before=3, after=3, model=model, progress=False)
+        activations_around(sae, token_places(index), HOOK, [0, 3], rows, before=3, after=3, model=model, progress=False)
         for model in (None, any_model)
     )
     assert np.isfinite(known).sum() > 60
