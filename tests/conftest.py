@@ -48,10 +48,16 @@ def browser() -> str:
     return path
 
 
+@pytest.fixture(scope="session")
+def demo_models() -> dict[str, Any]:
+    """The embedded model as each available class; tests do not change it."""
+    return {kind: tll.load_demo_model(kind) for kind in available_kinds()}
+
+
 @pytest.fixture(scope="session", params=available_kinds())
-def demo_model(request: pytest.FixtureRequest) -> Any:
+def demo_model(request: pytest.FixtureRequest, demo_models: dict[str, Any]) -> Any:
     """The embedded model, once as each available class."""
-    return tll.load_demo_model(request.param)
+    return demo_models[request.param]
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.vectors import unit
 
 import tl_latentlens as tll
 from tl_latentlens.search.geometry import Affine, HubSample, RowGeometry, hubness
@@ -13,10 +14,6 @@ from tl_latentlens.search.vectors import VectorSearch
 
 NAMES = ("blocks.1.hook_resid_post", "blocks.4.hook_resid_post")
 MOVING = ("center", "standardize", "remove_top", "csls")
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
 def stored(index: tll.ContextualIndex, name: str) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.models import TEXTS, available_kinds, load_any
+from support.vectors import unit
 
 import tl_latentlens as tll
 from tl_latentlens.lens.lenses import logit_lens
@@ -34,10 +35,6 @@ def filled(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         path = tmp_path_factory.mktemp("any") / f"{kind}.h5"
         made[kind] = model, tll.build_bank(model, TEXTS, path, hook_names=NAMES, dtype="float32", progress=False)
     return made
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
 def activations(model: Any, text: str, name: str) -> np.ndarray:

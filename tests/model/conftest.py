@@ -1,18 +1,9 @@
-"""The embedded model as each class, and what banks would keep of it; tests do not change either."""
+"""What banks would keep of the embedded model."""
 
 from typing import Any
 
 import pytest
 from support.fingerprints import HEADS, OTHERS, RESIDUAL, Known, know
-from support.models import available_kinds
-
-import tl_latentlens as tll
-
-
-@pytest.fixture(scope="session")
-def demo_models() -> dict[str, Any]:
-    """The embedded model as each available class."""
-    return {kind: tll.load_demo_model(kind) for kind in available_kinds()}
 
 
 @pytest.fixture(scope="session")

@@ -44,12 +44,6 @@ def bos_tokens(model: Any) -> int:
     return int(model.cfg.default_prepend_bos)
 
 
-@pytest.fixture(scope="module")
-def demo_models() -> dict[str, Any]:
-    """The embedded model as each available class."""
-    return {kind: tll.load_demo_model(kind) for kind in available_kinds()}
-
-
 def prompts_of(model: Any, texts: list[str]) -> list[list[int]]:
     """What tokenize gives, as one list a text."""
     prompts = tokenize(model, texts)
