@@ -6,7 +6,7 @@ for that chunk. `FloatSource` is the last and never gives up.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from tl_latentlens.search.backend import gpu_kernels
 from tl_latentlens.search.candidates import CandidatePairs, select_fused, select_pairs
 from tl_latentlens.search.chunks import SHORTLIST_GROUP_ROWS, Chunk, ScratchMemory, round_up, rows_per_chunk
-from tl_latentlens.search.codes import QuantizedRows
+from tl_latentlens.search.codes import QuantizedRows, QueryCodes
 from tl_latentlens.search.error_bounds import (
     CoarseScores,
     ErrorBound,
@@ -30,7 +30,7 @@ from tl_latentlens.search.threshold import THRESHOLD_UPDATE_GROWTH, Threshold
 
 # Working memory for each (row, query) pair, in bytes: fused pass; coarse pass that keeps its scores; float pass, where every
 # pair may become a candidate.
-_FUSED_PAIR_BYTES, SCORE_PAIR_BYTES, _FLOAT_PAIR_BYTES = 4, 16, 64
+_FUSED_PAIR_BYTES, _SCORE_PAIR_BYTES, _FLOAT_PAIR_BYTES = 4, 16, 64
 # If the codes keep more than this share of a chunk's (group, query) cells, the chunk is scored again in float. That costs less
 # than re-ranking so many candidates.
 _MAX_CANDIDATE_SHARE = 0.125
@@ -69,14 +69,13 @@ def iter_candidates(
 class FusedCodeSource:
     """Products of codes that a kernel looks at while it makes them, so that they are never all in memory."""
 
-    def __init__(self, rows: StoredRows, codes: QuantizedRows, queries: Float[Tensor, "q d"], first_row: int) -> None:
+    def __init__(self, rows: StoredRows, codes: QuantizedRows, queries: QueryCodes, first_row: int) -> None:
         """See `FloatSource`; `codes` are those of the rows."""
-        self._rows, self._codes, self._first_row = rows, codes, first_row
-        self._queries, self._n_queries = codes.encode_queries(queries), len(queries)
+        self._rows, self._codes, self._queries, self._first_row = rows, codes, queries, first_row
 
     def candidates(self, rows: Chunk, threshold: Threshold) -> Iterator[ChunkCandidates]:
         """Growing chunks: each is looked at with the threshold that the ones before have raised."""
-        bytes_per_row = _FUSED_PAIR_BYTES * max(self._n_queries, _MIN_CODE_COLUMNS)
+        bytes_per_row = _FUSED_PAIR_BYTES * max(len(self._queries), _MIN_CODE_COLUMNS)
         max_rows = rows_per_chunk(bytes_per_row, self._rows.memory_budget, self._rows.device)
         first = rows.first
         while first < rows.last:
@@ -98,18 +97,17 @@ class CodeSource:
         self,
         rows: StoredRows,
         codes: QuantizedRows,
-        queries: Float[Tensor, "q d"],
+        queries: QueryCodes,
         first_row: int,
         scratch: ScratchMemory,
     ) -> None:
         """See `FloatSource`; `codes` are those of the rows."""
-        self._rows, self._codes, self._first_row, self._scratch = rows, codes, first_row, scratch
-        self._queries, self._n_queries = codes.encode_queries(queries), len(queries)
+        self._rows, self._codes, self._queries, self._first_row, self._scratch = rows, codes, queries, first_row, scratch
 
     def candidates(self, rows: Chunk, threshold: Threshold) -> Iterator[ChunkCandidates]:
         """Chunks of the rows; gives up on those that have many candidates."""
         groups_per_step = _groups_per_step(self._rows)
-        for chunk in self._rows.chunks(rows, SCORE_PAIR_BYTES * max(self._n_queries, _MIN_CODE_COLUMNS)):
+        for chunk in self._rows.chunks(rows, _SCORE_PAIR_BYTES * max(len(self._queries), _MIN_CODE_COLUMNS)):
             bound = self._codes.error_bound(self._queries, chunk)
             raw = self._codes.raw_scores(self._queries, chunk, self._scratch)
             scores = CoarseScores(self._first_row + chunk.first, len(chunk), raw, bound)
@@ -138,12 +136,20 @@ class FloatSource:
         """
         self._rows, self._coarse_dtype, self._queries = rows, coarse_dtype, queries
         self._first_row, self._scratch = first_row, scratch
-        self._transposed_queries = multiplied = rows.geometry.affine.transposed(queries)
-        if rows.geometry.removes_own_mean:
-            # A query with mean 0 does not see the rows' means; weights and removed directions gave queries a mean again.
-            multiplied = multiplied - multiplied.mean(-1, keepdim=True)
-        self._multiplied_queries = multiplied
-        self._no_residual = queries.new_zeros(1)  # of a query that is not rounded
+
+    @cached_property
+    def _transposed_queries(self) -> Float[Tensor, "q d"]:
+        return self._rows.geometry.affine.transposed(self._queries)
+
+    @cached_property
+    def _multiplied_queries(self) -> Float[Tensor, "q d"]:
+        queries = self._transposed_queries
+        # A query with mean 0 does not see the rows' means; weights and removed directions gave queries a mean again.
+        return queries - queries.mean(-1, keepdim=True) if self._rows.geometry.removes_own_mean else queries
+
+    @cached_property
+    def _no_residual(self) -> Float[Tensor, " 1"]:
+        return self._queries.new_zeros(1)  # of a query that is not rounded
 
     def candidates(self, rows: Chunk, threshold: Threshold) -> Iterator[ChunkCandidates]:
         """Chunks of the rows with their candidates, however many there are."""
@@ -153,7 +159,7 @@ class FloatSource:
 
     def scores(self, rows: Chunk) -> Iterator[CoarseScores]:
         """Scores of some rows, chunk by chunk; scores of padding rows are -inf."""
-        for chunk, vectors in self._load(rows, SCORE_PAIR_BYTES):
+        for chunk, vectors in self._load(rows, _SCORE_PAIR_BYTES):
             yield self._score(chunk, vectors)
 
     def _load(self, rows: Chunk, pair_bytes: int) -> Iterator[tuple[Chunk, Float[Tensor, "rows d"]]]:

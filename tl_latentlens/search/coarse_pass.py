@@ -68,9 +68,10 @@ class CoarsePass:
         """
         sources: list[CandidateSource] = [self.float_source(queries, first_row, scratch)]
         if self.codes is not None:
-            sources.insert(0, CodeSource(self.rows, self.codes, queries, first_row, scratch))
+            query_codes = self.codes.encode_queries(queries)
+            sources.insert(0, CodeSource(self.rows, self.codes, query_codes, first_row, scratch))
             if self.codes.supports_fused:
-                sources.insert(0, FusedCodeSource(self.rows, self.codes, queries, first_row))
+                sources.insert(0, FusedCodeSource(self.rows, self.codes, query_codes, first_row))
         return sources
 
     def float_source(self, queries: Float[Tensor, "q d"], first_row: int, scratch: ScratchMemory) -> FloatSource:

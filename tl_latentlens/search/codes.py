@@ -48,6 +48,10 @@ class QueryCodes:
     residual_norm: Float[Tensor, " q"]
     offset: Float[Tensor, " q"]
 
+    def __len__(self) -> int:
+        """Number of queries."""
+        return len(self.scale)
+
 
 class QuantizedRows:
     """The rows of a search as codes.
