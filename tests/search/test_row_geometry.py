@@ -260,6 +260,6 @@ def test_hubness_is_half_the_mean_cosine_to_the_nearest_of_a_sample(dtype: str) 
     best = scores.topk(5)
     assert torch.equal(found.rows, best.indices)
     torch.testing.assert_close(found.similarities.double(), best.values, rtol=0, atol=1e-6)
-    assert float(found.similarities.min()) < -0.2  # no cosine: nothing is clamped
+    assert float(found.similarities.max()) > 1  # these are no cosines: nothing is clamped
     plain = VectorSearch(vectors, "cpu", dtype).top_k(queries, 5)
     assert not torch.equal(found.rows, plain.rows)
