@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import tl_latentlens as tll
-from tl_latentlens.data.train import COLORS as ALL_COLORS
-from tl_latentlens.data.train import SIZES, THINGS
+from tl_latentlens.data.passages import COLORS as ALL_COLORS
+from tl_latentlens.data.passages import SIZES, THINGS
 from tl_latentlens.index.words import word_at_row
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
 from tl_latentlens.lens.result import TokenReading

@@ -8,10 +8,10 @@ marked `held_out` in corpus_labels.csv are never trained on, and `evaluate` meas
 
 import json
 import math
-import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,31 +25,13 @@ from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tl_latentlens.corpus.texts import demo_labels
+from tl_latentlens.data.passages import BATCH_TOKENS, concept_passages, epoch_rows, training_passages
 from tl_latentlens.vision.scenes.connector import fast_products
-from tl_latentlens.vision.scenes.phrases import RETELLINGS, article, joined
 
 DATA = Path(__file__).parent
 BOS = "<|endoftext|>"
-Passage = list[tuple[list[int], list[int]]]  # each sentence's tokens: as the first after BOS, and with a space before it
-VOCAB, N_CTX, BATCH_TOKENS = 4096, 256, 4096
-SENTENCES_A_CONCEPT, HELD_OUT_EVERY = 5, 100
-APART_SHARE = 0.3
+VOCAB, N_CTX = 4096, 256
 TOKENIZER_OWN_REPEATS = 12  # enough for every ambiguous word of the own corpus to be one token
-
-COLORS = "red blue green yellow black white orange purple brown pink gray".split()
-SIZES = "small large tiny tall big thin little huge".split()
-THINGS = (
-    "circle square triangle star ring cross line dot oval diamond heart arrow cat dog horse bird fish duck cow sheep rabbit "
-    "frog snake bee cup ball box chair apple sun moon cloud tree hill house boat road book key lamp bag hat flower stone"
-).split()
-
-
-def concept_passages(path: Path) -> tuple[list[list[str]], list[list[str]]]:
-    """The concept corpus as (training passages, held-out passages), one passage of five sentences a concept."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    passages = [lines[i : i + SENTENCES_A_CONCEPT] for i in range(0, len(lines), SENTENCES_A_CONCEPT)]
-    held_out = passages[::HELD_OUT_EVERY]
-    return [p for i, p in enumerate(passages) if i % HELD_OUT_EVERY], held_out
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -62,49 +44,6 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=BOS, eos_token=BOS, unk_token=BOS, pad_token=BOS, model_max_length=N_CTX
     )
-
-
-def retold_list(rng: random.Random, scenes: list[str]) -> str:
-    """A list and the same list told again: half drawn from words, half from the corpus's scene descriptions."""
-    if rng.random() < 0.5:
-        told = [scene.rstrip(".") for scene in rng.sample(scenes, rng.randint(1, 2))]
-        told = [scene[0].lower() + scene[1:] for scene in told]
-        first, frame = "; ".join(told), rng.choice(("We can see this: {}.", "It shows {}.", "In words: {}."))
-        return f"{first}. {frame.format(' and '.join(told))}"
-    items = []
-    for _ in range(rng.randint(2, 6)):
-        size = rng.choice(SIZES) + " " if rng.random() < 0.3 else ""
-        items.append("nothing" if rng.random() < 0.2 else f"{size}{rng.choice(COLORS)} {rng.choice(THINGS)}")
-    seen = [article(item) for item in items if item != "nothing"]
-    retelling = rng.choice(RETELLINGS).format(joined(seen)) if seen else "We can see nothing."
-    return f"{', '.join(items)}. {retelling[0].upper()}{retelling[1:]}"
-
-
-def epoch_rows(passages: list[Passage], lengths: tuple[int, ...], bos: int, seed: int) -> Iterator[np.ndarray]:
-    """Batches [rows, length] of packed passages, BATCH_TOKENS tokens each, the length drawn anew for every batch.
-
-    Each row starts with BOS at the start of a sentence, so position 0 looks in training as it does in use; a sentence
-    that a row's end cuts off is read again, whole, at the start of the next row. A share of the passages is taken apart
-    and each of its sentences read after a BOS of its own, as single sentences are in use.
-    """
-    rng = random.Random(seed)
-    order = list(range(len(passages)))
-    rng.shuffle(order)
-    length = rng.choice(lengths)
-    rows: list[list[int]] = []
-    row: list[int] = []
-    for i in order:
-        sentences = list(passages[i])
-        rng.shuffle(sentences)
-        apart = rng.random() < APART_SHARE
-        for place, (first, later) in enumerate(sentences):
-            row += later if place and row and not apart else [bos, *first]
-            if len(row) >= length:
-                rows.append(row[:length])
-                row = [] if len(row) == length else [bos, *first]
-            if len(rows) * length >= BATCH_TOKENS:
-                yield np.array(rows)
-                length, rows = rng.choice(lengths), []
 
 
 def held_out_loss(model: GPT2LMHeadModel, texts: list[str], tokenizer: PreTrainedTokenizerFast) -> float:
@@ -175,33 +114,75 @@ def evaluate(model: GPT2LMHeadModel, held_out: list[list[str]], tokenizer: PreTr
     return figures
 
 
-def training_passages(
-    concepts: list[list[str]], tokenizer: PreTrainedTokenizerFast, own_repeats: int, retold_share: float
-) -> list[Passage]:
-    """Tokenised passages of one epoch: the concepts, the own corpus, and lists retold as a share of all characters."""
-    corpus = demo_labels()
-    corpus = corpus[~corpus.held_out]
-    passages = list(concepts)
-    for _, group in corpus.groupby(["kind", "concept", "sense"], sort=False):
-        texts = list(group.text)
-        passages += [texts[i : i + 5] for i in range(0, len(texts), 5)] * own_repeats
-    characters = sum(len(sentence) for passage in passages for sentence in passage)
-    rng, scenes = random.Random(0), corpus.loc[corpus.kind == "scene", "text"].tolist()
-    missing = characters * retold_share / (1 - retold_share)
-    while missing > 0:
-        passages.append([retold_list(rng, scenes) for _ in range(3)])
-        missing -= sum(map(len, passages[-1]))
-    flat = [sentence for passage in passages for sentence in passage]
-    first, later = tokenizer(flat)["input_ids"], tokenizer([" " + sentence for sentence in flat])["input_ids"]
-    pairs = iter(zip(first, later, strict=True))
-    return [[next(pairs) for _ in passage] for passage in passages]
-
-
 def _optimizers(model: GPT2LMHeadModel, lr: float) -> list[torch.optim.Optimizer]:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".h." in name]
     others = [p for name, p in model.named_parameters() if p.ndim < 2 or ".h." not in name]
     muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+
+
+def _new_model(dropout: float) -> GPT2LMHeadModel:
+    """A model of random weights."""
+    sizes: dict[str, Any] = {"n_ctx": N_CTX}  # TransformerLens reads n_ctx, which GPT2Config itself does not name
+    config = GPT2Config(
+        vocab_size=VOCAB, n_positions=N_CTX, **sizes, n_embd=256, n_layer=6, n_head=4, bos_token_id=0, eos_token_id=0,
+        resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=0.0, architectures=["GPT2LMHeadModel"],
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
+def _loss(model: GPT2LMHeadModel, ids: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy in nats a token."""
+    with fast_products():
+        hidden = model.transformer(ids).last_hidden_state
+        logits = model.lm_head(hidden[:, :-1].flatten(0, 1))
+    return F.cross_entropy(logits.float(), ids[:, 1:].flatten())
+
+
+def _resume(
+    checkpoint: Path, model: GPT2LMHeadModel, optimizers: list[torch.optim.Optimizer]
+) -> tuple[int, list[dict[str, Any]]]:
+    """Load a checkpoint where there is one; returns the steps that are done, and their log."""
+    if not checkpoint.exists():
+        return 0, []
+    state = torch.load(checkpoint, weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return state["step"], state["log"]
+
+
+def _lr_fraction(step: int, steps: int) -> float:
+    """Share of the peak learning rate: 150 steps of warm-up, then a cosine down to 2 %."""
+    return min(1.0, (step + 1) / 150) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _take_step(
+    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    model: GPT2LMHeadModel,
+    optimizers: list[torch.optim.Optimizer],
+    batch: torch.Tensor,
+    lr: float,
+) -> float:
+    """Train on one batch; returns its loss."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+    loss = loss_of(batch)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss.item()
+
+
+def _save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Save model and tokenizer, the weights rounded to half precision."""
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    settings = out / "tokenizer_config.json"  # transformers 4 does not know the class that 5 writes
+    settings.write_text(settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
 
 
 def train(
@@ -220,62 +201,32 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     own = demo_labels()
     tokenizer = train_tokenizer([s for p in training for s in p] + list(own[~own.held_out].text) * TOKENIZER_OWN_REPEATS)
-    sizes: dict[str, Any] = {"n_ctx": N_CTX}  # TransformerLens reads n_ctx, which GPT2Config itself does not name
-    config = GPT2Config(
-        vocab_size=VOCAB, n_positions=N_CTX, **sizes, n_embd=256, n_layer=6, n_head=4, bos_token_id=0, eos_token_id=0,
-        resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=0.0, architectures=["GPT2LMHeadModel"],
-    )  # fmt: skip
-    model = GPT2LMHeadModel(config)
+    model = _new_model(dropout)
     optimizers = _optimizers(model, lr)
     passages = training_passages(training, tokenizer, own_repeats, retold_share)
-    tokens = sum(len(later) for passage in passages for _, later in passage)
-
-    def loss_of(ids: torch.Tensor) -> torch.Tensor:
-        with fast_products():
-            hidden = model.transformer(ids).last_hidden_state
-            logits = model.lm_head(hidden[:, :-1].flatten(0, 1))
-        return F.cross_entropy(logits.float(), ids[:, 1:].flatten())
-
-    checkpoint, done, log = out / "checkpoint.pt", 0, []
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        done, log = state["step"], state["log"]
+    n_tokens = sum(len(later) for passage in passages for _, later in passage)
+    compiled_loss = torch.compile(partial(_loss, model), dynamic=False)
+    checkpoint = out / "checkpoint.pt"
+    n_done, log = _resume(checkpoint, model, optimizers)
     batches = (b for epoch in range(10**6) for b in epoch_rows(passages, (N_CTX // 2, N_CTX), 0, epoch))
-    compiled = torch.compile(loss_of, dynamic=False)
-    bar = tqdm(zip(range(steps), batches, strict=False), total=steps, desc=f"training, {tokens / 1e6:.2f}M tokens an epoch")
+    bar = tqdm(zip(range(steps), batches, strict=False), total=steps, desc=f"training, {n_tokens / 1e6:.2f}M tokens an epoch")
     start = time.time()
     for step, batch in bar:
-        if step < done:
+        if step < n_done:
             continue
-        fraction = min(1.0, (step + 1) / 150) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr * fraction
-        loss = compiled(torch.from_numpy(batch))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+        loss = _take_step(compiled_loss, model, optimizers, torch.from_numpy(batch), lr * _lr_fraction(step, steps))
+        bar.set_postfix(loss=f"{loss:.3f}")
         if (step + 1) % save_every == 0 or step + 1 == steps:
-            figures = evaluate(model, held_out, tokenizer)
-            log.append({"step": step + 1, "batch_loss": loss.item(), **figures})
+            log.append({"step": step + 1, "batch_loss": loss, **evaluate(model, held_out, tokenizer)})
             bar.write(json.dumps(log[-1]))
             states = [optimizer.state_dict() for optimizer in optimizers]
             torch.save({"model": model.state_dict(), "optimizers": states, "step": step + 1, "log": log}, checkpoint)
-    model.half().save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    settings = out / "tokenizer_config.json"  # transformers 4 does not know the class that 5 writes
-    settings.write_text(settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+    _save(model, tokenizer, out)
     model.float()  # the figures are of the weights as saved, rounded to half precision
     record = {
         **evaluate(model, held_out, tokenizer),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "epochs": steps * BATCH_TOKENS / tokens,
+        "epochs": steps * BATCH_TOKENS / n_tokens,
         "tokens_read": steps * BATCH_TOKENS,
         "steps": steps,
         "lr": lr,

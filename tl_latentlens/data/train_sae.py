@@ -34,15 +34,15 @@ from tl_latentlens.model.loading import load_demo_model
 
 DATA = Path(__file__).parent
 HOOK_NAME = "blocks.3.hook_resid_post"
-D_SAE, CONTEXT, BATCH_TOKENS, SEED = 1536, 40, 1024, 0
-BLOCK, HELD_OUT_EVERY = 5, 50  # the concept corpus has five sentences a concept
+D_SAE, CONTEXT, SAE_BATCH_TOKENS, SEED = 1536, 40, 1024, 0
+BLOCK, HELD_OUT_BLOCK_EVERY = 5, 50  # the concept corpus has five sentences a concept
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 def split_texts(texts: list[str]) -> tuple[list[str], list[str]]:
     """Training texts, shuffled, and held-out texts: every fiftieth block of five neighboring texts."""
-    held_out = [text for i, text in enumerate(texts) if i // BLOCK % HELD_OUT_EVERY == 0]
-    training = [text for i, text in enumerate(texts) if i // BLOCK % HELD_OUT_EVERY]
+    held_out = [text for i, text in enumerate(texts) if i // BLOCK % HELD_OUT_BLOCK_EVERY == 0]
+    training = [text for i, text in enumerate(texts) if i // BLOCK % HELD_OUT_BLOCK_EVERY]
     random.Random(SEED).shuffle(training)
     return training, held_out
 
@@ -56,7 +56,7 @@ def token_rows(texts: list[str], tokenizer: Any) -> Dataset:
 
 def train_sae(model: Any, rows: Dataset, tokens: int, k: float, lr: float) -> Any:
     """SAELens' own training, without its logging, checkpoints and output folder."""
-    steps = tokens // BATCH_TOKENS
+    steps = tokens // SAE_BATCH_TOKENS
     config = LanguageModelSAERunnerConfig(
         sae=BatchTopKTrainingSAEConfig(
             d_in=model.cfg.d_model, d_sae=D_SAE, k=k, normalize_activations="expected_average_only_in"
@@ -70,7 +70,7 @@ def train_sae(model: Any, rows: Dataset, tokens: int, k: float, lr: float) -> An
         n_batches_in_buffer=1024,
         n_batches_for_norm_estimate=20,
         training_tokens=tokens,
-        train_batch_size_tokens=BATCH_TOKENS,
+        train_batch_size_tokens=SAE_BATCH_TOKENS,
         lr=lr,
         lr_warm_up_steps=steps // 20,
         lr_decay_steps=steps // 3,
@@ -164,8 +164,8 @@ def main(
         "d_sae": D_SAE,
         "k": k,
         "lr": lr,
-        "batch_tokens": BATCH_TOKENS,
-        "tokens_trained": -(-tokens // BATCH_TOKENS) * BATCH_TOKENS,
+        "batch_tokens": SAE_BATCH_TOKENS,
+        "tokens_trained": -(-tokens // SAE_BATCH_TOKENS) * SAE_BATCH_TOKENS,
         "training_texts": len(training),
         "minutes": minutes,
         "sae_lens": version("sae-lens"),
