@@ -30,8 +30,9 @@ from tl_latentlens.errors import (
 )
 from tl_latentlens.evaluation.evaluate import Evaluation, evaluate
 from tl_latentlens.evaluation.labelled_uses import load_senses
-from tl_latentlens.index.contextual import ContextualIndex, SearchResult
+from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.index.neighbor import Neighbor
+from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.lens.followed import FollowedTokens
 from tl_latentlens.lens.hook import LatentLensHook
 from tl_latentlens.lens.lens_hooks import latentlens_hooks

@@ -161,7 +161,7 @@ def test_feature_figures_are_those_of_all_rows_at_once(any_model: Any, sense_ind
     bank, m = sense_index.banks[0], result.meaning.direction
     stored = np.array(bank.vectors(HOOK)).astype(np.float32) * np.array(bank.norms(HOOK))[:, None]
     token = any_model.to_tokens(" bank")[0, -1].item()
-    uses = np.flatnonzero(sense_index.row_token_ids() == token)
+    uses = np.flatnonzero(sense_index.bank_rows.token_ids() == token)
     a = at_bank(any_model, [AT_RIVER], HOOK)[0].numpy()
     offsets, offset = stored[uses] - stored[uses].mean(0), a - stored[uses].mean(0)
     cosines = offsets @ offset / np.linalg.norm(offsets, axis=1) / np.linalg.norm(offset)

@@ -347,13 +347,13 @@ def test_queries_of_any_length_and_kind(index: tll.ContextualIndex) -> None:
 def test_token_ids_and_prompts_of_all_rows(two_corpora: list[tll.Bank]) -> None:
     index = tll.ContextualIndex(two_corpora, device="cpu")
     rows = [index.row(row) for row in range(index.n_rows)]
-    assert index.row_token_ids().tolist() == [row.token_id for row in rows]
+    assert index.bank_rows.token_ids().tolist() == [row.token_id for row in rows]
     prompts = [row.bank.prompt(row.prompt_index) for row in rows]
     for ahead in (1, 3):
         after = [(prompt[row.position + ahead :] or [-1])[0] for row, prompt in zip(rows, prompts, strict=True)]
-        assert index.row_token_ids(ahead).tolist() == after
+        assert index.bank_rows.token_ids(ahead).tolist() == after
     shifted = [row.prompt_index + two_corpora[0].plan.n_prompts * (row.bank is two_corpora[1]) for row in rows]
-    assert index.row_prompts.tolist() == shifted
+    assert index.bank_rows.prompts.tolist() == shifted
 
 
 def test_repr_names_what_is_in_it(index: tll.ContextualIndex) -> None:

@@ -11,7 +11,7 @@ import torch
 from support.vectors import KINDS, PASSES, STORAGE, check, compared_rows, make_queries, make_rows, unit
 
 import tl_latentlens as tll
-from tl_latentlens.index.contextual import TRANSFORMS
+from tl_latentlens.index.transforms import TRANSFORMS
 from tl_latentlens.model.loading import load_model
 from tl_latentlens.search import device
 from tl_latentlens.search.codes import QuantizedRows

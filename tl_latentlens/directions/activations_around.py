@@ -88,7 +88,7 @@ def _stored_activations(
     tokens: TokenPlaces, hook_name: str, step: int
 ) -> Iterator[tuple[Int[np.ndarray, " n"], Float[Tensor, "n d"]]]:
     """Places and activations of the banks' rows, `step` at a time."""
-    for start, bank in tokens.index.banks_of(hook_name):
+    for start, bank in tokens.bank_rows.of(hook_name):
         for first in range(0, bank.n_rows, step):
             end = min(first + step, bank.n_rows)
             activations = torch.from_numpy(bank.activations(hook_name, slice(first, end)))

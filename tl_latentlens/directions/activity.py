@@ -98,7 +98,7 @@ def bank_activity(
         _require_finite(sums, hook_name)
         probes.read(first_row, activations)
         accumulator.add(first_row, activations, sums)
-    n_rows = sum(bank.n_rows for _, bank in index.banks_of(hook_name))
+    n_rows = sum(bank.n_rows for _, bank in index.bank_rows.of(hook_name))
     return Activity(
         hook_name,
         n_rows,
@@ -114,7 +114,7 @@ def _encoded_chunks(
     sae: Any, index: ContextualIndex, hook_name: str, progress: bool
 ) -> Iterator[tuple[int, Float[Tensor, "rows d_sae"]]]:
     """The first row of each chunk of rows, and the features' activations on them."""
-    banks, step = index.banks_of(hook_name), rows_per_step(sae)
+    banks, step = index.bank_rows.of(hook_name), rows_per_step(sae)
     n_rows = sum(bank.n_rows for _, bank in banks)
     with tqdm(total=n_rows, desc="encoding the bank", unit=" rows", unit_scale=True, delay=2, disable=not progress) as bar:
         for bank_start, bank in banks:

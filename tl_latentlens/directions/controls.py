@@ -55,8 +55,8 @@ def draw_control_rows(
     index: ContextualIndex, hook_name: str, rows: Int[np.ndarray, "f k"], rng: np.random.Generator
 ) -> ControlRows:
     """Random rows for each row: some of its token, and some of any token."""
-    hook_rows = np.concatenate([start + np.arange(bank.n_rows) for start, bank in index.banks_of(hook_name)])
-    token_ids = index.row_token_ids()
+    hook_rows = index.bank_rows.row_ids(hook_name)
+    token_ids = index.bank_rows.token_ids()
     rows_by_token = hook_rows[np.argsort(token_ids[hook_rows], kind="stable")]
     sorted_token_ids = token_ids[rows_by_token]
     places = np.empty(index.n_rows, np.int64)

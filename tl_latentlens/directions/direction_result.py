@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import pandas as pd
 from rich.console import Group
 
-from tl_latentlens.index.contextual import SearchResult
 from tl_latentlens.index.neighbor import Neighbor
+from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.views.data import DirectionLine
 from tl_latentlens.views.notebook import directions_html
 from tl_latentlens.views.terminal.lens import direction_tables

@@ -11,7 +11,7 @@ from tl_latentlens.directions.activations_around import activations_around
 from tl_latentlens.directions.activity import HISTOGRAM_EDGES, Activity
 from tl_latentlens.directions.token_places import token_places
 from tl_latentlens.directions.token_stream import token_stream
-from tl_latentlens.index.contextual import SearchResult
+from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.views.data import FeaturePage, ScoreAxis
 from tl_latentlens.views.features import UNKNOWN_SHADE
 from tl_latentlens.views.text import hook_headings, visible
@@ -76,7 +76,7 @@ def feature_page_data(
     arrays |= _logit_token_arrays(table, string_ids)
     names = [name for name in _SCORE_HEADINGS if name in table]
     return FeaturePage(
-        about=_about(table, index.n_rows, index.hook_names),
+        about=_about(table, index.bank_rows.n_rows, index.hook_names),
         table=table,
         array_rows=[places.get(feature, -1) for feature in table["feature"].tolist()],
         hook_names=index.hook_names,

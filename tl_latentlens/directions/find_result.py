@@ -10,8 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tl_latentlens.index.contextual import SearchResult
 from tl_latentlens.index.neighbor import Neighbor
+from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import WordReading
 from tl_latentlens.views.terminal.components import component_table, word_lines

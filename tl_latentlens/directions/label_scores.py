@@ -19,7 +19,8 @@ from tl_latentlens.directions.controls import (
     n_null_sets,
 )
 from tl_latentlens.directions.feature_selection import FeatureSelection
-from tl_latentlens.index.contextual import ContextualIndex, SearchResult
+from tl_latentlens.index.contextual import ContextualIndex
+from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.statistics.auroc import auroc, auroc_standard_error
 from tl_latentlens.statistics.p_values import p_values
 
@@ -138,7 +139,7 @@ def _overlap_columns(
 ) -> dict[str, Float[np.ndarray, " f"] | float]:
     """The share of held-out max-activating rows whose token the neighbors have, and its mean for shuffled decoders."""
     rows = top.rows
-    token_ids, prompts = index.row_token_ids(), index.row_prompts
+    token_ids, prompts = index.bank_rows.token_ids(), index.bank_rows.prompts
 
     def overlap(neighbors: Int[np.ndarray, "f k"]) -> Float[np.ndarray, " f"]:
         is_held_out = top.is_active & ~_any_equal(prompts[rows], prompts[neighbors])

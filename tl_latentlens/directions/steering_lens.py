@@ -208,4 +208,4 @@ def _finite_vector(vector: Tensor | np.ndarray, width: int | None) -> Float[Tens
 
 
 def _median_row_length(index: ContextualIndex, hook_name: str) -> float:
-    return float(np.median(np.concatenate([bank.norms(hook_name) for _, bank in index.banks_of(hook_name)])))
+    return float(np.median(np.concatenate([bank.norms(hook_name) for _, bank in index.bank_rows.of(hook_name)])))

@@ -40,11 +40,11 @@ def steering_scores(
     and `steered_next_null` are the means of the neighbors of other features.
     """
     others = neighbors_of_other_features(selection, index, top_k, rng)
-    _, bank = index.banks_of(hook_name)[0]
+    _, bank = index.bank_rows.of(hook_name)[0]
     tokens = _draw_prompts(bank, rng).to(model_device(model))
     directions = selection.directions
     steps = _typical_length(bank, hook_name) * directions / directions.norm(dim=-1, keepdim=True)
-    token_ids, next_token_ids = index.row_token_ids(), index.row_token_ids(1)
+    token_ids, next_token_ids = index.bank_rows.token_ids(), index.bank_rows.token_ids(1)
     ids_of = {
         "steered": token_ids[neighbors],
         "steered_next": next_token_ids[neighbors],

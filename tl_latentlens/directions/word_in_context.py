@@ -18,7 +18,6 @@ from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
 from tl_latentlens.model.activations import activations_at
 from tl_latentlens.model.describe import is_bidirectional, require_model
-from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.model.token_strings import token_strings
 from tl_latentlens.model.tokenize import tokenize
 
@@ -105,7 +104,7 @@ def locate_word(
 
     rng = np.random.default_rng(seed)
     use_rows = rng.permutation(_rows_of_other_uses(index, hook_name, tokens))[:MAX_STORED_ROWS]
-    hook_rows = np.concatenate([first + np.arange(bank.n_rows) for first, bank in index.banks_of(hook_name)])
+    hook_rows = index.bank_rows.row_ids(hook_name)
     random_rows = rng.permutation(hook_rows)[:MAX_STORED_ROWS]
 
     stored = stored_activations(index, hook_name, use_rows)
@@ -138,11 +137,7 @@ def locate_word(
 
 def stored_activations(index: ContextualIndex, hook_name: str, rows: Int[np.ndarray, " n"]) -> Float[Tensor, "n d"]:
     """The activations of rows of the index as the banks store them, float32."""
-    activations = torch.zeros(len(rows), index.d(hook_name))
-    for first, bank in index.banks_of(hook_name):
-        is_in_bank = (rows >= first) & (rows < first + bank.n_rows)
-        activations[torch.from_numpy(is_in_bank)] = torch.from_numpy(bank.activations(hook_name, rows[is_in_bank] - first))
-    return activations
+    return torch.from_numpy(index.bank_rows.activations(hook_name, rows))
 
 
 def _check_inputs(text: str, index: ContextualIndex, model: Any, hook_name: str) -> None:
@@ -172,7 +167,7 @@ def _tokens_up_to_word(model: Any, text: str, at: int | str) -> tuple[Int[np.nda
 def _rows_of_other_uses(index: ContextualIndex, hook_name: str, tokens: Int[np.ndarray, " pos"]) -> Int[np.ndarray, " rows"]:
     """Rows of the last token, without the one that has the very same tokens before it."""
     rows_by_bank = []
-    for first, bank in index.banks_of(hook_name):
+    for first, bank in index.bank_rows.of(hook_name):
         plan = bank.plan
         rows = np.flatnonzero(plan.tokens[plan.row_tokens] == tokens[-1])
         places = plan.row_tokens[rows]
@@ -199,6 +194,6 @@ def _part_uses(stored: Float[Tensor, "uses d"], activation: Float[Tensor, " d"],
 
 
 def _unit_direction(added: Float[Tensor, " d"], index: ContextualIndex, hook_name: str) -> Float[Tensor, " d"]:
-    if index.transform == "center_writing" and in_residual_stream(hook_name):
+    if index.removes_own_mean(hook_name):
         added = added - added.mean()  # The bank's vectors may have a mean over d_model that the model's do not have.
     return added / added.norm()

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from tl_latentlens.bank.bank import Bank
 from tl_latentlens.evaluation.held_out import HeldOutRows, random_rows_in_other_prompts
-from tl_latentlens.index.transforms import spread
+from tl_latentlens.index.transforms import evenly_spaced_rows
 from tl_latentlens.index.words import word_at_row
 from tl_latentlens.statistics.intervals import Measure, ReaderKey
 
@@ -70,7 +70,7 @@ class _Topics:
 
     def __init__(self, bank: Bank) -> None:
         self._word_at_row = lru_cache(2**18)(lambda row: word_at_row(bank.row(row)))
-        sample = spread(bank.n_rows, _WORD_SAMPLE_ROWS)
+        sample = evenly_spaced_rows(bank.n_rows, _WORD_SAMPLE_ROWS)
         n_rows_near = Counter(word for row in sample.tolist() for word in self._word_at_row(row).near)
         max_rows = max(1, _MAX_TOPIC_WORD_SHARE * len(sample))
         self._common_words = {word for word, n in n_rows_near.items() if n > max_rows}

@@ -50,7 +50,7 @@ def votes_of_index(
     """
     votes = {}
     for hook_name in index.hook_names:
-        units, offsets = index.compared(hook_name, activations[hook_name])
+        units, offsets = index.transform_activations(hook_name, activations[hook_name])
         similarities = (units @ units.T - offsets).cpu().numpy()
         votes[ReaderKey(index.transform, hook_name)] = vote_of_nearest(uses, similarities, top_k)
     return votes

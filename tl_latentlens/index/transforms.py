@@ -1,7 +1,7 @@
-"""In which geometry vectors are compared: what each transform does to a hook name's rows, and to queries.
+"""The geometry in which the vectors of a hook name are compared, fitted to its rows for each transform.
 
 Activations of language models point mostly the same way (anisotropy), and a few dimensions or rows dominate cosines. Each
-transform takes something of that away; `evaluate` measures which of them helps.
+transform removes a part of that; `evaluate` measures which of them helps. The geometry itself is in `search.geometry`.
 """
 
 from collections.abc import Sequence
@@ -13,35 +13,36 @@ from jaxtyping import Float, Int
 from scipy.sparse.linalg import eigsh
 
 from tl_latentlens.bank.bank import Bank
+from tl_latentlens.index.rows import PlacedBank
 from tl_latentlens.model.heads import head_of
 from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.search.geometry import Affine, HubSample, RowGeometry
 from tl_latentlens.search.tensors import as_tensor
 
 TRANSFORMS = ("raw", "center", "standardize", "remove_top", "csls", "center_writing")
-_COMPONENTS = 100  # dimensions for each top component that "remove_top" takes away
-_SAMPLE_ROWS = 4096  # rows that stand for random activations
-_HUBNESS_NEIGHBORS = 10  # nearest of them that say how much of a hub a row is, as in CSLS
-_SAMPLE = 8192  # rows whose covariance has those components
-_LEAST_STD = 1e-3  # of the median: what varies less is constant, and would be blown up
+_DIMENSIONS_PER_COMPONENT = 100  # "remove_top" removes one principal component for so many dimensions
+_COVARIANCE_ROWS = 8192  # rows from which the principal components are computed
+_NULL_SAMPLE_ROWS = 4096  # rows that stand for random activations
+_HUBNESS_NEIGHBORS = 10  # a row's hubness is the mean cosine to so many nearest rows of the sample, as in CSLS
+_MIN_STD_SHARE = 1e-3  # a dimension that varies less than this share of the median is constant, and is not scaled up further
 
 
-def fit(transform: str, banks: Sequence[tuple[int, Bank]], hook_name: str, device: torch.device) -> RowGeometry:
-    """How a transform compares one hook name's unit vectors, from all its rows in some banks.
+def fit_geometry(transform: str, banks: Sequence[PlacedBank], hook_name: str, device: torch.device) -> RowGeometry:
+    """The geometry in which a transform compares the unit vectors of one hook name, from all its rows in some banks.
 
-    - center: their mean taken away.
-    - csls: as center, with half a row's mean cosine to its ten nearest of a sample subtracted from its similarities.
-    - standardize: z-scores, the mean taken away and each dimension divided by its standard deviation.
-    - remove_top: the mean and the d / 100 first principal components taken away ("all-but-the-top", Mu and Viswanath 2018,
+    - raw: vectors are compared as they are.
+    - center: the mean of all rows is subtracted.
+    - standardize: z-scores; the mean is subtracted, and each dimension is divided by its standard deviation.
+    - remove_top: the mean and the d / 100 first principal components are removed ("all-but-the-top", Mu and Viswanath 2018,
       arXiv 1702.01417).
-    - center_writing: each vector's own mean taken away, in the residual stream.
-    - raw: nothing.
+    - csls: as center; half a row's mean cosine to its ten nearest rows of a sample is subtracted from its similarities.
+    - center_writing: each vector's own mean over d_model is subtracted, in the residual stream.
 
     Args:
         transform: One of `TRANSFORMS`.
-        banks: First row in the index and bank, for each part of the rows.
-        hook_name: Whose rows.
-        device: Where they are searched.
+        banks: The banks that hold the hook name.
+        hook_name: The hook name, or that of a head.
+        device: The device of the search.
     """
     if transform == "center_writing":
         return RowGeometry(removes_own_mean=in_residual_stream(hook_name))
@@ -50,14 +51,14 @@ def fit(transform: str, banks: Sequence[tuple[int, Bank]], hook_name: str, devic
     return replace(geometry, hubs=_hub_sample(geometry, banks, hook_name, device)) if transform == "csls" else geometry
 
 
-def sample_rows(banks: Sequence[tuple[int, Bank]]) -> list[Int[np.ndarray, " n"]]:
-    """Evenly spread rows of each bank that stand for random activations; at most about 4,096 in all."""
+def null_sample_rows(banks: Sequence[PlacedBank]) -> list[Int[np.ndarray, " n"]]:
+    """Evenly spaced rows of each bank that stand for random activations, at most about 4,096 in all."""
     n_rows = sum(bank.n_rows for _, bank in banks)
-    return [spread(bank.n_rows, max(1, _SAMPLE_ROWS * bank.n_rows // n_rows)) for _, bank in banks]
+    return [evenly_spaced_rows(bank.n_rows, max(1, _NULL_SAMPLE_ROWS * bank.n_rows // n_rows)) for _, bank in banks]
 
 
-def _hub_sample(geometry: RowGeometry, banks: Sequence[tuple[int, Bank]], hook_name: str, device: torch.device) -> HubSample:
-    samples = sample_rows(banks)
+def _hub_sample(geometry: RowGeometry, banks: Sequence[PlacedBank], hook_name: str, device: torch.device) -> HubSample:
+    samples = null_sample_rows(banks)
     vectors = [as_tensor(bank.vectors(hook_name)[rows]).to(device) for (_, bank), rows in zip(banks, samples, strict=True)]
     units = torch.cat([geometry.normalized(part, prenormalize=head_of(hook_name) is not None) for part in vectors])
     row_ids = np.concatenate([first + rows for (first, _), rows in zip(banks, samples, strict=True)])
@@ -72,7 +73,7 @@ def _fit_affine(transform: str, banks: Sequence[Bank], hook_name: str, device: t
     if transform == "standardize":
         squares = np.stack([bank.std(hook_name) for bank in banks]) ** 2 + means**2
         std = np.sqrt(np.maximum((rows * squares).sum(0) / rows.sum() - mean**2, 0))
-        weight = np.median(std) / np.maximum(std, _LEAST_STD * np.median(std)) if std.any() else np.ones_like(std)
+        weight = np.median(std) / np.maximum(std, _MIN_STD_SHARE * np.median(std)) if std.any() else np.ones_like(std)
         return Affine(center, torch.from_numpy(weight).to(device))
     if transform == "remove_top":
         return Affine(center, removed=torch.from_numpy(_top_components(banks, hook_name, mean)).to(device))
@@ -83,17 +84,17 @@ def _top_components(banks: Sequence[Bank], hook_name: str, mean: Float[np.ndarra
     d, n_rows = len(mean), sum(bank.n_rows for bank in banks)
     covariance = np.zeros((d, d))
     for bank in banks:
-        rows = spread(bank.n_rows, max(1, _SAMPLE * bank.n_rows // n_rows))
+        rows = evenly_spaced_rows(bank.n_rows, max(1, _COVARIANCE_ROWS * bank.n_rows // n_rows))
         vectors = np.asarray(bank.vectors(hook_name)[rows]).astype(np.float64)
-        if head_of(hook_name) is not None:  # columns of unit vectors
+        if head_of(hook_name) is not None:  # the part of a unit vector that belongs to a head is no unit vector
             vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
-        away = vectors - mean
-        covariance += away.T @ away
-    n = min(max(1, round(d / _COMPONENTS)), d - 1)
-    values, components = eigsh(covariance, n, v0=np.ones(d)) if n else (np.zeros(0), np.zeros((d, 0)))
+        centered = vectors - mean
+        covariance += centered.T @ centered
+    n_components = min(max(1, round(d / _DIMENSIONS_PER_COMPONENT)), d - 1)
+    values, components = eigsh(covariance, n_components, v0=np.ones(d)) if n_components else (np.zeros(0), np.zeros((d, 0)))
     return np.ascontiguousarray(components.T[values > 0])
 
 
-def spread(n_rows: int, n: int) -> Int[np.ndarray, " n"]:
-    """At most n row numbers, evenly spread."""
+def evenly_spaced_rows(n_rows: int, n: int) -> Int[np.ndarray, " n"]:
+    """At most n row numbers, evenly spaced."""
     return np.unique(np.linspace(0, n_rows - 1, min(n, n_rows)).round().astype(np.int64))

@@ -83,7 +83,7 @@ def follow_tokens(
         raise InvalidInputError("tokens are followed with the model: LatentLensHook(index, model=model)")
     require_top_k(top_k)
     ids = single_tokens(model, [tokens] if isinstance(tokens, str | int) else list(tokens))
-    token_ids, row_token_ids = torch.tensor(ids), index.row_token_ids()
+    token_ids, row_token_ids = torch.tensor(ids), index.bank_rows.token_ids()
     shares, logits, embeddings = {}, {}, {}
     for batch in vector_batches(captures, result.decoded, index):
         rows = index.search(batch.vectors, top_k, query_hook_name=batch.query_hook_name).rows.cpu().numpy()

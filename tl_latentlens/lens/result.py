@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from rich.console import Group
 
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
-from tl_latentlens.index.contextual import SearchResult
+from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.lens.cell import CELL_COLUMNS, Cell
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import LensCell, TokenHeading, TokenReading

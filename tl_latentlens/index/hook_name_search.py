@@ -1,0 +1,150 @@
+"""The search among the rows of one hook name: a `VectorSearch` for each bank, one geometry, one sample of random rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_latentlens.bank.bank import Bank
+from tl_latentlens.index.rows import PlacedBank
+from tl_latentlens.index.transforms import fit_geometry, null_sample_rows
+from tl_latentlens.model.heads import head_of
+from tl_latentlens.search.approximate import ApproximateSearch
+from tl_latentlens.search.geometry import RowGeometry
+from tl_latentlens.search.queries import normalize_queries
+from tl_latentlens.search.vectors import VectorSearch
+
+_MAX_CHANCE_NUMBERS = 2**24  # numbers of the rows, or of their similarities to the sample, that are held at once
+_PRODUCT_ERROR = 1e-6  # a float32 product of unit vectors is off by about this
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How the vectors of an index are held and searched; see `ContextualIndex`."""
+
+    transform: str
+    device: torch.device
+    dtype: str
+    approximate: bool | str
+    memory_budget: int | None
+
+
+class PlacedSearch(NamedTuple):
+    """A search among others.
+
+    Attributes:
+        first_row: The row, counted through the index, of the search's row 0.
+        search: The search.
+    """
+
+    first_row: int
+    search: VectorSearch
+
+
+class NullSample(NamedTuple):
+    """Rows that stand for random activations of a hook name.
+
+    Attributes:
+        row_ids: Their rows in the index.
+        units: The rows as they are compared, of length 1.
+    """
+
+    row_ids: Int[Tensor, " n"]
+    units: Float[Tensor, "n d"]
+
+
+class HookNameSearch:
+    """The rows of one hook name, made searchable."""
+
+    hook_name: str
+    geometry: RowGeometry
+    parts: list[PlacedSearch]
+    _banks: Sequence[PlacedBank]
+    _device: torch.device
+
+    def __init__(self, hook_name: str, banks: Sequence[PlacedBank], options: SearchOptions) -> None:
+        """Fit the geometry to all rows, and load the vectors of each bank.
+
+        Args:
+            hook_name: The hook name, or that of a head.
+            banks: The banks that hold it, in row order.
+            options: How to search.
+        """
+        self.hook_name, self._banks, self._device = hook_name, banks, options.device
+        self.geometry = fit_geometry(options.transform, banks, hook_name, options.device)
+        self.parts = [PlacedSearch(first_row, self._make_search(first_row, bank, options)) for first_row, bank in banks]
+
+    def _make_search(self, first_row: int, bank: Bank, options: SearchOptions) -> VectorSearch:
+        factory = options.approximate if isinstance(options.approximate, str) else None
+        search_class = partial(ApproximateSearch, factory=factory) if options.approximate else VectorSearch
+        return search_class(
+            bank.vectors(self.hook_name),
+            options.device,
+            options.dtype,
+            unit_length=head_of(self.hook_name) is None,  # the part of a unit vector that belongs to a head has any length
+            geometry=self.geometry.starting_at(first_row),
+            memory_budget=options.memory_budget,
+        )
+
+    @property
+    def d(self) -> int:
+        """Width of the vectors."""
+        return self.parts[0].search.d
+
+    @property
+    def centers_activations(self) -> bool:
+        """True where the mean is subtracted from activations, and not from directions."""
+        return self.geometry.affine.center is not None
+
+    @cached_property
+    def null_sample(self) -> NullSample:
+        """Up to 4,096 rows, evenly spread, that stand for random activations."""
+        samples = null_sample_rows(self._banks)
+        rows = np.concatenate([first_row + rows for (first_row, _), rows in zip(self._banks, samples, strict=True)])
+        row_ids = torch.from_numpy(rows).to(self._device)
+        return NullSample(row_ids, self._normalized_rows(row_ids)[0])
+
+    def transform_activations(self, activations: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+        """Activations as the rows are compared: unit vectors, and what is subtracted from the similarities to each.
+
+        Raises:
+            InvalidInputError: A wrong width, NaN, inf, or an activation of which the transform leaves nothing.
+        """
+        exact = normalize_queries(activations, self.d, self._device).double()
+        transformed = self.geometry.activations(exact)
+        units = normalize_queries(transformed, self.d, self._device, remove_means=self.geometry.removes_own_mean)
+        hubs = self.geometry.hubs
+        return units, units.new_zeros(len(units)) if hubs is None else hubs.penalty(units).float()
+
+    def chances(self, row_ids: Int[Tensor, " n"], similarities: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """How likely a random activation comes as near to each row as its similarity says; see `ContextualIndex.chances`."""
+        chances = torch.ones_like(similarities)
+        sample = self.null_sample
+        rows_per_step = max(1, _MAX_CHANCE_NUMBERS // max(len(sample.units), self.d))
+        for step in torch.arange(len(row_ids), device=row_ids.device).split(rows_per_step):
+            units, penalties = self._normalized_rows(row_ids[step])
+            scores = units @ sample.units.T - penalties[:, None]
+            # The row may itself be of the sample, and is no random activation then.
+            is_near = (scores >= similarities[step, None] - _PRODUCT_ERROR) & (row_ids[step, None] != sample.row_ids)
+            chances[step] = (1 + is_near.sum(-1)) / (1 + len(sample.units))
+        return chances
+
+    def recall(self, vectors: Float[Tensor, "... d"] | np.ndarray, top_k: int) -> float:
+        """Share of the exact neighbors that the search finds, in [0, 1]."""
+        searches = [search for _, search in self.parts]
+        shares = [search.recall(vectors, top_k) if isinstance(search, ApproximateSearch) else 1.0 for search in searches]
+        return float(np.average(shares, weights=[len(search) for search in searches]))
+
+    def _normalized_rows(self, row_ids: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+        """Rows as they are compared, of length 1 (or 0), and what is subtracted from the similarities to each."""
+        units = torch.zeros(len(row_ids), self.d, dtype=torch.float32, device=self._device)
+        penalties = torch.zeros(len(row_ids), dtype=torch.float32, device=self._device)
+        for first_row, search in self.parts:
+            is_of_part = (row_ids >= first_row) & (row_ids < first_row + len(search))
+            units[is_of_part], penalties[is_of_part] = search.normalized_rows(row_ids[is_of_part] - first_row)
+        return units, penalties

@@ -1,0 +1,105 @@
+"""The result of a search: numbers on the device, and their texts, which are looked up when they are asked for."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_latentlens.index.neighbor import Neighbor
+from tl_latentlens.index.rows import BankRows
+from tl_latentlens.views.context import Context
+from tl_latentlens.views.data import NeighborLine
+from tl_latentlens.views.notebook import search_html
+
+
+class SearchedIndex(Protocol):
+    """The members of `ContextualIndex` that its results use."""
+
+    @property
+    def bank_rows(self) -> BankRows:
+        """The rows of its banks."""
+        ...
+
+    @property
+    def hook_names(self) -> tuple[str, ...]:
+        """The hook names that `hook_ids` count."""
+        ...
+
+    def neighbor(self, row: int, hook_id: int, similarity: float, chance: float | None = None) -> Neighbor:
+        """The neighbor at one row."""
+        ...
+
+    def neighbor_line(self, row: int, hook_id: int, similarity: float, chance: float | None = None) -> NeighborLine:
+        """The same, as views draw it."""
+        ...
+
+    def contexts(self, rows: Iterable[int], width: int) -> dict[int, Context]:
+        """Rows in their texts."""
+        ...
+
+    def chances(self, found: "SearchResult") -> Float[Tensor, "... k"]:
+        """The chance of each neighbor."""
+        ...
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Neighbors of each query, nearest first; ties by hook order, then row.
+
+    Attributes:
+        similarities: Cosines in [-1, 1], float32, [..., k].
+        rows: Rows of the index, int64, [..., k].
+        hook_ids: Places in `index.hook_names`, int64, [..., k].
+        index: The `ContextualIndex` that was searched.
+        chances: How likely a random activation comes as near to each row, in (0, 1], [..., k]; None where it was not asked for.
+    """
+
+    similarities: Float[Tensor, "... k"]
+    rows: Int[Tensor, "... k"]
+    hook_ids: Int[Tensor, "... k"]
+    index: SearchedIndex = field(repr=False)
+    chances: Float[Tensor, "... k"] | None = None
+
+    def __getitem__(self, query: Any) -> "SearchResult":
+        """The neighbors of some of the queries, chosen as in their leading shape."""
+        chances = None if self.chances is None else self.chances[query]
+        return SearchResult(self.similarities[query], self.rows[query], self.hook_ids[query], self.index, chances)
+
+    def _repr_html_(self) -> str:
+        places = (", ".join(map(str, place)) for place in np.ndindex(*self.rows.shape[:-1]))
+        queries = ((place, self.neighbor_lines(i)) for i, place in enumerate(places))
+        return search_html(queries, int(np.prod(self.rows.shape[:-1])))
+
+    def neighbors(self) -> Any:
+        """Neighbors in nested lists of the queries' leading shape; text is looked up here and not before."""
+        nested = [self.neighbors_of(i) for i in range(int(np.prod(self.rows.shape[:-1])))]
+        for axis in range(self.rows.ndim - 2, 0, -1):
+            size, n_lists = self.rows.shape[axis], int(np.prod(self.rows.shape[:axis]))
+            nested = [nested[i * size : (i + 1) * size] for i in range(n_lists)]
+        return nested[0] if self.rows.ndim == 1 else nested
+
+    def neighbors_of(self, query: int) -> list[Neighbor]:
+        """Neighbors of one query, counted over the flattened leading shape."""
+        return [self.index.neighbor(*fields) for fields in self._fields_of(query)]
+
+    def neighbor_lines(self, query: int, n_neighbors: int | None = None) -> list[NeighborLine]:
+        """The same as views draw them, at most so many; None: all."""
+        return [self.index.neighbor_line(*fields) for fields in self._fields_of(query)[:n_neighbors]]
+
+    def with_chances(self) -> "SearchResult":
+        """The same neighbors with `chances`."""
+        return self if self.chances is not None else replace(self, chances=self.index.chances(self))
+
+    def _fields_of(self, query: int) -> list[tuple[Any, ...]]:
+        """Row, hook id, similarity, and chance where it is known, of each neighbor of a query."""
+        return list(zip(*(values[query].tolist() for values in self._on_host), strict=True))
+
+    @cached_property
+    def _on_host(self) -> list[np.ndarray]:
+        k = self.rows.shape[-1]
+        tensors = [self.rows, self.hook_ids, self.similarities, *([] if self.chances is None else [self.chances])]
+        return [tensor.reshape(-1, k).cpu().numpy() for tensor in tensors]
