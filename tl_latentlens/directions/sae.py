@@ -1,4 +1,4 @@
-"""Sparse autoencoders: SAELens objects as they are; folders, safetensors files and plain tensors without SAELens."""
+"""Sparse autoencoders: SAELens objects as they are, and SAEs read from files and tensors without SAELens."""
 
 import json
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class TensorSAE:
 
     Attributes:
         W_dec: Decoder, [d_sae, d_in].
-        weights: What the encoder needs: W_enc [d_in, d_sae] and biases [d_sae]; empty where only a decoder is known.
+        weights: Tensors of the encoder: W_enc [d_in, d_sae] and biases [d_sae]; empty where only a decoder is known.
         architecture: "standard", "jumprelu", "topk" or "gated".
         hook_name: The activation that it was trained on, where known.
         b_dec: Subtracted from the activation before encoding, [d_in]; None: nothing is.
@@ -73,7 +73,7 @@ class TensorSAE:
 
 
 def load_sae(source: str | Path | dict[str, Tensor], *, hook_name: str | None = None) -> TensorSAE:
-    """Read an SAE without SAELens.
+    """An SAE from a file or from tensors, without SAELens.
 
     Args:
         source: "demo" (the embedded SAE), a folder as SAELens saves it (`cfg.json`, `sae_weights.safetensors`), a

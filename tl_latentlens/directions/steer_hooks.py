@@ -1,4 +1,4 @@
-"""Hooks that steer: one adds a vector to the stream, another reads it as a lens hook does and compares it with another run."""
+"""Hooks of a steered run: one adds a vector to the stream, the other reads the stream and compares it with another run's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -36,15 +36,15 @@ class AddVector:
         changed = activation + self.vector.to(activation).view(activation.shape[2:])
         if self.positions is None:
             return changed
-        # The tokens that `generate` adds one by one are counted on from the prompt's.
+        # `generate` adds tokens one by one. Their positions go on from those of the prompt.
         self._length = self._length + 1 if pos == 1 and find_run_context(batch, pos).continues_generation else pos
-        chosen = np.zeros(self._length, bool)
+        is_chosen_position = np.zeros(self._length, bool)
         try:
-            chosen[self.positions if isinstance(self.positions, slice) else list(self.positions)] = True
+            is_chosen_position[self.positions if isinstance(self.positions, slice) else list(self.positions)] = True
         except IndexError as error:
             raise InvalidInputError(f"positions={self.positions!r} is outside the run's {pos} positions") from error
-        at = torch.from_numpy(chosen[-pos:]).to(activation.device)
-        return torch.where(at.view(-1, *[1] * (activation.ndim - 2)), changed, activation)
+        is_chosen = torch.from_numpy(is_chosen_position[-pos:]).to(activation.device)
+        return torch.where(is_chosen.view(-1, *[1] * (activation.ndim - 2)), changed, activation)
 
 
 class ComparingHook(LatentLensHook):
@@ -57,27 +57,28 @@ class ComparingHook(LatentLensHook):
 
     def cosines(self, other: "ComparingHook") -> dict[str, Float[np.ndarray, " cells"]]:
         """Cosine of each decoded activation with that of another run, NaN where the tokens up to there are not the same."""
-        mine, theirs = self.result, other.result
-        here, there = _shared(mine, theirs)
-        found = {}
-        for name in mine.hook_names:
-            found[name] = np.full(len(mine.positions), np.nan, np.float32)
-            if name in theirs.hook_names:
-                pair = self.captures.vectors(name, here).float(), other.captures.vectors(name, there).float()
-                found[name][here[mine.decoded]] = torch.cosine_similarity(*pair, dim=-1).clamp(-1, 1).cpu().numpy()
-        return found
+        result, other_result = self.result, other.result
+        mask, other_mask = _same_prefix_masks(result, other_result)
+        cosines = {}
+        for name in result.hook_names:
+            cosines[name] = np.full(len(result.positions), np.nan, np.float32)
+            if name in other_result.hook_names:
+                pair = self.captures.vectors(name, mask).float(), other.captures.vectors(name, other_mask).float()
+                cosines[name][mask[result.decoded]] = torch.cosine_similarity(*pair, dim=-1).clamp(-1, 1).cpu().numpy()
+        return cosines
 
 
-def _shared(mine: LensResult, theirs: LensResult) -> list[Bool[np.ndarray, "batch pos"]]:
+def _same_prefix_masks(first: LensResult, second: LensResult) -> list[Bool[np.ndarray, "batch pos"]]:
     """For each of two readings, True where both decoded the same token after the same tokens."""
-    sides = (mine, theirs)
-    shared = [np.zeros(side.decoded.shape, bool) for side in sides]
-    if len(mine.decoded) == len(theirs.decoded):
-        pos = min(side.decoded.shape[1] for side in sides)
-        same = mine.decoded[:, :pos] & theirs.decoded[:, :pos]
-        if mine.tokens is not None and theirs.tokens is not None:
-            first, second = (np.array([row[:pos] for row in tokens], object) for tokens in (mine.tokens, theirs.tokens))
-            same &= np.logical_and.accumulate(first == second, axis=1)
-        for part in shared:
-            part[:, :pos] = same
-    return shared
+    masks = [np.zeros(result.decoded.shape, bool) for result in (first, second)]
+    if len(first.decoded) == len(second.decoded):
+        n_pos = min(first.decoded.shape[1], second.decoded.shape[1])
+        is_same = first.decoded[:, :n_pos] & second.decoded[:, :n_pos]
+        if first.tokens is not None and second.tokens is not None:
+            tokens, other_tokens = (
+                np.array([row[:n_pos] for row in result_tokens], object) for result_tokens in (first.tokens, second.tokens)
+            )
+            is_same &= np.logical_and.accumulate(tokens == other_tokens, axis=1)
+        for mask in masks:
+            mask[:, :n_pos] = is_same
+    return masks
