@@ -10,7 +10,7 @@ import torch
 
 import tl_latentlens as tll
 from benchmarks.measure import Settings, WrongResultError, measured, megabytes, table
-from tl_latentlens.directions.sae import TensorSAE, encode
+from tl_latentlens.directions.features.sae import TensorSAE, encode
 
 HOOK_NAME = "blocks.3.hook_resid_post"
 ACTIVE = 32  # features a token

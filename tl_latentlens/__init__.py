@@ -7,17 +7,17 @@ from tl_latentlens.bank.writer import BankWriter
 from tl_latentlens.corpus.plan import Plan, PlanSettings, Prompts, make_plan, prompts_from_lists
 from tl_latentlens.corpus.texts import load_corpus
 from tl_latentlens.directions.decode import decode_directions
-from tl_latentlens.directions.difference_of_means import difference_of_means
 from tl_latentlens.directions.direction_result import DirectionResult
-from tl_latentlens.directions.feature_result import FeatureResult
-from tl_latentlens.directions.find_features import find_features
-from tl_latentlens.directions.find_heads import find_heads
-from tl_latentlens.directions.find_neurons import find_neurons
-from tl_latentlens.directions.find_result import FindResult, Meaning
-from tl_latentlens.directions.label import label_features
-from tl_latentlens.directions.sae import load_sae
-from tl_latentlens.directions.steering_lens import SteeringLens
-from tl_latentlens.directions.steering_result import SteeringResult
+from tl_latentlens.directions.features.label import label_features
+from tl_latentlens.directions.features.result import FeatureResult
+from tl_latentlens.directions.features.sae import load_sae
+from tl_latentlens.directions.find.features import find_features
+from tl_latentlens.directions.find.heads import find_heads
+from tl_latentlens.directions.find.neurons import find_neurons
+from tl_latentlens.directions.find.result import FindResult, Meaning
+from tl_latentlens.directions.steering.difference_of_means import difference_of_means
+from tl_latentlens.directions.steering.lens import SteeringLens
+from tl_latentlens.directions.steering.result import SteeringResult
 from tl_latentlens.errors import (
     BankCorruptError,
     BankError,

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import tl_latentlens as tll
-from tl_latentlens.directions.activations_around import activations_around
-from tl_latentlens.directions.sae import TensorSAE
-from tl_latentlens.directions.token_places import concatenated_ranges, token_places
+from tl_latentlens.directions.features.activations_around import activations_around
+from tl_latentlens.directions.features.sae import TensorSAE
+from tl_latentlens.directions.features.token_places import concatenated_ranges, token_places
 
 HOOK = "blocks.3.hook_resid_post"
 
@@ -53,7 +53,7 @@ def test_spans_hold_what_stands_around_a_row(two_banks: tll.ContextualIndex) -> 
 def test_activations_are_those_of_each_token(
     two_banks: tll.ContextualIndex, any_model: Any, with_model: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tl_latentlens.directions.sae.ENCODED_BYTES", chunk)
+    monkeypatch.setattr("tl_latentlens.directions.features.sae.ENCODED_BYTES", chunk)
     sae, rng = random_sae(), np.random.default_rng(1)
     features = [7, 2, 11]
     rows = rng.integers(0, two_banks.n_rows, (3, 8))

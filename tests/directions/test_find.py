@@ -14,8 +14,8 @@ from support.models import TEXTS, available_kinds
 from torch.nn.functional import normalize
 
 import tl_latentlens as tll
-from tl_latentlens.directions.component_outputs import output_weights, record_component_outputs
-from tl_latentlens.directions.sae import TensorSAE
+from tl_latentlens.directions.features.sae import TensorSAE
+from tl_latentlens.directions.find.component_outputs import output_weights, record_component_outputs
 from tl_latentlens.model.loading import DEMO_MODEL, load_model
 
 HOOK = "blocks.3.hook_resid_post"

@@ -12,8 +12,8 @@ from torch.nn.functional import normalize
 import tl_latentlens as tll
 from tl_latentlens.bank.format import ModelRecord
 from tl_latentlens.corpus.plan import Prompts
-from tl_latentlens.directions.activity import HISTOGRAM_EDGES, bank_activity
-from tl_latentlens.directions.sae import TensorSAE
+from tl_latentlens.directions.features.activity import HISTOGRAM_EDGES, bank_activity
+from tl_latentlens.directions.features.sae import TensorSAE
 from tl_latentlens.index.words import word_at_row
 from tl_latentlens.model.fingerprint import Fingerprint
 from tl_latentlens.model.info import ModelInfo
@@ -199,8 +199,8 @@ def brute(sae: Any, index: tll.ContextualIndex) -> np.ndarray:
 
 @pytest.mark.parametrize("chunk", [2**26, 4 * N_WORDS * 97])
 def test_activity_is_what_all_rows_at_once_give(planted: Any, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr("tl_latentlens.directions.sae.ENCODED_BYTES", chunk)
-    monkeypatch.setattr("tl_latentlens.directions.activity._MAX_PENDING", 500)
+    monkeypatch.setattr("tl_latentlens.directions.features.sae.ENCODED_BYTES", chunk)
+    monkeypatch.setattr("tl_latentlens.directions.features.activity._MAX_PENDING", 500)
     sae = tied(centers(), threshold=0.3)
     acts, features = brute(sae, planted), [3, 150, 0]
     pairs = np.random.default_rng(4).integers(0, [[planted.n_rows], [N_WORDS]], (2, 300))

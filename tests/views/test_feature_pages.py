@@ -12,8 +12,8 @@ import torch
 from support.pages import BROWSER_ARGUMENTS, HOSTILE, page_data, page_json
 
 import tl_latentlens as tll
-from tl_latentlens.directions.feature_page import N_BEFORE
-from tl_latentlens.directions.sae import TensorSAE
+from tl_latentlens.directions.features.page import N_BEFORE
+from tl_latentlens.directions.features.sae import TensorSAE
 from tl_latentlens.views.features import UNKNOWN_SHADE
 from tl_latentlens.views.text import printable, visible
 

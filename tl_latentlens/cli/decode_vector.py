@@ -10,7 +10,7 @@ from torch import Tensor
 import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, KindOption, ModelOption
 from tl_latentlens.cli.output import console, print_tables
-from tl_latentlens.directions.sae import TensorSAE
+from tl_latentlens.directions.features.sae import TensorSAE
 from tl_latentlens.directions.vector_file import read_vector
 from tl_latentlens.errors import InvalidInputError
 

@@ -11,8 +11,8 @@ from rich.console import Group
 from tqdm.auto import tqdm
 
 from tl_latentlens.bank.bank import Bank
-from tl_latentlens.directions.label import label_features
-from tl_latentlens.directions.sae import hook_names_of, require_sae
+from tl_latentlens.directions.features.label import label_features
+from tl_latentlens.directions.features.sae import hook_names_of, require_sae
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.evaluation.agreement import reader_agreement
 from tl_latentlens.evaluation.held_out import draw_held_out_rows, neighbors_in_other_prompts

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tl_latentlens.directions.decode import decode_directions
 from tl_latentlens.directions.direction_result import DirectionResult
-from tl_latentlens.directions.sae import can_encode, decoder_of, encode, hook_names_of
+from tl_latentlens.directions.features.sae import can_encode, decoder_of, encode, hook_names_of
 from tl_latentlens.directions.vector_file import read_vector
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.explorer.image_source import MAX_KEPT_IMAGES, ImageSource, ShownImage

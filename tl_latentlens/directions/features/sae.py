@@ -13,7 +13,7 @@ from torch import Tensor
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.search.tensors import as_tensor
 
-DEMO_SAE = Path(__file__).parents[1] / "data" / "demo_sae"
+DEMO_SAE = Path(__file__).parents[2] / "data" / "demo_sae"
 ENCODED_BYTES = 2**26
 _ENCODERS = {
     "standard": {"W_enc", "b_enc"},

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from tl_latentlens.directions.activations_around import activations_around
-from tl_latentlens.directions.activity import HISTOGRAM_EDGES, Activity
-from tl_latentlens.directions.token_places import token_places
-from tl_latentlens.directions.token_stream import token_stream
+from tl_latentlens.directions.features.activations_around import activations_around
+from tl_latentlens.directions.features.activity import HISTOGRAM_EDGES, Activity
+from tl_latentlens.directions.features.token_places import token_places
+from tl_latentlens.directions.features.token_stream import token_stream
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.views.data import FeaturePage, ScoreAxis
 from tl_latentlens.views.features import UNKNOWN_SHADE

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_latentlens.directions.sae import encode, rows_per_step
-from tl_latentlens.directions.token_places import TokenPlaces, concatenated_ranges
+from tl_latentlens.directions.features.sae import encode, rows_per_step
+from tl_latentlens.directions.features.token_places import TokenPlaces, concatenated_ranges
 from tl_latentlens.model.activations import batches_by_length, prompts_as_run
 from tl_latentlens.model.describe import model_device
 from tl_latentlens.model.flatten import flat_activation

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from tl_latentlens.directions.token_places import TokenPlaces, concatenated_ranges
+from tl_latentlens.directions.features.token_places import TokenPlaces, concatenated_ranges
 from tl_latentlens.views.features import TEXT_CUT, TEXT_END, TEXT_JOINED
 from tl_latentlens.views.text import printable
 

@@ -12,10 +12,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tl_latentlens.directions.activity import Activity
 from tl_latentlens.directions.direction_result import DirectionResult
-from tl_latentlens.directions.feature_page import feature_page_data
-from tl_latentlens.directions.label_summary import summarize
+from tl_latentlens.directions.features.activity import Activity
+from tl_latentlens.directions.features.label_summary import summarize
+from tl_latentlens.directions.features.page import feature_page_data
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.views.data import FeatureLine

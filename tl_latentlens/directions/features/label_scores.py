@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from tl_latentlens.directions.activity import Activity, MaxActivating, bank_activity
-from tl_latentlens.directions.controls import (
+from tl_latentlens.directions.features.activity import Activity, MaxActivating, bank_activity
+from tl_latentlens.directions.features.controls import (
     CONTROLS_PER_NEIGHBOR,
     N_NULL_DIRECTIONS,
     draw_control_rows,
     draw_shuffled_decoders,
     n_null_sets,
 )
-from tl_latentlens.directions.feature_selection import FeatureSelection
+from tl_latentlens.directions.features.selection import FeatureSelection
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.statistics.auroc import auroc, auroc_standard_error

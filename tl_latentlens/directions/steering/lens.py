@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_latentlens.directions.prompts import tokenize_prompts
-from tl_latentlens.directions.steer_hooks import AddVector, ComparingHook
-from tl_latentlens.directions.steering_result import SteeringResult
+from tl_latentlens.directions.steering.hooks import AddVector, ComparingHook
+from tl_latentlens.directions.steering.prompts import tokenize_prompts
+from tl_latentlens.directions.steering.result import SteeringResult
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
 from tl_latentlens.lens.lens_hooks import LensHooks

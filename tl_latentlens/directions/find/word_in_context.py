@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from tl_latentlens.corpus.words import find_position
-from tl_latentlens.directions.find_result import Meaning
+from tl_latentlens.directions.find.result import Meaning
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
 from tl_latentlens.model.activations import activations_at

@@ -1,6 +1,6 @@
 """Labels of SAE features: neighbors, scores that say whether to believe them, and a label where the scores allow one.
 
-`feature_selection` checks the arguments, `label_scores` and `steering_scores` compute the scores, `index.words` the words.
+`selection` checks the arguments, `label_scores` and `steering_scores` compute the scores, `index.words` the words.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ import pandas as pd
 from jaxtyping import Int
 
 from tl_latentlens.directions.decode import decode_directions
-from tl_latentlens.directions.feature_result import FeatureResult
-from tl_latentlens.directions.feature_selection import FeatureSelection, select_features
-from tl_latentlens.directions.label_scores import activation_scores, similarity_scores
-from tl_latentlens.directions.label_summary import SIGNIFICANCE_LEVEL
-from tl_latentlens.directions.steering_scores import steering_scores
+from tl_latentlens.directions.features.label_scores import activation_scores, similarity_scores
+from tl_latentlens.directions.features.label_summary import SIGNIFICANCE_LEVEL
+from tl_latentlens.directions.features.result import FeatureResult
+from tl_latentlens.directions.features.selection import FeatureSelection, select_features
+from tl_latentlens.directions.features.steering_scores import steering_scores
 from tl_latentlens.index.contextual import ContextualIndex, require_index
 from tl_latentlens.index.words import common_words
 from tl_latentlens.lens.lenses import logit_lens

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from einops import einsum
 
-from tl_latentlens.directions.component_outputs import attention_at_end
-from tl_latentlens.directions.component_runs import run_components, stack_rows
-from tl_latentlens.directions.find_result import FindResult
-from tl_latentlens.directions.word_in_context import N_NEIGHBORS
+from tl_latentlens.directions.find.component_outputs import attention_at_end
+from tl_latentlens.directions.find.component_runs import run_components, stack_rows
+from tl_latentlens.directions.find.result import FindResult
+from tl_latentlens.directions.find.word_in_context import N_NEIGHBORS
 from tl_latentlens.index.contextual import ContextualIndex
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_latentlens.directions.sae import can_encode, decoder_of, hook_names_of, nonzero_features, require_sae
+from tl_latentlens.directions.features.sae import can_encode, decoder_of, hook_names_of, nonzero_features, require_sae
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.contextual import ContextualIndex
 

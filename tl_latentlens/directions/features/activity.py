@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_latentlens.directions.sae import decoder_of, encode, rows_per_step
+from tl_latentlens.directions.features.sae import decoder_of, encode, rows_per_step
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.search.topk import TopK, rank_pairs

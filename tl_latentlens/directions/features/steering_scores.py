@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_latentlens.bank.bank import Bank
-from tl_latentlens.directions.controls import neighbors_of_other_features
-from tl_latentlens.directions.feature_selection import FeatureSelection
+from tl_latentlens.directions.features.controls import neighbors_of_other_features
+from tl_latentlens.directions.features.selection import FeatureSelection
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.model.describe import model_device
 from tl_latentlens.model.running import evaluating

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from tl_latentlens.directions.feature_selection import FeatureSelection
+from tl_latentlens.directions.features.selection import FeatureSelection
 from tl_latentlens.index.contextual import ContextualIndex
 
 N_NULL_DIRECTIONS = 1000

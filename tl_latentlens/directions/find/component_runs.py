@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_latentlens.directions.component_outputs import (
+from tl_latentlens.directions.find.component_outputs import (
     ComponentOutputs,
     OutputWeights,
     layers_before,
     output_weights,
     record_component_outputs,
 )
-from tl_latentlens.directions.component_ranking import Contributions, RankedComponents, rank_components
-from tl_latentlens.directions.word_in_context import WordInContext, locate_word
+from tl_latentlens.directions.find.component_ranking import Contributions, RankedComponents, rank_components
+from tl_latentlens.directions.find.word_in_context import WordInContext, locate_word
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
 

@@ -7,10 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_latentlens.directions.component_ranking import Contributions, rank_components
-from tl_latentlens.directions.find_result import FindResult
-from tl_latentlens.directions.label import label_features
-from tl_latentlens.directions.sae import (
+from tl_latentlens.directions.features.label import label_features
+from tl_latentlens.directions.features.sae import (
     can_encode,
     decoder_of,
     encode,
@@ -19,7 +17,9 @@ from tl_latentlens.directions.sae import (
     require_sae,
     rows_per_step,
 )
-from tl_latentlens.directions.word_in_context import MAX_STORED_ROWS, N_NEIGHBORS, locate_word, stored_activations
+from tl_latentlens.directions.find.component_ranking import Contributions, rank_components
+from tl_latentlens.directions.find.result import FindResult
+from tl_latentlens.directions.find.word_in_context import MAX_STORED_ROWS, N_NEIGHBORS, locate_word, stored_activations
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_latentlens.corpus.plan import Prompts
-from tl_latentlens.directions.prompts import tokenize_prompts
+from tl_latentlens.directions.steering.prompts import tokenize_prompts
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.activations import activations_at, batches_by_length
 from tl_latentlens.model.describe import model_device, require_model

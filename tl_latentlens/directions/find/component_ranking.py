@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from tl_latentlens.directions.word_in_context import WordInContext
+from tl_latentlens.directions.find.word_in_context import WordInContext
 from tl_latentlens.errors import InvalidInputError
 
 _SIGNIFICANCE_LEVEL = 0.05

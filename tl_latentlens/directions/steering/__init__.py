@@ -1,0 +1,1 @@
+"""Steering vectors: making one, adding it to a run, reading what it changes."""
