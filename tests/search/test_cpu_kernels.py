@@ -118,7 +118,7 @@ def test_instructions_of_other_processors(features: str, lanes: int, levels: int
     show = "from tl_latentlens.search.cpu_loops import LANES, MAX_QUERY_CODE; print(LANES, MAX_QUERY_CODE)"
     shown = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True)
     assert shown.stdout.split() == [str(lanes), str(levels)]
-    chosen = ["tests/search/test_cpu_kernels.py", "-k", "products or a_search", "-p", "no:xdist"]
+    chosen = ["tests/search/test_cpu_kernels.py", "-k", "products or a_search", "-n0"]
     again = subprocess.run([sys.executable, "-m", "pytest", *chosen], env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stdout
     assert ("skipped" in again.stdout) == (not levels)
