@@ -5,10 +5,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # The numbers are from malloc.h.
 _MAX_MMAP_THRESHOLD = 2**25  # glibc takes no larger one
 _KEPT_BYTES = 2**30
-_DEFAULT_TRIM_THRESHOLD = 2 * _MAX_MMAP_THRESHOLD  # where glibc's own adjustment ends
+_DEFAULT_TRIM_THRESHOLD = 2 * _MAX_MMAP_THRESHOLD  # glibc's own adjustment ends here.
 
 
 @contextmanager

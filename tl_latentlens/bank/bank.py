@@ -149,7 +149,7 @@ class Bank:
 
     @property
     def dtype(self) -> str:
-        """How the vectors are stored: "float16", "bfloat16" or "float32"."""
+        """Storage type of the vectors: "float16", "bfloat16" or "float32"."""
         return self.file.metadata.dtype
 
     @property
@@ -159,7 +159,7 @@ class Bank:
 
     @property
     def plan(self) -> Plan:
-        """Which rows were kept, and of which prompts; the tokens are memory-mapped."""
+        """The kept rows and their prompts; the tokens are memory-mapped."""
         return self.file.plan
 
     @property
@@ -173,7 +173,7 @@ class Bank:
         return self.file.metadata.n_heads.get(hook_point(hook_name), 1)
 
     def head_names(self, hook_name: str) -> list[str]:
-        """What a name stands for: each head of `blocks.3.attn.hook_z[:]`, else the name itself.
+        """The hook names that a name stands for: each head of `blocks.3.attn.hook_z[:]`, else the name itself.
 
         Raises:
             UnknownHookError: The bank does not have it.

@@ -78,7 +78,7 @@ class BlockBatches:
         return np.unique(self.plan.row_prompts[self.block_starts[block] : self.block_starts[block + 1]])
 
     def _run_lengths(self, prompts: Int[np.ndarray, " prompts"]) -> Int[np.ndarray, " prompts"]:
-        """How many tokens of each prompt are run: a causal model need not run past a prompt's last row."""
+        """The number of tokens to run of each prompt: a causal model need not run past a prompt's last row."""
         starts, ends = self.plan.prompt_starts[prompts], self.plan.prompt_starts[prompts + 1]
         if self.plan.settings.bidirectional:
             return ends - starts
@@ -86,7 +86,7 @@ class BlockBatches:
         return last_row_tokens + 1 - starts + self.plan.shifts(prompts)
 
     def _n_prompts_together(self, lengths: Int[np.ndarray, " prompts"]) -> int:
-        """How many of the next prompts, whose lengths descend, make one batch."""
+        """The number of next prompts that make one batch; their `lengths` descend."""
         longest = int(lengths[0])
         n_fitting = max(1, self.batch_tokens // longest)
         n_similar = int(np.searchsorted(-lengths, -_MIN_LENGTH_RATIO * longest, "right"))

@@ -117,7 +117,7 @@ def _run_corpus(
         tqdm(total=writer.tokens_to_run, unit=" tokens", unit_scale=True, desc=path.name, disable=not progress) as bar,
     ):
         if writer.tokens_left < writer.tokens_to_run:
-            bar.initial = bar.n = writer.tokens_to_run - writer.tokens_left  # so that the rate counts this run alone
+            bar.initial = bar.n = writer.tokens_to_run - writer.tokens_left  # The rate counts this run alone.
             bar.set_description(f"{path.name} (resumed)")
         if progress and batch_tokens not in (None, writer.batch_tokens):
             tqdm.write(f"{partial_path(path)} was begun with batch_tokens={writer.batch_tokens}, which stays")

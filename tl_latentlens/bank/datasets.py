@@ -23,7 +23,7 @@ def fingerprint_dataset(hook_name: str) -> str:
 
 
 def n_datasets(n_hook_names: int) -> int:
-    """How many datasets a bank of so many hook names has."""
+    """The number of datasets in a bank of so many hook names."""
     return 10 + 6 * n_hook_names
 
 

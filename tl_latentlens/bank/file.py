@@ -208,7 +208,7 @@ class BankFile:
         return stat.st_dev, stat.st_ino, stat.st_size, *([stat.st_mtime_ns] if self.head.complete else [])
 
     def _problems(self, file: BinaryIO) -> Iterator[str]:
-        """What the digest cannot tell of a file that was made to deceive: starts and rows that do not ascend."""
+        """Problems that a right digest does not rule out in a file made to deceive: numbers out of order and missing blocks."""
         n_tokens, n_rows = (self.head.datasets[name].shape[0] for name in (TOKENS, ROW_TOKENS))
         n_bytes, n_fingerprint_tokens = (self.head.datasets[name].shape[0] for name in (TOKEN_BYTES, FINGERPRINT_TOKENS))
         for name, end, strictly in (

@@ -28,7 +28,7 @@ DTYPES: dict[str, tuple[Any, Any]] = {
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """What a bank stores of its model.
+    """The record of its model that a bank stores.
 
     Attributes:
         info: The model's name, sizes and weight processing.

@@ -45,7 +45,7 @@ class BankWriter:
     _block_starts: Int[np.ndarray, " blocks_and_end"]
     _is_full: np.ndarray  # [blocks]: the block takes no more rows
     _batches: BlockBatches
-    _buffers: dict[int, BlockBuffer]  # of the blocks that have some of their rows
+    _buffers: dict[int, BlockBuffer]  # buffers of the blocks that have some of their rows
     _spare_buffers: list[BlockBuffer]
     _row_writes: BackgroundWrites  # rows that come from a GPU go to their buffers
     _block_writes: BackgroundWrites  # full blocks go to the file

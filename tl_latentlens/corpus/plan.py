@@ -1,4 +1,4 @@
-"""Which tokens become rows: computed from the tokens alone, before any model runs.
+"""The plan says which tokens become rows. It is computed from the tokens alone, before any model runs.
 
 A causal model gives the same activation for the same tokens up to a position, so each distinct token prefix gets exactly one
 row. Where a token is seen in its whole prompt, each token of each distinct prompt gets one. Then a seeded uniform sample caps
@@ -218,7 +218,7 @@ def block_starts(plan: Plan, target_tokens: int, max_rows: int) -> Int[np.ndarra
     A block closes with the prompt that brings it to `target_tokens` tokens to run or `max_rows` rows; a long prompt may
     exceed either on its own.
     """
-    last_rows = np.flatnonzero(np.r_[np.diff(plan.row_prompts) > 0, True])  # of each prompt that has rows
+    last_rows = np.flatnonzero(np.r_[np.diff(plan.row_prompts) > 0, True])  # One for each prompt that has rows.
     prompts = plan.row_prompts[last_rows]
     tokens_up_to = np.cumsum(plan.row_tokens[last_rows] + 1 - plan.prompt_starts[prompts] + plan.shifts(prompts))
     rows_up_to = last_rows + 1

@@ -13,7 +13,7 @@ from tl_latentlens.vision.scenes.phrases import RETELLINGS, article, joined
 Passage = list[tuple[list[int], list[int]]]  # each sentence's tokens: as the first after BOS, and with a space before it
 BATCH_TOKENS = 4096
 SENTENCES_A_CONCEPT, HELD_OUT_CONCEPT_EVERY = 5, 100
-APART_SHARE = 0.3  # of the passages are read sentence by sentence
+APART_SHARE = 0.3  # This share of the passages is read sentence by sentence.
 
 COLORS = "red blue green yellow black white orange purple brown pink gray".split()
 SIZES = "small large tiny tall big thin little huge".split()

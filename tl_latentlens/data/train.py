@@ -62,7 +62,7 @@ def held_out_loss(model: GPT2LMHeadModel, texts: list[str], tokenizer: PreTraine
 
 
 def sense_accuracy(model: GPT2LMHeadModel, corpus: pd.DataFrame, tokenizer: PreTrainedTokenizerFast) -> dict[str, list[float]]:
-    """How often a held-out ambiguous word is nearer (cosine) to the training uses of its own sense than of another.
+    """The rate at which held-out ambiguous words are nearer (cosine) to training uses of their own sense than of another.
 
     `pairs`: for each held-out sentence, the share of all (own sense, other sense) pairs of training sentences in which
     the own sense is nearer; then the mean over held-out sentences. Chance is 0.5.

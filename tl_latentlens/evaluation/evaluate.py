@@ -64,7 +64,7 @@ class Evaluation:
         return pd.concat([measure.table() for measure in self.measures], ignore_index=True)
 
     def gains(self, over: str = "raw") -> pd.DataFrame:
-        """How much better each transform is than another, averaged over hook names, with paired 95 % intervals.
+        """The gain of each transform over another, averaged over hook names, with paired 95 % intervals.
 
         Columns: measure, reader, mean, gain (above 0: better), low, high, n. An interval that holds 0 is within the noise.
 

@@ -1,4 +1,4 @@
-"""What the browser draws: for each layer and token, or patch of an image, the word that a lens reads first and its score."""
+"""The grid that the browser draws: for each layer and token, or image patch, the first word of a lens and its score."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -45,7 +45,7 @@ def patch_heading(image: ShownImage, hook_name: str, pos: int) -> list[Any]:
 
 
 def cell_parts(result: LensResult, hook_name: str, pos: int, lens: str) -> list[Any]:
-    """What each lens reads at one cell, the chosen one first."""
+    """The readings of all lenses at one cell, the chosen lens first."""
     cell = result.lens_cell(hook_name, pos)
     neighbors = result.found[hook_name][result.place(pos)].with_chances().neighbor_lines(0)
     readings = {name: cell.lenses.get(name) for name in LENSES if name != "latentlens"}

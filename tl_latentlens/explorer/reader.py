@@ -225,10 +225,10 @@ class Reader:
         return key
 
     def keep_upload(self, contents: str, name: str) -> str:
-        """As `keep_vector`, for an uploaded file; see `uploaded_bytes`.
+        """Read the vector in an uploaded file, check it, and keep it, like `keep_vector`; see `uploaded_bytes`.
 
         Raises:
-            InvalidInputError: As `keep_vector`, or what came is no file.
+            InvalidInputError: The errors of `keep_vector`, or what came is no file.
         """
         data = uploaded_bytes(contents, name)
         with tempfile.TemporaryDirectory() as folder:

@@ -181,7 +181,7 @@ class ContextualIndex:
 
     @torch.no_grad()
     def chances(self, found: SearchResult) -> Float[Tensor, "... k"]:
-        """How likely a random activation comes as near to each found row as the query did, in (0, 1].
+        """The chance that a random activation comes as near to each found row as the query did, in (0, 1].
 
         It is the share of a sample of rows that have at least this similarity to the found row: (1 + n) / (1 + sample size).
         The sample is up to 4,096 rows of the same hook name, evenly spaced over the bank. A chance means the same at every

@@ -25,7 +25,7 @@ _PRODUCT_ERROR = 1e-6  # a float32 product of unit vectors is off by about this
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How the vectors of an index are held and searched; see `ContextualIndex`."""
+    """The options by which the vectors of an index are held and searched; see `ContextualIndex`."""
 
     transform: str
     device: torch.device
@@ -122,7 +122,7 @@ class HookNameSearch:
         return units, units.new_zeros(len(units)) if hubs is None else hubs.penalty(units).float()
 
     def chances(self, row_ids: Int[Tensor, " n"], similarities: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """How likely a random activation comes as near to each row as its similarity says; see `ContextualIndex.chances`."""
+        """The chance that a random activation is at least this similar to each row; see `ContextualIndex.chances`."""
         chances = torch.ones_like(similarities)
         sample = self.null_sample
         rows_per_step = max(1, _MAX_CHANCE_NUMBERS // max(len(sample.units), self.d))

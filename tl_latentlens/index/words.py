@@ -21,7 +21,7 @@ _NEAR_TOKENS = 8  # tokens to each side of a row whose words count as near
 _MAX_WORDS = 3  # words for one set of rows
 _MIN_ROWS = 2  # rows of a set that must have a word
 _MIN_SHARE = 0.15  # share of a set's rows that must have a word
-_MIN_SHARE_RATIO = 4  # times as often as in the bank a word must occur
+_MIN_SHARE_RATIO = 4  # A word must occur so many times as often as in the bank.
 _BACKGROUND_ROWS = 2000  # random rows that tell how common a word is in the bank
 
 

@@ -13,7 +13,7 @@ CELL_COLUMNS = [
 
 @dataclass(frozen=True)
 class Cell:
-    """What the lenses read at one hook name and token.
+    """The readings of all lenses at one hook name and token.
 
     Attributes:
         hook_name: The hooked activation.

@@ -17,7 +17,7 @@ from tl_latentlens.views.notebook import NOTEBOOK_EXAMPLES, followed_html
 
 @dataclass(frozen=True)
 class TokenRanks:
-    """Where chosen tokens stand in what a lens reads from vectors.
+    """The scores and ranks of chosen tokens in what a lens reads from vectors.
 
     Attributes:
         scores: Probabilities (logit lens) or shares of the nearest rows (LatentLens) in [0, 1], cosines in [-1, 1]

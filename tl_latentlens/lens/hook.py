@@ -93,10 +93,11 @@ class LatentLensHook:
         self._result = None
 
     def follow_tokens(self, tokens: str | int | Sequence[str | int], *, top_k: int = 50) -> FollowedTokens:
-        """How each lens ranks chosen tokens at every layer and decoded position of the last run, over the whole vocabulary.
+        """The scores and ranks that each lens gives chosen tokens, at every layer and decoded position of the last run.
 
         The lenses that the hooks read are asked again, so the run must be the last one. The logit lens says how likely a token
-        comes next. LatentLens says which share of the nearest rows it is the token of.
+        comes next. It and the embedding lens rank the whole vocabulary. LatentLens says which share of the nearest rows
+        it is the token of.
 
         Args:
             tokens: Single tokens, as text with their leading space (" Paris") or as ids; one or several.

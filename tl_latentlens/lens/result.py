@@ -204,7 +204,7 @@ class LensResult:
         return LensCell(hook_name, batch, pos, self.token(batch, pos), neighbors, lenses)
 
     def token_heading(self, batch: int, pos: int) -> TokenHeading:
-        """Where a token stands, and the text around it, as views draw it."""
+        """The place of a token and the text around it, as views draw them."""
         label = f"batch {batch}, pos {pos}" if len(self.decoded) > 1 else f"pos {pos}"
         if self.tokens is None:
             return TokenHeading(label, None)

@@ -16,7 +16,7 @@ _GENERATING_FUNCTIONS = ("generate", "generate_stream", "_sample")
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a hook can find out about the run that called it.
+    """The run that called a hook, as far as the hook can find it out.
 
     Attributes:
         model: The outermost TransformerLens model that is running, or None.

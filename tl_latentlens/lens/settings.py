@@ -13,7 +13,7 @@ from tl_latentlens.index.contextual import require_top_k
 
 @dataclass(frozen=True, eq=False)
 class LensSettings:
-    """What a lens hook reads, and where; see `latentlens_hooks`.
+    """The settings of a lens hook: what it reads, and where; see `latentlens_hooks`.
 
     Attributes:
         top_k: Neighbors, and tokens of the other lenses, for each token.

@@ -1,4 +1,4 @@
-"""What a TransformerLens model is: the check for one, its device and direction, and the description that a bank stores.
+"""A TransformerLens model's description: the check for one, its device and direction, and the record that a bank stores.
 
 A model is recognised by what it has (`cfg`, `hook_dict`, `run_with_hooks`) and never by its class: TransformerLens 3 and 4
 share no class for models.

@@ -1,4 +1,4 @@
-"""What attention heads add to the residual stream, computed from `attn.hook_z`."""
+"""The outputs that attention heads add to the residual stream, computed from `attn.hook_z`."""
 
 from typing import Any
 

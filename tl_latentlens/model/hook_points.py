@@ -45,7 +45,7 @@ def forward_order(hook_name: str) -> tuple[int, int]:
 
 
 def switch_on_hint(model: Any, hook_name: str) -> str | None:
-    """What the user can do where the model's settings keep a hook point from firing; None where they do not."""
+    """Advice for the user where the model's settings keep a hook point from firing; None where they do not."""
     setting = next((setting for end, setting in _SWITCHES.items() if hook_name.endswith(end)), None)
     if setting is None or getattr(model.cfg, setting, True):
         return None

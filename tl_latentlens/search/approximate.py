@@ -87,7 +87,7 @@ class ApproximateSearch(VectorSearch):
 
 
 def approximate_top_k_of_parts(searches: Sequence[VectorSearch], queries: Sequence[Float[Tensor, "... d"]], k: int) -> TopK:
-    """As `driver.top_k_of_parts`, from the rows that FAISS proposes in each search by itself."""
+    """The k nearest rows of several searches, like `driver.top_k_of_parts`, from the rows that FAISS proposes in each alone."""
     parts = [search.unclamped_top_k(units, k) for search, units in zip(searches, queries, strict=True)]
     first_rows = np.cumsum([0, *(len(search) for search in searches[:-1])]).tolist()
     return merge_top_k(parts, first_rows, k)

@@ -1,4 +1,4 @@
-"""What this machine can run: compiled kernels, and the quantized codes that its processor multiplies fast."""
+"""The compiled kernels that this machine can run, and the quantized codes that its processor multiplies fast."""
 
 from functools import cache
 from importlib import import_module
@@ -27,7 +27,7 @@ def cpu_kernels(device: torch.device, n_rows: int) -> Any:
 def load_cpu_kernels() -> Any:
     """The module of loops that numba compiles, or None."""
     try:
-        return import_module("tl_latentlens.search.cpu_kernels")  # which imports numba, an extra
+        return import_module("tl_latentlens.search.cpu_kernels")  # This imports numba, an extra.
     except ImportError:  # numba is not installed, or not for this NumPy
         return None
 
@@ -36,11 +36,11 @@ def load_cpu_kernels() -> Any:
 def gpu_kernels() -> Any:
     """The module of Triton kernels after a trial, or None: no Triton, no C compiler for it, or a GPU that it does not know."""
     try:
-        kernels = import_module("tl_latentlens.search.gpu_kernels")  # which imports Triton
+        kernels = import_module("tl_latentlens.search.gpu_kernels")  # This imports Triton.
         ones, ids = torch.ones((1, 8), dtype=torch.float32, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
         dot = float(kernels.dot_products(ones, ones, ids, ids, torch.float64))
         is_right = dot * float(kernels.products_with_one_query(ones, ones, 1)) == 64
-    except Exception:  # of many kinds, and torch's operators do the same
+    except Exception:  # The errors are of many kinds, and torch's operators do the same.
         return None
     return kernels if is_right else None
 

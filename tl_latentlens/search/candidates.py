@@ -115,7 +115,7 @@ def select_pairs(
 def select_fused(
     bound: ErrorBound, select: SelectFused, first_row: int, threshold: Threshold, *, max_share: float
 ) -> list[CandidatePairs] | None:
-    """As `select_pairs`, for a kernel that selects scores while it makes them.
+    """The pairs of a chunk that may reach the threshold, from a kernel that selects scores while it makes them.
 
     Args:
         bound: How the raw scores bound similarities.

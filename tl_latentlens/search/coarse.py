@@ -149,7 +149,7 @@ class FloatSource:
 
     @cached_property
     def _no_residual(self) -> Float[Tensor, " 1"]:
-        return self._queries.new_zeros(1)  # of a query that is not rounded
+        return self._queries.new_zeros(1)  # A query that is not rounded has no residual.
 
     def candidates(self, rows: Chunk, threshold: Threshold) -> Iterator[ChunkCandidates]:
         """Chunks of the rows with their candidates, however many there are."""

@@ -108,7 +108,7 @@ def _choose_code_dtypes(rows: StoredRows, dtype: str) -> list[torch.dtype]:
 
 
 def _choose_coarse_dtype(rows: StoredRows, dtype: str, has_codes: bool) -> torch.dtype:
-    """What the coarse pass multiplies stored rows in, where it has no codes or they leave too many candidates."""
+    """The type in which the coarse pass multiplies stored rows, where it has no codes or they leave too many candidates."""
     coarse_dtype, is_scaled = torch.float32, rows.scales.row is not None
     if dtype in DTYPES and not has_codes:
         coarse_dtype = DTYPES[dtype]

@@ -168,7 +168,7 @@ class QuantizedRows:
         return self._kernels.fused_pairs_above(codes, queries.packed, min_raw, len(chunk), max_pairs)
 
     def error_bound(self, queries: QueryCodes, chunk: Chunk) -> ErrorBound:
-        """How the raw scores of a chunk of rows bound similarities."""
+        """The bounds that the raw scores of a chunk of rows put on similarities."""
         groups = slice(chunk.first // GROUP_ROWS, round_up(chunk.last, GROUP_ROWS) // GROUP_ROWS)
         code_norm, width = self._code_norm[groups].max(), self._codes.shape[1]
         row_error = self._residual_norm[groups].max() * queries.code_norm

@@ -1,4 +1,4 @@
-"""How loops of a CPU search are compiled by numba."""
+"""The decorator by which numba compiles the loops of a CPU search."""
 
 import inspect
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numba
 
 def compile_loop(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that is compiled at its first call for each combination of types, and kept on the disk if possible."""
-    function = inspect.unwrap(function)  # of runtime shape checks, where an import hook adds them
+    function = inspect.unwrap(function)  # An import hook may have wrapped it in runtime shape checks.
     options: dict[str, Any] = {
         "nogil": True,
         "fastmath": {"reassoc", "contract", "nsz", "nnan"},

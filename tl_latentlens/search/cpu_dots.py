@@ -55,7 +55,7 @@ def dots_float32(vectors, queries, row_ids, query_ids, dots):
 
 @compile_loop
 def dots_bfloat16(vectors, queries, row_ids, query_ids, dots):
-    """As `dots_float32`, for the bits of bfloat16 vectors."""
+    """Write dot products of pairs to `dots`, like `dots_float32`, from the bits of bfloat16 vectors."""
     bits, prefetched, last = np.empty(vectors.shape[1], np.uint32), vectors[0, 0], len(row_ids) - 1
     for pair in range(len(row_ids)):
         prefetched += _prefetch(vectors[row_ids[min(pair + _PREFETCHED_ROWS, last)]])
@@ -66,7 +66,7 @@ def dots_bfloat16(vectors, queries, row_ids, query_ids, dots):
 
 @compile_loop
 def dots_float16(vectors, queries, row_ids, query_ids, dots):
-    """As `dots_float32`, for the bits of float16 vectors."""
+    """Write dot products of pairs to `dots`, like `dots_float32`, from the bits of float16 vectors."""
     bits, wide = np.empty(vectors.shape[1], np.uint32), np.empty(vectors.shape[1], np.float32)
     prefetched, last = vectors[0, 0], len(row_ids) - 1
     for pair in range(len(row_ids)):

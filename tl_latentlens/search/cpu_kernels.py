@@ -55,7 +55,7 @@ def fused_pairs_above(
     n_rows: int,
     max_pairs: int,
 ) -> RawPairs | None:
-    """As `pairs_above`, for products that are made and compared 16 rows at a time.
+    """Rows and queries whose product reaches the least score, like `pairs_above`; 16 rows are multiplied and compared at once.
 
     Args:
         codes: Whole groups of 16 rows.

@@ -156,7 +156,7 @@ def _count_above(scores, floors):
 
 @compile_loop
 def pairs_above_bfloat16(raw, min_raw, group_rows, n_rows, rows, query_ids, values):
-    """As `pairs_above`, for the bits of bfloat16 scores."""
+    """Count and write the scores that reach the least score, like `pairs_above`, from the bits of bfloat16 scores."""
     bits = np.zeros((1, min_raw.shape[1]), np.uint32)
     wide, count = bits.view(np.float32), 0
     for row in range(n_rows):
@@ -173,7 +173,7 @@ def pairs_above_bfloat16(raw, min_raw, group_rows, n_rows, rows, query_ids, valu
 
 @compile_loop
 def fused_pairs_above(codes, panels, min_raw, n_rows, rows, query_ids, values):
-    """As `pairs_above`, for products of codes that are compared tile by tile."""
+    """Count and write the products of codes that reach the least score, like `pairs_above`, but multiply tile by tile."""
     n_queries, count, room = min_raw.shape[1], 0, len(rows)
     sums, highest = np.empty((_TILE_ROWS, len(panels) * LANES), np.int32), np.empty(len(panels) * LANES, np.int32)
     for first in range(0, n_rows, _TILE_ROWS):

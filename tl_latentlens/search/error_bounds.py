@@ -25,7 +25,7 @@ BFLOAT16_PRODUCT_ROUNDOFF = 1.01 * UNIT_ROUNDOFF[torch.bfloat16]
 
 @dataclass(frozen=True)
 class ErrorBound:
-    """How a raw coarse score bounds a similarity.
+    """The bounds that a raw coarse score puts on a similarity.
 
     The similarity is `offset + query_scale * (scale * (raw ± row_error) ± query_error)`. `roundoff` widens the bound further.
 
@@ -158,7 +158,7 @@ def transformed_product_error(
     if removes_own_mean:
         product += 2.0**-23  # queries have mean 0 up to rounding: a row's own mean adds next to nothing to its product
     if has_penalty:
-        product += 2.0**-22  # of the subtraction, and of the penalty in float32
+        product += 2.0**-22  # The subtraction is rounded, and so is the penalty in float32.
     return (2 * unit_roundoff + product + d * 2.0**-23) * error_gain
 
 

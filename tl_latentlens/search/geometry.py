@@ -83,7 +83,7 @@ class HubSample:
 
 @dataclass(frozen=True, eq=False)
 class RowGeometry:
-    """How the rows of a search are compared with its queries.
+    """The transform and the penalty with which the rows of a search are compared with its queries.
 
     Similarities are cosines of transformed vectors. With `hubs`, half of each row's hubness is subtracted from its
     similarities, so that rows rank as in CSLS (Conneau et al. 2018, arXiv 1710.04087). CSLS also subtracts a term of the query.

@@ -17,7 +17,7 @@ def dot_products(
     query_ids: Int[Tensor, " pairs"],
     dtype: torch.dtype,
 ) -> Float[Tensor, " pairs"]:
-    """As `cpu_kernels.dot_products`, for vectors on a GPU."""
+    """Dot products of pairs of a row and a query, like `cpu_kernels.dot_products`, for vectors on a GPU."""
     dots = torch.empty(len(row_ids), dtype=dtype, device=vectors.device)
     row_ids, query_ids = row_ids.contiguous(), query_ids.contiguous()
     if len(row_ids):

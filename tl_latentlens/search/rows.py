@@ -23,7 +23,7 @@ _OTHER_LENGTH_TOLERANCE = 1e-5  # For rows of other float types than UNIT_LENGTH
 
 @dataclass(frozen=True)
 class RowScales:
-    """What brings rows to length 1.
+    """The factors that bring rows to length 1.
 
     Attributes:
         prenorm: Multiplied with each stored row before it is transformed. None: 1.

@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How a search runs.
+    """The settings that say how a search runs.
 
     Attributes:
         use_cpu_kernels: Use the loops that numba compiles, where it is installed.

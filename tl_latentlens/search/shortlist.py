@@ -20,7 +20,7 @@ _MIN_UNSETTLED = 32  # Fewer unsettled queries than this do not tell that shortl
 
 @dataclass
 class ShortlistStats:
-    """How often a shortlist of some rows was too short.
+    """The number of queries that had a shortlist of rows, and of those for which it was too short.
 
     Attributes:
         n_queries: Queries for which a shortlist was made.

@@ -100,7 +100,7 @@ class VectorSearch:
 
     @torch.no_grad()
     def unclamped_top_k(self, queries: Float[Tensor, "... d"] | np.ndarray, k: int) -> TopK:
-        """As `top_k`, without clamping to [-1, 1].
+        """The k nearest rows of each query, like `top_k`, without clamping to [-1, 1].
 
         Rounded rows can give a similarity slightly above 1; clamping would make two such rows look equal.
         """

@@ -67,7 +67,7 @@ class TokenReading:
 
 @dataclass(frozen=True)
 class LensCell:
-    """What the lenses read at one hook name and token.
+    """The readings of all lenses at one hook name and token.
 
     Attributes:
         hook_name: The hooked activation.
@@ -100,7 +100,7 @@ class TokenHeading:
 
 @dataclass(frozen=True)
 class PropertyTable:
-    """What an object holds, in a few lines.
+    """The contents of an object, in a few lines.
 
     Attributes:
         title: What it is.
@@ -182,7 +182,7 @@ class WordReading:
 
 @dataclass(frozen=True)
 class SteeringCell:
-    """What was read at one hook name under one multiple of a steering vector.
+    """The readings at one hook name under one multiple of a steering vector.
 
     Attributes:
         cell: What the lenses read.
@@ -195,7 +195,7 @@ class SteeringCell:
 
 @dataclass(frozen=True)
 class SteeringColumn:
-    """What was read of one text under one multiple of a steering vector.
+    """The readings at one token of a text under one multiple of a steering vector.
 
     Attributes:
         multiple: The multiple; 0: unsteered.
@@ -230,7 +230,7 @@ class ScoreAxis:
 
 @dataclass(frozen=True, eq=False)
 class FeaturePage:
-    """What the page of labelled features shows.
+    """The data of the page of labelled features.
 
     Attributes:
         about: What the features were labelled by, in a line.

@@ -24,7 +24,7 @@ def feature_page(page: FeaturePage) -> str:
 
 
 def _page_data(page: FeaturePage) -> dict[str, Any]:
-    """What the scripts of the page show."""
+    """The data that the scripts of the page show."""
     table = page.table
     numbers = table.select_dtypes("number")
     score_names = [name for name in numbers if name != "feature" and not str(name).endswith("_null")]

@@ -59,7 +59,7 @@ class LensGrid:
         return ["latentlens", *self.readings]
 
     def score_name(self, lens: str) -> str:
-        """What `values` are: "cosine", "probability" or "−log₁₀ p"."""
+        """The name of the score in `values`: "cosine", "probability" or "−log₁₀ p"."""
         return "−log₁₀ p" if lens == "latentlens" and self.chances is not None else LENSES[lens].score_name
 
     @cached_property
@@ -68,7 +68,7 @@ class LensGrid:
         return np.zeros(self.rows.shape[:2], bool) if self.chances is None else is_chance(self.chances[..., 0])
 
     def values(self, lens: str) -> Float[np.ndarray, "names pos"]:
-        """What colors a cell; NaN where the lens did not read.
+        """The numbers that color the cells; NaN where the lens did not read.
 
         For LatentLens the cosine of the nearest neighbor (or -log10 of its chance), for another lens the score of its first
         token.

@@ -26,7 +26,7 @@ _FAINT = '<span style="fill-opacity:0.4">{}</span>'
 
 @dataclass(frozen=True, eq=False)
 class _Picture:
-    """What one lens shows in the cells; `words` is None where there are too many cells."""
+    """The words, values and colors of one lens in the cells; `words` is None where there are too many cells."""
 
     title: str
     values: Float[np.ndarray, "names pos"]
@@ -105,7 +105,7 @@ def _hover_contexts(grid: LensGrid) -> dict[int, Context]:
 
 
 def _pictures(grid: LensGrid, contexts: dict[int, Context]) -> dict[str, _Picture]:
-    """What each lens shows."""
+    """The picture of each lens."""
     _, kind = hook_headings(grid.hook_names)
     pictures = {}
     for lens in grid.lenses:
@@ -176,7 +176,7 @@ def _trace(grid: LensGrid, picture: _Picture, hovers: list[list[str]]) -> Any:
 
 
 def _restyled(picture: _Picture) -> dict[str, Any]:
-    """What a button changes in the figure."""
+    """The properties of the heatmap that a button changes, with their new values."""
     values = [[None if np.isnan(value) else value for value in line] for line in picture.values.tolist()]
     words = {"text": picture.words} if picture.words else {}
     scale = {"zmin": picture.low, "zmax": picture.high, "colorbar.title.text": picture.score_name}

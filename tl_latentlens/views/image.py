@@ -39,7 +39,7 @@ def picture_uri(pixels: Pixels) -> str:
 
 
 def patch_data(image: ImageGrid) -> dict[str, Any]:
-    """What the script of a page must know of the patches: boxes in percent and in pixels, and their places."""
+    """The patches as the script of a page needs them: boxes in percent and in pixels, and their places."""
     boxes = 100 * image.boxes / ([image.width, image.height] * 2)
     return {
         "width": image.width,

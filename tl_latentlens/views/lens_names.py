@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LensInfo:
-    """How views show one lens.
+    """The names, score and colors by which views show one lens.
 
     Attributes:
         label: Its name in a sentence.

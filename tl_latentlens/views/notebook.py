@@ -1,4 +1,4 @@
-"""What a notebook shows of a result: small tables, escaped, in the notebook's own colors, light or dark."""
+"""Results as HTML for a notebook: small tables, escaped, in the notebook's own colors, light or dark."""
 
 import html
 from collections.abc import Iterable, Sequence

@@ -31,7 +31,7 @@ def lens_page(grids: Sequence[LensGrid]) -> str:
 
 
 def grid_data(grids: Sequence[LensGrid]) -> dict[str, Any]:
-    """What the scripts of a page show of the cells of some texts, with each context and token once."""
+    """The data that the scripts of a page show: the cells of some texts, with each context and token once."""
     first = grids[0]
     row_ids = np.unique(np.concatenate([grid.rows.ravel() for grid in grids])).tolist()
     contexts = first.contexts(row_ids, _CONTEXT_WIDTH)

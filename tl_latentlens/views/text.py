@@ -1,4 +1,4 @@
-"""How tokens and hook names are written, the same in every view."""
+"""Tokens and hook names as text, written the same in every view."""
 
 import re
 from collections.abc import Sequence

@@ -158,7 +158,8 @@ def _unpadded_spans(config: Any, size: tuple[int, int]) -> list[Spans]:
     scale = min(best_size[0] / size[0], best_size[1] / size[1])
     spans = []
     for length, best_length in zip(size, best_size, strict=True):
-        resized = min(ceil(length * scale), best_length)  # as `get_patch_output_size`; the image is pasted in the middle
+        # `get_patch_output_size` computes the same. The image is pasted in the middle.
+        resized = min(ceil(length * scale), best_length)
         cells = equal_spans(n, patch, best_length // tile, tile)
         cells_per_pixel = min(n * (best // tile) / original for best, original in zip(best_size, size, strict=True))
         n_shown = int(round(length * cells_per_pixel, 7))
@@ -204,7 +205,7 @@ def _fixed_layouts(
 
 
 def _shrink_setting(config: Any, vision: Any) -> float | None:
-    """How much smaller than the patches the grid of tokens is, as one of several settings says; None where none is set."""
+    """The factor between the grid of patches and the smaller one of tokens, from one of several settings; None: none is set."""
     settings = (getattr(part, name, None) for name in _SHRINK_SETTINGS for part in (config, vision))
     return next((value for value in settings if value), None)
 

@@ -86,5 +86,5 @@ def neighbors_of_other_features(
 
 
 def n_null_sets(n_features: int) -> int:
-    """How many other features stand for chance beside each feature: a hundred in all at least, or one for each."""
+    """The number of other features that stand for chance beside each feature: up to 100 in all, but at least one for each."""
     return max(1, _MIN_NULL_FEATURES // max(1, n_features))

@@ -1,4 +1,4 @@
-"""What the page of labelled features shows, taken from the bank, the SAE and the model; `views.features` writes the page."""
+"""The data of the page of labelled features, taken from the bank, the SAE and the model; `views.features` writes the page."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +41,7 @@ def feature_page_data(
     n_contexts: int = 20,
     progress: bool = True,
 ) -> FeaturePage:
-    """What the page shows of labelled features; tokens around max-activating rows are encoded for it.
+    """The data of the page of labelled features; tokens around max-activating rows are encoded for it.
 
     Args:
         table: The table of the `FeatureResult`.

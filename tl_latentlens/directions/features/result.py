@@ -132,7 +132,7 @@ class FeatureResult(DirectionResult):
         return feature_table(features, list(self.table), len(self.table), width)
 
     def label_counts(self) -> str:
-        """How many features have a label, and how often each reason kept one back, in one line."""
+        """The number of features, of those with a label, and of those without one for each reason, in one line."""
         return label_counts(self.table)
 
     def _feature_line(self, record: dict[str, Any], n_neighbors: int | None = None) -> FeatureLine:
@@ -172,7 +172,7 @@ class FeatureResult(DirectionResult):
         return [(activation, index.neighbor(row, hook_id, float("nan"))) for activation, row in pairs]
 
     def summary(self) -> pd.DataFrame:
-        """How many features are alive and labelled, and the mean of each score beside its null, with 95 % intervals."""
+        """Figures over living features: the share labelled and the mean of each score beside its null, with 95 % intervals."""
         return summarize(self.table)
 
     def _require(self, feature: int) -> None:

@@ -98,7 +98,8 @@ def load_sae(source: str | Path | dict[str, Tensor], *, hook_name: str | None = 
         if (file.parent / "cfg.json").is_file():
             config = json.loads((file.parent / "cfg.json").read_text())
     metadata = config.get("metadata") or {}
-    name = hook_name or metadata.get("hook_name") or config.get("hook_name") or config.get("hook_point")  # as SAELens 2 had it
+    # SAELens 2 wrote "hook_point".
+    name = hook_name or metadata.get("hook_name") or config.get("hook_name") or config.get("hook_point")
     return _from_tensors(tensors, config, name)
 
 
@@ -188,7 +189,7 @@ def can_encode(sae: Any) -> bool:
 
 
 def rows_per_step(sae: Any) -> int:
-    """How many activations to encode at once: their features take 64 MB."""
+    """The number of activations to encode at once: their features take 64 MB."""
     return max(1, ENCODED_BYTES // (4 * len(decoder_of(sae))))
 
 

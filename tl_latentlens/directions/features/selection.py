@@ -1,4 +1,4 @@
-"""Which features of an SAE are labelled, and against which rows; the scores of the features are left to `label_scores`."""
+"""The features of an SAE that are to be labelled, and the hook names whose rows are used; `label_scores` has the scores."""
 
 import warnings
 from collections.abc import Sequence

@@ -81,7 +81,7 @@ class OutputWeights:
 
 
 class LayersBefore(NamedTuple):
-    """How many layers' attention, and how many layers' MLP, write before a residual activation."""
+    """The number of layers whose attention, and of layers whose MLP, writes before a residual activation."""
 
     n_attn: int
     n_mlp: int

@@ -76,7 +76,7 @@ class ComponentRuns:
         return self.outputs.activation @ self.word.direction
 
     def _excess(self, values: Float[Tensor, " places"]) -> float:
-        """How much more there is at the word than usual."""
+        """The value at the word minus the usual value, the mean over `usual_places`."""
         return float(values[0] - values[self.usual_places].mean())
 
 

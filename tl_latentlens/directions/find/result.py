@@ -21,7 +21,7 @@ from tl_latentlens.views.text import short_hook_name
 
 @dataclass(frozen=True, eq=False)
 class Meaning:
-    """What a word means in its context: what this use shares with the nearest other uses of its token, and others lack.
+    """The meaning of a word in its context: what this use shares with the nearest other uses of its token, and others lack.
 
     Attributes:
         tokens: The text up to the word, which is the last, BOS included.

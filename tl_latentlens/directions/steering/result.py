@@ -19,7 +19,7 @@ from tl_latentlens.views.text import short_hook_name
 
 @dataclass(frozen=True)
 class SteeringResult:
-    """What was read under each multiple of a steering vector.
+    """The readings under each multiple of a steering vector.
 
     Attributes:
         hook_name: Where the vector was added.
@@ -59,7 +59,7 @@ class SteeringResult:
         return steering_tables(texts, hook_names, self._notes(), width)
 
     def _column(self, multiple: float, pos: int | None, batch: int) -> SteeringColumn:
-        """What was read of one text under one multiple, as views draw it."""
+        """The readings at one token of a text under one multiple, as views draw them."""
         reading = self.readings[multiple]
         decoded = np.flatnonzero(reading.decoded[batch])
         if not len(decoded):
@@ -73,7 +73,7 @@ class SteeringResult:
         return SteeringColumn(multiple, reading.token_heading(batch, token_pos), cells)
 
     def _notes(self) -> list[str]:
-        """What the tables show."""
+        """Notes to the tables: where the vector was added, and which figures are shown."""
         place = f"added at {short_hook_name(self.hook_name)}"
         if self.relative_length is not None:
             place += f"; the vector is {self.relative_length:.2f} as long as a median row there"

@@ -88,7 +88,7 @@ def _measure_table(panel: MeasurePanel, hook_names: Sequence[str], transforms: S
 
 
 def _gains_table(gains: pd.DataFrame) -> Table:
-    """What each transform gains, marked where its interval leaves 0 out."""
+    """The gain of each transform, marked where its interval leaves 0 out."""
     table = Table(box=box.SIMPLE_HEAD, header_style="dim")
     table.add_column("measure")
     for reader in dict.fromkeys(gains["reader"]):

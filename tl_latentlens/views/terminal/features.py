@@ -55,7 +55,7 @@ def _score(name: str, value: float) -> str:
 
 
 def label_counts(table: pd.DataFrame) -> str:
-    """How many features have a label, and how often each reason kept one back, in one line."""
+    """The number of features, of those with a label, and of those without one for each reason, in one line."""
     reasons = pd.Series([reason for reason in table["why_not"] if reason], dtype=str)
     counts = reasons.str.replace(r" \(p = .*\)", "", regex=True).value_counts()
     counted = "".join(f"; {n:,}: {reason}" for reason, n in counts.items())

@@ -1,4 +1,4 @@
-"""What the tables for the terminal share: plain text, widths, and a column of nearest rows."""
+"""The parts that the tables for the terminal share: plain text, widths, and a column of nearest rows."""
 
 import io
 from collections.abc import Sequence

@@ -26,7 +26,7 @@ from tl_latentlens.vision.judge.requests import RequestRun, chat_request
 
 @dataclass(frozen=True)
 class JudgeEstimate:
-    """What the questions that have no answer yet will cost, by the rules of `Judge.estimate`.
+    """The cost of the questions that have no answer yet, by the rules of `Judge.estimate`.
 
     Attributes:
         requests: Number of requests to be sent.

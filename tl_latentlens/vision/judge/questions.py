@@ -1,4 +1,4 @@
-"""What a judge is asked: the words that a lens read from a patch, the prompt around them, and the two pictures.
+"""The questions that a judge is asked: the words that a lens read from a patch, the prompt around them, and the two pictures.
 
 Drawing the patches is left to `sampling`, sending the questions to `judge`.
 """

@@ -1,4 +1,4 @@
-"""What a judge replied: the parts of a chat completion that are kept, and the relations that an answer names."""
+"""The replies of a judge: the parts of a chat completion that are kept, and the relations that an answer names."""
 
 import json
 import re

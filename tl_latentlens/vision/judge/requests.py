@@ -20,7 +20,7 @@ from tl_latentlens.vision.judge.replies import MalformedError, read_reply
 
 _FIRST_BACKOFF, _MAX_BACKOFF = 1.0, 60.0  # seconds between attempts, doubled each time, where the endpoint names none
 _REFUSES_ALL = (401, 402, 404)  # no key, no money, no such model: every question would get the same status
-_WORTH_RETRYING = (408, 409, 429)  # and every status of 500 and above
+_WORTH_RETRYING = (408, 409, 429)  # Every status of 500 and above is retried too.
 
 
 def chat_request(model: str, options: Mapping[str, Any], questions: JudgeQuestions, number: int) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Connector(nn.Module):
 
 @dataclass(frozen=True)
 class ConnectorSettings:
-    """What a training depends on. New scenes are drawn for every step, so none is seen twice."""
+    """The settings that a training depends on. New scenes are drawn for every step, so none is seen twice."""
 
     seed: int = 0
     steps: int = 300
@@ -68,7 +68,7 @@ class SceneModel:
     losses: list[float] = field(repr=False)
 
     def visual_tokens(self, scenes: Scenes) -> Float[Tensor, "scene cell d_model"]:
-        """What the connector makes of each patch."""
+        """The visual tokens that the connector makes, one of each patch."""
         with torch.no_grad():
             features = self.encoder(torch.from_numpy(scenes.images))
         return self.connector(features)
@@ -143,7 +143,7 @@ def train_connector(
     for step in tqdm(range(len(losses), settings.steps), desc=path.stem, initial=len(losses), total=settings.steps, delay=2):
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * _rate(step, settings.steps)
-        rng = np.random.default_rng((settings.seed, step))  # so that a training that goes on sees what it would have seen
+        rng = np.random.default_rng((settings.seed, step))  # A resumed training sees what it would have seen.
         loss = caption_loss(scene_model, draw_scenes(settings.batch, rng), rng).mean()
         optimizer.zero_grad()
         loss.backward()

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from tl_latentlens.vision.scenes.render import COLORS, GRID, PATCH, SHAPES, draw_scenes
 
-WIDTH = 64  # of a patch's features
+WIDTH = 64  # A patch has so many features.
 _STEPS, _BATCH, _LR = 700, 16, 3e-3
-_OBJECTS = (2, 30)  # more than the scenes have that are captioned, so that fewer steps suffice
+_OBJECTS = (2, 30)  # Captioned scenes have fewer objects; with more of them fewer steps suffice.
 
 
 class PatchEncoder(nn.Module):

@@ -28,7 +28,7 @@ def load_demo_vlm(kind: str | None = None) -> SceneModel:
 
 
 def load_scene_model(model: Any, folder: Path = SCENES_FOLDER) -> SceneModel:
-    """What `save` has written, in front of its language model, of either class."""
+    """The encoder and connector that `save` has written, in front of their language model, of either class."""
     weights = load_file(folder / _WEIGHTS)
     parts: dict[str, torch.nn.Module] = {"encoder": PatchEncoder(), "connector": new_connector(model, 0)}
     for part, module in parts.items():

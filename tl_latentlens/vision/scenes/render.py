@@ -10,7 +10,7 @@ from tl_latentlens.vision.scenes.phrases import RETELLINGS, article, joined
 
 GRID = 6  # patches to a side
 PATCH = 12  # pixels to a side of a patch
-OBJECTS = (2, 6)  # of a scene, as few and as many as the lists that the embedded model has learnt to retell
+OBJECTS = (2, 6)  # Fewest and most in a scene: those of the lists that the embedded model has learnt to retell.
 RGB = {
     "red": (0.85, 0.10, 0.10),
     "blue": (0.10, 0.20, 0.90),
@@ -26,7 +26,7 @@ RGB = {
 COLORS = tuple(RGB)
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "line", "oval", "diamond", "heart", "arrow")
 _FINER = 2  # samples to a pixel's side
-_SIZES = (0.7, 1.0)  # of the half patch
+_SIZES = (0.7, 1.0)  # The least and the largest size of a shape, as a share of the half patch.
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ def _render(
 
 
 def _inside(shape: str, x: Float[np.ndarray, "n 1 w"], y: Float[np.ndarray, "n h 1"]) -> Bool[np.ndarray, "n h w"]:
-    """Which points a shape covers; both coordinates run from -1 to 1, y upwards."""
+    """A mask of the points that a shape covers; both coordinates run from -1 to 1, y upwards."""
     ax, ay, r = np.abs(x), np.abs(y), np.hypot(x, y)
     widest = np.maximum(ax, ay)
     if shape == "circle":
