@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ from tl_latentlens.views.data import NeighborLine
 from tl_latentlens.views.notebook import search_html
 
 
+@runtime_checkable
 class SearchedIndex(Protocol):
     """The members of `ContextualIndex` that its results use."""
 
