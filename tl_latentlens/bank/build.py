@@ -1,6 +1,6 @@
 """The corpus run: texts → plan → batches → the model with bank hooks → a bank."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def build_bank(
     texts: Any,
     path: str | Path,
     *,
-    hook_names: str | Sequence[str] | Callable[[str], bool] | None = None,
+    hook_names: int | str | Iterable[int | str] | Callable[[str], bool] | None = None,
     max_rows_per_token: int | None = 50,
     dtype: str = "float16",
     seed: int = 0,
@@ -50,8 +50,8 @@ def build_bank(
         model: A HookedTransformer or TransformerBridge.
         texts: Anything `load_corpus` takes: a list of str, a path, a dataset, "demo".
         path: The bank file to make.
-        hook_names: Which activations: a name, a list, or a filter on names. None: `hook_resid_post` at up to eight layers
-            spread evenly.
+        hook_names: Which activations: a name, a list, or a filter on names. Layers stand for their `hook_resid_post`: 3, -1
+            (the last), "3-8", [3, 5, 7], range(3, 9), "all". None: `hook_resid_post` at up to eight layers spread evenly.
         max_rows_per_token: Most rows of one token id, a seeded uniform sample; None: no cap.
         dtype: How vectors are stored: "float16", "bfloat16" or "float32".
         seed: Seed of that sample.
@@ -139,7 +139,9 @@ def plan_corpus(model: Any, texts: Any, *, max_rows_per_token: int | None = 50, 
     return make_plan(tokenize(model, corpus, repeat=repeat), settings)
 
 
-def record_model(model: Any, plan: Plan, hook_names: str | Sequence[str] | Callable[[str], bool] | None = None) -> ModelRecord:
+def record_model(
+    model: Any, plan: Plan, hook_names: int | str | Iterable[int | str] | Callable[[str], bool] | None = None
+) -> ModelRecord:
     """The record of a model that a bank stores, for `BankWriter.create`; runs a few prompts of the plan to fingerprint it."""
     require_model(model)
     names = expand_hook_names(model, hook_names)

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -252,6 +252,6 @@ def _map_file(file: BinaryIO) -> mmap.mmap:
 
 
 def _different_fields(in_file: Any, in_call: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    file_fields, call_fields = asdict(in_file), asdict(in_call)
-    names = [name for name in file_fields if file_fields[name] != call_fields[name]]
-    return {name: file_fields[name] for name in names}, {name: call_fields[name] for name in names}
+    names = [field.name for field in fields(in_file) if field.compare]
+    names = [name for name in names if getattr(in_file, name) != getattr(in_call, name)]
+    return {name: getattr(in_file, name) for name in names}, {name: getattr(in_call, name) for name in names}

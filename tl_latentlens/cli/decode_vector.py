@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import tl_latentlens as tll
-from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, KindOption, ModelOption
+from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, KindOption, ModelOption, hook_name_in_bank
 from tl_latentlens.cli.output import console, print_tables
 from tl_latentlens.directions.features.sae import TensorSAE
 from tl_latentlens.directions.vector_file import read_vector
@@ -28,7 +28,9 @@ def decode_vector(
     hook_name: Annotated[
         str | None,
         typer.Option(
-            "--hook-name", "-n", help="activation of the prompts, and where --text is steered; default: the SAE's own"
+            "--hook-name",
+            "-n",
+            help="activation of the prompts, and where --text is steered, or its layer; default: the SAE's own",
         ),
     ] = None,
     model: ModelOption = "demo",
@@ -58,12 +60,14 @@ def decode_vector(
     _require_one_source(
         {"a vector file": [vector], "--positive with --negative": [positive, negative], "--sae with --feature": [sae, feature]}
     )
+    opened = tll.Bank.open(bank)
+    hook_name = hook_name_in_bank(hook_name, opened)
     encoder = None if sae is None else tll.load_sae(sae, hook_name=hook_name)
     hook_name = hook_name or getattr(encoder, "hook_name", None)
     needs_model = positive is not None or text is not None
     if needs_model and hook_name is None:
         raise InvalidInputError("give the activation that the vector belongs to, for instance -n blocks.3.hook_resid_post")
-    index = tll.ContextualIndex(bank, device=device, transform=transform)
+    index = tll.ContextualIndex(opened, device=device, transform=transform)
     loaded = None
     if needs_model:
         loaded = tll.load_model(model, kind=kind, device=device)

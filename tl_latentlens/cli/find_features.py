@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import tl_latentlens as tll
-from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, KindOption, ModelOption
+from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, KindOption, ModelOption, hook_name_in_bank
 from tl_latentlens.cli.output import console, print_tables
 from tl_latentlens.errors import InvalidInputError
 
@@ -18,7 +18,8 @@ def find_features(
     position: Annotated[int | None, typer.Option(help="a position in its place, BOS counted; negative: from the end")] = None,
     model: ModelOption = "demo",
     hook_name: Annotated[
-        str | None, typer.Option("--hook-name", "-n", help="the activation that the SAE reads, where it does not say")
+        str | None,
+        typer.Option("--hook-name", "-n", help="the activation that the SAE reads, or its layer, where it does not say"),
     ] = None,
     top_k: Annotated[int, typer.Option(help="components of each kind")] = 10,
     heads: Annotated[bool, typer.Option("--heads", help="the attention heads too")] = False,
@@ -40,8 +41,9 @@ def find_features(
         place = position
     else:
         raise InvalidInputError("expected one of --word and --position")
-    encoder = tll.load_sae(sae, hook_name=hook_name)
-    index = tll.ContextualIndex(bank, encoder.hook_name, device=device, transform=transform)
+    opened = tll.Bank.open(bank)
+    encoder = tll.load_sae(sae, hook_name=hook_name_in_bank(hook_name, opened))
+    index = tll.ContextualIndex(opened, encoder.hook_name, device=device, transform=transform)
     loaded = tll.load_model(model, kind=kind, device=device)
     results = [tll.find_features(text, place, encoder, index, model=loaded, top_k=top_k)]
     for is_requested, find in ((heads, tll.find_heads), (neurons, tll.find_neurons)):

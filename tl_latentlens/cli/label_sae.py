@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import tl_latentlens as tll
-from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption
+from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, hook_name_in_bank
 from tl_latentlens.cli.output import WRITERS, console, note, print_table, require_folders, require_writable
 from tl_latentlens.views.terminal.features import summary_table
 
@@ -18,7 +18,8 @@ def label_sae(
         list[int] | None, typer.Option("--feature", "-f", help="a feature; give it several times for several; default: all")
     ] = None,
     hook_name: Annotated[
-        str | None, typer.Option("--hook-name", "-n", help="the activation that the SAE reads, where it does not say")
+        str | None,
+        typer.Option("--hook-name", "-n", help="the activation that the SAE reads, or its layer, where it does not say"),
     ] = None,
     top_k: Annotated[int, typer.Option(help="neighbors and max-activating rows of each feature")] = 10,
     transform: Annotated[
@@ -46,8 +47,8 @@ def label_sae(
     """
     require_writable(out)
     require_folders(html)
-    encoder = tll.load_sae(sae, hook_name=hook_name)
     opened = tll.Bank.open(bank)
+    encoder = tll.load_sae(sae, hook_name=hook_name_in_bank(hook_name, opened))
     hook_names = [encoder.hook_name] if encoder.hook_name in opened.hook_names else None
     index = tll.ContextualIndex(opened, hook_names, device=device, transform=transform)
     loaded = None if model is None else tll.load_model(model, device=device)

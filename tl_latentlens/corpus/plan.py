@@ -40,7 +40,7 @@ class PlanSettings:
 
 
 # The first banks had no such fields. They are not recorded where they are 0 or empty, so that digests stay the same.
-OPTIONAL_FIELDS = ("repeat", "text_start", "n_heads")
+OPTIONAL_FIELDS = ("repeat", "text_start", "n_heads", "source")
 
 
 def to_json_dict(data: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def decode_directions(
     index: ContextualIndex,
     *,
     top_k: int = 10,
-    hook_name: str | Sequence[str] | None = None,
+    hook_name: int | str | Sequence[int | str] | None = None,
     ids: Sequence[int] | None = None,
     calibrate: bool = False,
 ) -> DirectionResult:
@@ -27,7 +27,7 @@ def decode_directions(
         directions: [n, d], or one of width d. Any length but zero will do. Directions are never centered.
         index: The rows to decode against.
         top_k: Neighbors of each sign.
-        hook_name: The hook names to search; None: all of that width.
+        hook_name: The hook names, or layers, to search; None: all of that width.
         ids: Names of the directions in the result; None: 0 to n - 1.
         calibrate: Add the chance that a random activation is as near to each neighbor (`Neighbor.chance`). For a direction
             that the model does not use, chance explains all neighbors.

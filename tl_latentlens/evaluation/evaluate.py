@@ -93,7 +93,7 @@ def evaluate(
     model: Any,
     bank: Bank | str | Path,
     *,
-    hook_names: str | Sequence[str] | None = None,
+    hook_names: int | str | Sequence[int | str] | None = None,
     transforms: str | Sequence[str] = TRANSFORMS,
     senses: str | Path | pd.DataFrame | None = "demo",
     sae: Any = None,
@@ -116,7 +116,7 @@ def evaluate(
     Args:
         model: The bank's model.
         bank: A bank, or its path.
-        hook_names: Which of its hook names, whole ones, not single heads; None: all.
+        hook_names: Which of its hook names, whole ones, not single heads, or layers (3, "3-8", "all"); None: all.
         transforms: Which transforms to compare.
         senses: Labelled uses: "demo", a .csv or .jsonl file or a table with columns text, word, sense and, where some uses are
             held out, held_out; None: leave this measure out.

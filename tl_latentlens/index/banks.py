@@ -1,7 +1,7 @@
 """The banks of an index: opened, and known to be of one model."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 from tl_latentlens.bank.bank import Bank
@@ -34,10 +34,10 @@ def different_models(first: ModelInfo, other: ModelInfo, *, ignores_centering: b
         ignores_centering: Raw and mean-centered weights count as the same.
     """
     ignored = {"class_name", *(["centered"] if ignores_centering else [])}
-    sides = asdict(first), asdict(other)
-    differing = [name for name in sides[0] if name not in ignored and sides[0][name] != sides[1][name]]
+    compared = [field.name for field in fields(first) if field.compare and field.name not in ignored]
+    differing = [name for name in compared if getattr(first, name) != getattr(other, name)]
     if not differing:
         return ""
-    described = (", ".join(f"{name}={side[name]!r}" for name in differing) for side in sides)
+    described = (", ".join(f"{name}={getattr(side, name)!r}" for name in differing) for side in (first, other))
     centering = " or, without their means, with transform='center_writing'" * (differing == ["centered"])
     return f"banks of different models: {' and '.join(described)}; index them apart{centering}"

@@ -16,7 +16,13 @@ from tl_latentlens.errors import InvalidInputError, ModelMismatchError
 from tl_latentlens.index.banks import different_models, open_banks
 from tl_latentlens.index.cross_layer import search_hook_names, transform_queries
 from tl_latentlens.index.hook_name_search import HookNameSearch, SearchOptions
-from tl_latentlens.index.hook_names import default_hook_names, expand_heads, hook_names_to_load, require_hook_names
+from tl_latentlens.index.hook_names import (
+    default_hook_names,
+    expand_heads,
+    hook_names_to_load,
+    requested_hook_names,
+    require_hook_names,
+)
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.index.rows import BankRows
 from tl_latentlens.index.search_result import SearchResult
@@ -24,6 +30,7 @@ from tl_latentlens.index.transforms import TRANSFORMS
 from tl_latentlens.model.fingerprint_check import check_fingerprint
 from tl_latentlens.model.heads import hook_point
 from tl_latentlens.model.info import ModelInfo
+from tl_latentlens.model.layers import one_hook_name
 from tl_latentlens.search.device import as_device
 from tl_latentlens.search.tensors import as_tensor
 from tl_latentlens.views.context import Context
@@ -52,7 +59,7 @@ class ContextualIndex:
     def __init__(
         self,
         bank: Bank | str | Path | Sequence[Bank | str | Path],
-        hook_names: str | Sequence[str] | None = None,
+        hook_names: int | str | Iterable[int | str] | None = None,
         device: torch.device | str | None = None,
         dtype: str = "auto",
         transform: str = "auto",
@@ -70,7 +77,8 @@ class ContextualIndex:
             bank: A bank, a path, or a list of either. The banks are of one model, and their rows follow each other. Banks with
                 the same plan (one file a hook name, say) share their rows.
             hook_names: The hook names to load; None: all. "blocks.3.attn.hook_z[5]" is head 5 of one. The name
-                "blocks.3.attn.hook_z[:]" stands for all its heads. Each is a hook name of its own, of width d_head.
+                "blocks.3.attn.hook_z[:]" stands for all its heads. Each is a hook name of its own, of width d_head. Layers
+                stand for their hook_resid_post: 3, -1 (the last), "3-8", range(3, 9), "all".
             device: None: CUDA where there is one, else the CPU.
             dtype: Precision of the coarse pass of a search; the result is exact for all (see `VectorSearch`).
             transform: How vectors are compared. "raw" ("auto") compares activations as they are. The others use statistics of
@@ -151,8 +159,8 @@ class ContextualIndex:
         self,
         vectors: Float[Tensor, "... d"] | np.ndarray,
         top_k: int = 5,
-        hook_names: str | Sequence[str] | None = None,
-        query_hook_name: str | None = None,
+        hook_names: int | str | Iterable[int | str] | None = None,
+        query_hook_name: int | str | None = None,
         *,
         calibrate: bool = False,
     ) -> SearchResult:
@@ -162,9 +170,9 @@ class ContextualIndex:
             vectors: Activations or directions, any leading shape; normalised here.
             top_k: Neighbors of each; fewer come back where the index holds fewer.
             hook_names: Narrow the search to these. Must be given for an index of several heads (or `query_hook_name`).
-            query_hook_name: The hook name that the vectors come from. A transform uses its mean and scale for them. None for
-                directions, to which the scale of each hook name that is searched is applied. A head's vectors are searched
-                among those of that head alone.
+            query_hook_name: The hook name, or layer, that the vectors come from. A transform uses its mean and scale for them.
+                None for directions, to which the scale of each hook name that is searched is applied. A head's vectors are
+                searched among those of that head alone.
             calibrate: Also say how likely a random activation comes as near (`SearchResult.chances`; `chances` says how).
 
         Raises:
@@ -173,6 +181,8 @@ class ContextualIndex:
             UnknownHookError: A hook name that is not loaded.
         """
         tensor = as_tensor(vectors)
+        if query_hook_name is not None:
+            query_hook_name = one_hook_name(query_hook_name, self.model_info.n_layers)
         searched = self._hook_names_to_search(tensor, hook_names, query_hook_name)
         queries = transform_queries(tensor, self._searches, searched, query_hook_name, self.device)
         found = search_hook_names(queries, self._searches, top_k, query_hook_name, is_approximate=self._is_approximate)
@@ -261,13 +271,13 @@ class ContextualIndex:
             bank.verify([name for name in points if name in bank.hook_names])
 
     def _hook_names_to_search(
-        self, vectors: Float[Tensor, "... d"], hook_names: str | Sequence[str] | None, query_hook_name: str | None
+        self, vectors: Float[Tensor, "... d"], hook_names: int | str | Iterable[int | str] | None, query_hook_name: str | None
     ) -> list[str]:
         """The loaded hook names to search for vectors, in the order in which they were loaded."""
         width = vectors.shape[-1] if vectors.ndim else 0
         requested = list(self.hook_names)
         if hook_names is not None:
-            requested = expand_heads([hook_names] if isinstance(hook_names, str) else hook_names, self.bank_rows)
+            requested = expand_heads(requested_hook_names(hook_names, self.bank_rows, self.hook_names), self.bank_rows)
             require_hook_names(requested, self.hook_names)
         searched = [name for name in self.hook_names if name in requested and self.d(name) == width]
         if hook_names is None:

@@ -1,13 +1,14 @@
 """The hook names of an index that a request stands for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.rows import BankRows
 from tl_latentlens.model.heads import head_of, hook_point
+from tl_latentlens.model.layers import ALL_LAYERS, expand_layers, is_layer_hook_name
 
 
-def hook_names_to_load(hook_names: str | Sequence[str] | None, bank_rows: BankRows) -> tuple[str, ...]:
+def hook_names_to_load(hook_names: int | str | Iterable[int | str] | None, bank_rows: BankRows) -> tuple[str, ...]:
     """The hook names that an index loads; None stands for those of all banks.
 
     Raises:
@@ -15,10 +16,26 @@ def hook_names_to_load(hook_names: str | Sequence[str] | None, bank_rows: BankRo
         UnknownHookError: A hook name that no bank has.
     """
     available = bank_rows.hook_names
-    requested = available if hook_names is None else [hook_names] if isinstance(hook_names, str) else hook_names
+    requested = available if hook_names is None else requested_hook_names(hook_names, bank_rows, available)
     if not requested:
         raise InvalidInputError(f"got no hook names; expected some of {available}, or None for all")
     return tuple(expand_heads(requested, bank_rows))
+
+
+def requested_hook_names(
+    hook_names: int | str | Iterable[int | str], bank_rows: BankRows, available: Sequence[str]
+) -> list[str]:
+    """The hook names of a user's choice; layers stand for their `hook_resid_post`, "all" for those that are available.
+
+    Raises:
+        UnknownHookError: A layer that the banks' model does not have; "all" where no `hook_resid_post` is available.
+        InvalidInputError: Something that is neither a hook name nor a layer.
+    """
+    every_layer = [name for name in available if is_layer_hook_name(name)]
+    names = expand_layers(hook_names, bank_rows.banks[0].model_info.n_layers, every_layer)
+    if hook_names == ALL_LAYERS and not names:
+        raise UnknownHookError(f"got 'all', which stands for every hook_resid_post; the index has only {list(available)}")
+    return names
 
 
 def expand_heads(hook_names: Sequence[str], bank_rows: BankRows) -> list[str]:

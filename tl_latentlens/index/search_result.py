@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.index.rows import BankRows
+from tl_latentlens.model.info import ModelInfo
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import NeighborLine
 from tl_latentlens.views.notebook import search_html
@@ -23,6 +24,11 @@ class SearchedIndex(Protocol):
     @property
     def bank_rows(self) -> BankRows:
         """The rows of its banks."""
+        ...
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """The model of its banks."""
         ...
 
     @property

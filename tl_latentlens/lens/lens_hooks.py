@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,12 +11,14 @@ from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
+from tl_latentlens.index.hook_names import requested_hook_names
 from tl_latentlens.lens.followed import FollowedTokens
 from tl_latentlens.lens.hook import LatentLensHook
 from tl_latentlens.lens.result import LensResult
 from tl_latentlens.model.heads import head_of, head_result_layer, hook_point, is_all_heads_name, is_head_name, tl_hook_name
 from tl_latentlens.model.hook_names import check_hook_names, require_firing
 from tl_latentlens.model.hook_points import forward_order
+from tl_latentlens.model.layers import expand_layers
 
 
 class LensHooks(list[tuple[str, Callable[..., Any]]]):
@@ -74,7 +76,7 @@ class LensHooks(list[tuple[str, Callable[..., Any]]]):
 
 def latentlens_hooks(
     index: ContextualIndex,
-    hook_names: str | Sequence[str] | None = None,
+    hook_names: int | str | Iterable[int | str] | None = None,
     *,
     top_k: int = 5,
     logit_lens: bool = True,
@@ -97,6 +99,8 @@ def latentlens_hooks(
         hook_names: Activations to decode; None: those of the index. Another name of the same width works too, given
             `model` so that it can be checked. A head that the index holds (`blocks.3.attn.hook_z[5]`) is read among its own
             rows. `blocks.3.attn.hook_result[5]` is what head 5 adds to the residual stream, z @ W_O, and `[:]` is every head.
+            Layers stand for their hook_resid_post: 3, -1 (the last), "3-8", range(3, 9); "all" for every layer of the given
+            `model`, or else of the index.
         top_k: Neighbors, and logit-lens tokens, for each token.
         logit_lens: Read the model's own unembedding beside the neighbors, for activations in the residual stream's space.
         embedding_lens: Read the nearest input embeddings too, for the same activations.
@@ -111,8 +115,7 @@ def latentlens_hooks(
         UnknownHookError: A hook name that neither the index nor the given model has; a head that the index does not hold.
     """
     require_index(index)
-    requested = index.hook_names if hook_names is None else [hook_names] if isinstance(hook_names, str) else hook_names
-    requested = list(requested)
+    requested = _requested_hook_names(index, hook_names, model)
     if not requested:
         raise InvalidInputError("got no hook names; expected at least one, or None for those of the index")
     names = list(dict.fromkeys(read for name in requested for read in _names_to_read(name, requested, index)))
@@ -131,6 +134,14 @@ def latentlens_hooks(
         model=model,
     )
     return LensHooks(hook, names)
+
+
+def _requested_hook_names(index: ContextualIndex, hook_names: int | str | Iterable[int | str] | None, model: Any) -> list[str]:
+    if hook_names is None:
+        return list(index.hook_names)
+    if model is None:
+        return requested_hook_names(hook_names, index.bank_rows, index.hook_names)
+    return expand_layers(hook_names, model.cfg.n_layers)
 
 
 def _names_to_read(name: str, requested: Sequence[str], index: ContextualIndex) -> list[str]:

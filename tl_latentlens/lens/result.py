@@ -14,6 +14,7 @@ from rich.console import Group
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.lens.cell import CELL_COLUMNS, Cell
+from tl_latentlens.model.layers import is_layer_choice, one_hook_name
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import LensCell, TokenHeading, TokenReading
 from tl_latentlens.views.files import output_path
@@ -55,8 +56,8 @@ class LensResult:
         """(batch, pos) of each decoded token, in reading order."""
         return np.argwhere(self.decoded)
 
-    def cell(self, hook_name: str, pos: int, batch: int = 0) -> Cell:
-        """The neighbors, and the tokens of the other lenses, at one hook name and position.
+    def cell(self, hook_name: int | str, pos: int, batch: int = 0) -> Cell:
+        """The neighbors, and the tokens of the other lenses, at one hook name, or layer, and position.
 
         Negative positions count from the end.
 
@@ -64,9 +65,11 @@ class LensResult:
             UnknownHookError: The hook name was not decoded.
             InvalidInputError: The position was not decoded (padding, BOS, or not selected).
         """
+        if self.found and is_layer_choice(hook_name):
+            hook_name = one_hook_name(hook_name, next(iter(self.found.values())).index.model_info.n_layers)
         if hook_name not in self.found:
             raise UnknownHookError(f"{hook_name!r} was not decoded; decoded hook names: {list(self.hook_names)}")
-        return self._cell(hook_name, self.place(pos, batch))
+        return self._cell(str(hook_name), self.place(pos, batch))
 
     def place(self, pos: int, batch: int = 0) -> int:
         """The number of a position among `positions`; negative ones count from the end.

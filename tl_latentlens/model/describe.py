@@ -6,6 +6,7 @@ share no class for models.
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.info import ModelInfo
+from tl_latentlens.model.source import source_of
 
 NO_TOKENIZER = hashlib.sha256(b"").hexdigest()
 """The vocabulary hash of a model without tokenizer."""
@@ -40,8 +42,26 @@ def is_model(thing: Any) -> bool:
 
 
 def model_device(model: Any) -> torch.device:
-    """The device of the model's first parameter, which takes the tokens."""
-    return next(model.parameters()).device
+    """The device that takes the tokens: that of the embedding; the CPU for weights that are kept elsewhere until they are used.
+
+    The layers may be on other devices, so whatever meets an activation is moved to the activation's own device.
+    """
+    devices = (parameter.device for parameter in _parameters(model))
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
+
+
+def model_dtype(model: Any) -> torch.dtype:
+    """The dtype of the weights: that of the embedding; where no weights are on this machine, the one that `cfg` names."""
+    dtypes = (parameter.dtype for parameter in _parameters(model) if parameter.is_floating_point())
+    return next(dtypes, getattr(model.cfg, "dtype", None) or torch.float32)
+
+
+def _parameters(model: Any) -> Iterator[torch.nn.Parameter]:
+    """The parameters that are on this machine, those of the embedding first; none of a model that runs elsewhere."""
+    embedding = getattr(model, "embed", None)
+    for part in (embedding, model):
+        if isinstance(part, torch.nn.Module):
+            yield from part.parameters()
 
 
 def is_bidirectional(model: Any) -> bool:
@@ -68,9 +88,10 @@ def describe_model(model: Any) -> ModelInfo:
         d_model=int(cfg.d_model),
         d_vocab=int(cfg.d_vocab),
         n_ctx=int(cfg.n_ctx),
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        dtype=str(model_dtype(model)).removeprefix("torch."),
         centered=embedding is not None and _is_centered(embedding.detach().float()),
         tokenizer=hashlib.sha256(vocabulary.encode()).hexdigest(),
+        source=source_of(model),
     )
 
 

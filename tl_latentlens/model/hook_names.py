@@ -4,7 +4,7 @@ Facts about single hook points are in `hook_points`.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -13,30 +13,32 @@ import numpy as np
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.model.heads import is_head_name, tl_hook_name
 from tl_latentlens.model.hook_points import forward_order, sae_input_name, switch_on_hint
+from tl_latentlens.model.layers import expand_layers, layer_hook_name
 
 _N_DEFAULT_LAYERS = 8
 _ENCODER_NAME = re.compile(r"(vision|audio)_")  # a bridge of a multimodal model also has the hook points of its encoders
 
 
-def expand_hook_names(model: Any, spec: str | Sequence[str] | Callable[[str], bool] | None) -> list[str]:
+def expand_hook_names(model: Any, spec: int | str | Iterable[int | str] | Callable[[str], bool] | None) -> list[str]:
     """The hook names that a user's choice stands for, in forward order for None and filters, else in the given order.
 
     Args:
         model: A TransformerLens model.
-        spec: One name; a list of names; a filter on names, of the language model alone where the model has an image encoder
-            too; or None: `hook_resid_post` at up to eight layers spread evenly, first and last included.
+        spec: One name, or layers in its place (3, "3-8", "all", see `expand_layers`); a list of these; a filter on names, of
+            the language model alone where the model has an image encoder too; or None: `hook_resid_post` at up to eight layers
+            spread evenly, first and last included.
 
     Raises:
-        UnknownHookError: A name that the model does not have, with near ones.
+        UnknownHookError: A name that the model does not have, with near ones; a layer that it does not have.
         InvalidInputError: An empty choice, a name given twice, a head's name, or a hook name that is switched off.
     """
     if spec is None:
         layers = np.linspace(0, model.cfg.n_layers - 1, min(_N_DEFAULT_LAYERS, model.cfg.n_layers)).round().astype(int)
-        return [f"blocks.{layer}.hook_resid_post" for layer in layers]
-    names = [spec] if isinstance(spec, str) else spec
-    if callable(names):
-        names = sorted((name for name in model.hook_dict if not _ENCODER_NAME.match(name) and names(name)), key=forward_order)
-    names = list(names)
+        return list(map(layer_hook_name, layers))
+    if callable(spec):
+        names = sorted((name for name in model.hook_dict if not _ENCODER_NAME.match(name) and spec(name)), key=forward_order)
+    else:
+        names = expand_layers(spec, model.cfg.n_layers)
     if not names:
         raise InvalidInputError("no hook name was chosen; give at least one, for instance 'blocks.0.hook_resid_post'")
     if len(set(names)) < len(names):

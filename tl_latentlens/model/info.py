@@ -1,6 +1,6 @@
 """The description of a model that a bank stores: name, sizes, dtype, weight processing, vocabulary."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,8 @@ class ModelInfo:
         dtype: Of the weights, for instance "float32".
         centered: True where center_writing_weights removed each residual vector's mean over d_model.
         tokenizer: sha256 over the vocabulary, hex.
+        source: What to load it by again: "demo", a name on the hub or an absolute folder; empty where that is not known. The
+            same model may be loaded from several places, so this is left out of every comparison.
     """
 
     name: str
@@ -25,3 +27,10 @@ class ModelInfo:
     dtype: str
     centered: bool
     tokenizer: str
+    source: str = field(default="", compare=False)
+
+    @property
+    def kind(self) -> str | None:
+        """The `kind` that `load_model` takes for its class; None for a class that `load_model` does not make."""
+        kinds = {"HookedTransformer": "hooked", "HookedSAETransformer": "hooked"}
+        return kinds.get(self.class_name, "bridge" if self.class_name.endswith("Bridge") else None)

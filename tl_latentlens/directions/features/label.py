@@ -20,6 +20,7 @@ from tl_latentlens.index.contextual import ContextualIndex, require_index
 from tl_latentlens.index.words import common_words
 from tl_latentlens.lens.lenses import logit_lens
 from tl_latentlens.model.describe import is_bidirectional, require_model
+from tl_latentlens.model.layers import one_hook_name
 
 
 def label_features(
@@ -28,7 +29,7 @@ def label_features(
     features: Sequence[int] | None = None,
     *,
     top_k: int = 10,
-    hook_name: str | None = None,
+    hook_name: int | str | None = None,
     model: Any = None,
     seed: int = 0,
     progress: bool = True,
@@ -55,8 +56,8 @@ def label_features(
             random directions are then less near, and more features earn a label.
         features: Feature numbers, each counted once; None: all.
         top_k: Neighbors of each sign, and max-activating rows.
-        hook_name: The activation that the SAE writes; None: the one that the SAE names. If the index holds it, only its rows
-            are searched.
+        hook_name: The activation that the SAE writes, or its layer; None: the one that the SAE names. If the index holds it,
+            only its rows are searched.
         model: The bank's model, for the logit lens of each direction and for steering; None: neither.
         seed: Seed of the nulls and controls.
         progress: Show progress bars.
@@ -69,7 +70,8 @@ def label_features(
     require_index(index)
     if model is not None:
         require_model(model)
-    selected = select_features(sae, index, features, hook_name)
+    named = None if hook_name is None else one_hook_name(hook_name, index.model_info.n_layers)
+    selected = select_features(sae, index, features, named)
     neighbors = decode_directions(selected.directions, index, top_k=top_k, hook_name=selected.searched_hook, ids=selected.ids)
     rng = np.random.default_rng(seed)
     scores = similarity_scores(selected, index, neighbors.positive, top_k, rng)

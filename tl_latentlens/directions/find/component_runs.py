@@ -19,6 +19,7 @@ from tl_latentlens.directions.find.component_ranking import Contributions, Ranke
 from tl_latentlens.directions.find.word_in_context import WordInContext, locate_word
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
+from tl_latentlens.model.layers import one_hook_name
 
 _MAX_RUNS = 64  # Prompts with contrast uses, and prompts with random rows.
 
@@ -81,7 +82,7 @@ class ComponentRuns:
 
 
 def run_components(
-    text: str, at: int | str, index: ContextualIndex, model: Any, hook_name: str | None, seed: int
+    text: str, at: int | str, index: ContextualIndex, model: Any, hook_name: int | str | None, seed: int
 ) -> ComponentRuns:
     """The outputs of heads and neurons at a word and at the rows to compare it with.
 
@@ -89,7 +90,7 @@ def run_components(
         InvalidInputError: As `locate_word`; an activation outside the residual stream; components that do not add up to it.
     """
     require_index(index)
-    read_hook = _default_hook_name(index) if hook_name is None else hook_name
+    read_hook = _default_hook_name(index) if hook_name is None else one_hook_name(hook_name, index.model_info.n_layers)
     layers_before(read_hook)  # Raises for an activation outside the residual stream, before the model runs.
     word = locate_word(text, at, index, model, read_hook, _MAX_RUNS, seed)
     rows = [index.row(row) for row in [*word.contrast_rows.tolist(), *word.random_rows.tolist()]]

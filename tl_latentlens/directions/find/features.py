@@ -22,6 +22,7 @@ from tl_latentlens.directions.find.result import FindResult
 from tl_latentlens.directions.find.word_in_context import MAX_STORED_ROWS, N_NEIGHBORS, locate_word, stored_activations
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
+from tl_latentlens.model.layers import one_hook_name
 
 
 def find_features(
@@ -31,7 +32,7 @@ def find_features(
     index: ContextualIndex,
     *,
     model: Any,
-    hook_name: str | None = None,
+    hook_name: int | str | None = None,
     top_k: int = 10,
     label: bool = True,
     seed: int = 0,
@@ -62,7 +63,7 @@ def find_features(
         sae: An SAELens SAE, or what `load_sae` returns, with an encoder.
         index: Holds the activation that the SAE reads. With transform "center" neighbors of directions say more.
         model: The bank's model.
-        hook_name: The activation that the SAE reads and writes; None: the one that the SAE names.
+        hook_name: The activation that the SAE reads and writes, or its layer; None: the one that the SAE names.
         top_k: Features to return, of those that are active at the word.
         label: Add labels (`label_features`: one pass of the encoder over the bank).
         seed: Seed of the sampled rows.
@@ -79,7 +80,8 @@ def find_features(
         UnknownHookError: The index lacks the activation.
         ModelMismatchError: `model` is not the bank's.
     """
-    read_hook = _require_encoder_of_one_hook(sae, hook_name)
+    named = None if hook_name is None else one_hook_name(hook_name, index.model_info.n_layers)
+    read_hook = _require_encoder_of_one_hook(sae, named)
     word = locate_word(text, at, index, model, read_hook, MAX_STORED_ROWS, seed)
     decoder = decoder_of(sae)
     if decoder.shape[1] != len(word.activation):

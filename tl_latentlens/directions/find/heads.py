@@ -18,7 +18,7 @@ def find_heads(
     index: ContextualIndex,
     *,
     model: Any,
-    hook_name: str | None = None,
+    hook_name: int | str | None = None,
     top_k: int = 10,
     seed: int = 0,
 ) -> FindResult:
@@ -34,8 +34,8 @@ def find_heads(
         at: A position (BOS counted; negative: from the end), or a word: the last token that ends it.
         index: Holds the activation that is read.
         model: The bank's model.
-        hook_name: The activation to read, blocks.L.hook_resid_pre, _mid or _post; None: the index's resid_post nearest to two
-            thirds of the layers.
+        hook_name: The activation to read, blocks.L.hook_resid_pre, _mid or _post, or a layer in place of its
+            hook_resid_post (3, or -1); None: the index's resid_post nearest to two thirds of the layers.
         top_k: Heads to return.
         seed: Seed of the sampled rows.
 

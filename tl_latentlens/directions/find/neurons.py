@@ -17,7 +17,7 @@ def find_neurons(
     index: ContextualIndex,
     *,
     model: Any,
-    hook_name: str | None = None,
+    hook_name: int | str | None = None,
     top_k: int = 10,
     seed: int = 0,
 ) -> FindResult:

@@ -17,11 +17,17 @@ from tl_latentlens.model.describe import model_device, require_model
 from tl_latentlens.model.flatten import flat_activation
 from tl_latentlens.model.heads import tl_hook_name
 from tl_latentlens.model.hook_names import require_firing
+from tl_latentlens.model.layers import one_hook_name
 from tl_latentlens.model.running import run_hooked
 
 
 def difference_of_means(
-    model: Any, positive: str | Sequence[str], negative: str | Sequence[str], hook_name: str, *, positions: int | None = -1
+    model: Any,
+    positive: str | Sequence[str],
+    negative: str | Sequence[str],
+    hook_name: int | str,
+    *,
+    positions: int | None = -1,
 ) -> Float[Tensor, " d"]:
     """A steering vector: the mean activation over the positive prompts minus that over the negative ones.
 
@@ -32,6 +38,7 @@ def difference_of_means(
         positive: Prompts that the vector points to.
         negative: Prompts that the vector points away from.
         hook_name: The activation. Several axes after `pos`, such as heads, are laid side by side. `hook_z[1]` is one head.
+            A layer stands for its hook_resid_post: 3, or -1 for the last.
         positions: -1: the last token of each prompt, whatever the padding; -2: the one before, and so on. None: the mean over
             the tokens of each prompt without BOS; every prompt has the same weight, whatever its length.
 
@@ -43,6 +50,7 @@ def difference_of_means(
         InvalidInputError: No prompts, a prompt without (enough) tokens, or an activation that does not fire.
     """
     require_model(model)
+    hook_name = one_hook_name(hook_name, model.cfg.n_layers)
     require_firing([hook_name], model)
     if positions is not None and positions >= 0:
         raise InvalidInputError(f"got positions={positions}; expected -1 (each prompt's last token), -2, ..., or None for all")

@@ -1,7 +1,7 @@
 """Readings of a model while multiples of a vector are added to its stream; the hooks stand in `steer_hooks`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from tl_latentlens.model.activations import pad_prompts
 from tl_latentlens.model.describe import model_device, require_model
 from tl_latentlens.model.hook_names import check_hook_names
 from tl_latentlens.model.hook_points import forward_order, in_residual_stream
+from tl_latentlens.model.layers import expand_layers, one_hook_name
 from tl_latentlens.model.running import run_hooked
 from tl_latentlens.search.tensors import as_tensor
 
@@ -37,12 +38,12 @@ class SteeringLens:
         self,
         vector: Float[Tensor, " d"] | np.ndarray,
         index: ContextualIndex,
-        hook_name: str,
+        hook_name: int | str,
         *,
         multiples: float | Sequence[float] = (0, 1, 2, 4),
         unit: str = "vector",
         positions: int | Sequence[int] | slice | None = None,
-        read: str | Sequence[str] | None = None,
+        read: int | str | Iterable[int | str] | None = None,
         top_k: int = 5,
         logit_lens: bool = True,
         model: Any = None,
@@ -53,15 +54,15 @@ class SteeringLens:
             vector: The vector to add, [d]: a difference of means, an SAE's decoder row, a probe's weight. Where the activation
                 has several axes after `pos`, such as heads, they are laid side by side.
             index: The rows to decode against.
-            hook_name: The activation that the vector is added to.
+            hook_name: The activation that the vector is added to, or a layer in place of its hook_resid_post (3, or -1).
             multiples: The multiples that `run` adds, one run each. Multiple 0 is the unsteered model.
             unit: "vector": multiples of the vector as it is. "activation": the vector is first scaled to the median length of
                 the bank's rows at this hook name. Use it for vectors of arbitrary length, such as an SAE's unit rows.
             positions: Positions of the padded batch at which the vector is added; negative ones count from the end. In
                 `generate` the count goes on: -1 is each new token in its turn, `slice(5, None)` all from the sixth on.
                 None: every position, BOS too.
-            read: Hook names to read; None: those of the index in the residual stream, from `hook_name` on. `hook_name` itself
-                is read after the vector was added.
+            read: Hook names, or layers, to read; None: those of the index in the residual stream, from `hook_name` on.
+                `hook_name` itself is read after the vector was added.
             top_k: Neighbors, and logit-lens tokens, for each token.
             logit_lens: Read the model's own unembedding beside the neighbors.
             model: The model. It is needed where the index does not hold a hook name.
@@ -72,6 +73,7 @@ class SteeringLens:
                 `hook_name`; nothing to read.
         """
         require_index(index)
+        hook_name = one_hook_name(hook_name, index.model_info.n_layers)
         self.read = _hook_names_to_read(hook_name, read, index, model)
         if unit not in _UNITS:
             raise InvalidInputError(f"got unit={unit!r}; expected one of {list(_UNITS)}")
@@ -151,7 +153,7 @@ class SteeringLens:
 
 
 def _hook_names_to_read(
-    hook_name: str, read: str | Sequence[str] | None, index: ContextualIndex, model: Any
+    hook_name: str, read: int | str | Iterable[int | str] | None, index: ContextualIndex, model: Any
 ) -> tuple[str, ...]:
     """The requested hook names, or those of the index in the residual stream from `hook_name` on, in forward order."""
     if model is None:
@@ -163,7 +165,7 @@ def _hook_names_to_read(
         later = [n for n in index.hook_names if in_residual_stream(n) and forward_order(n) >= forward_order(hook_name)]
         hook_names = sorted(later, key=forward_order)
     else:
-        hook_names = [read] if isinstance(read, str) else list(read)
+        hook_names = expand_layers(read, index.model_info.n_layers)
     check_hook_names(hook_names, available, owner)
     if not hook_names:
         raise InvalidInputError(f"the index holds nothing of the residual stream from {hook_name} on; say what to read: read=")
