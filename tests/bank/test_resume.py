@@ -43,7 +43,7 @@ def test_interrupted_build_resumes_where_it_stood(tmp_path: Path, plan: Plan, k:
     batches = fill(whole, plan, batch_tokens=16, dtype=dtype)
     with pytest.raises(StopBuildError):
         fill(path, plan, batch_tokens=16, dtype=dtype, stop_after=k % len(batches))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5.partial", "whole.h5"]
+    assert {p.name for p in tmp_path.iterdir()} - {"a.h5.partial.rows"} == {"a.h5.partial", "whole.h5"}
     done = journal(path)
     assert done.sum() == len({b.block for b in batches[: k % len(batches)]} - {b.block for b in batches[k % len(batches) :]})
     resumed = fill(path, plan, batch_tokens=16, dtype=dtype)

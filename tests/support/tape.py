@@ -1,5 +1,6 @@
 """A tape of what a build does to its file, so that the file can be put back to what a kill or a power cut leaves of it."""
 
+import json
 import os
 import stat
 import tempfile
@@ -151,6 +152,25 @@ class Whole:
         at = self.places["journal"].offset
         return {block for block in range(len(self.starts) - 1) if image[at + block] == 1}
 
+    def saved_rows(self, path: Path) -> set[tuple[int, str, int]]:
+        """Block, hook name and row of what the record beside `path`'s partial file calls saved, where all of it is there."""
+        record, partial = partial_path(path).with_name(f"{path.name}.partial.rows"), partial_path(path)
+        if not record.exists() or not partial.exists():
+            return set()
+        image, found = partial.read_bytes(), set()
+        for block, runs, _ in json.loads(record.read_text()):
+            rows = [self.starts[block] + place for first, end in runs for place in range(first, end)]
+            spans = [
+                slice(place.offset + size * row, place.offset + size * (row + 1))
+                for name in WIDTHS
+                for place in (self.places[f"hooks/{name}/vectors"], self.places[f"hooks/{name}/norms"])
+                for size in [place.n_bytes // place.shape[0]]
+                for row in rows
+            ]
+            if block not in self.blocks(image) and all(image[span] == self.data[span] for span in spans):
+                found |= {(block, name, row) for name in WIDTHS for row in rows}
+        return found
+
     def check_blocks(self, image: bytes) -> None:
         """What the journal calls done is on the disk, every byte of it."""
         for block in self.blocks(image):
@@ -236,6 +256,6 @@ def builds_though_damaged(path: Path, at: int, bit: int, dtype: str = "float16")
     assert said.startswith(f"{partial_path(path)}: ")
     # But for the first copy of the head, which may have been mended, the file is as it was.
     assert partial_path(path).read_bytes()[PAGE:] == damaged[PAGE:]
-    assert os.listdir(path.parent) == [f"{path.name}.partial"]
+    assert set(os.listdir(path.parent)) - {f"{path.name}.partial.rows"} == {f"{path.name}.partial"}
     partial_path(path).write_bytes(before)
     return False

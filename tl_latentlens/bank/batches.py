@@ -1,6 +1,6 @@
 """Batches: which prompts of a block run together, and where its rows stand among their tokens. Knows no file and no model."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,9 +55,9 @@ class BlockBatches:
     block_starts: Int[np.ndarray, " blocks_and_end"]
     batch_tokens: int
 
-    def n_tokens(self, blocks: Iterable[int]) -> int:
-        """Tokens of the prompts that these blocks run, without padding."""
-        return sum(int(self._run_lengths(self._prompts(block)).sum()) for block in blocks)
+    def n_tokens(self, block: int) -> int:
+        """Tokens of the prompts that a block runs, without padding."""
+        return int(self._run_lengths(self._prompts(block)).sum())
 
     def of(self, block: int, device: torch.device | str | None) -> Iterator[Batch]:
         """The batches of one block on `device`, longest prompts first.

@@ -22,6 +22,7 @@ class BlockBuffer:
     n_rows: int
     _is_missing: dict[str, np.ndarray]
     _n_missing: int
+    _is_saved: np.ndarray
 
     def __init__(self, widths: Mapping[str, int], dtype: np.dtype, max_rows: int) -> None:
         """Allocate the arrays; `start_block` says what they hold.
@@ -40,6 +41,7 @@ class BlockBuffer:
         self.first_row, self.n_rows = first_row, end_row - first_row
         self._is_missing = {name: np.ones(self.n_rows, bool) for name in self.vectors}
         self._n_missing = self.n_rows * len(self.vectors)
+        self._is_saved = np.zeros(self.n_rows, bool)
 
     @property
     def is_full(self) -> bool:
@@ -67,3 +69,30 @@ class BlockBuffer:
         is_missing = self._is_missing[hook_name]
         self._n_missing -= int(is_missing[places].sum())
         is_missing[places] = False
+
+    def has(self, rows: Int[np.ndarray, " n"]) -> bool:
+        """True where all these rows of the bank are there, of every hook name."""
+        return bool(self._is_whole()[rows - self.first_row].all())
+
+    def unsaved_runs(self) -> list[tuple[int, int]]:
+        """The rows that are there and not marked as saved: first place and end of each run, within the block."""
+        return _runs(self._is_whole() & ~self._is_saved)
+
+    def mark_saved(self, runs: list[tuple[int, int]]) -> None:
+        """Mark rows as saved."""
+        for first, end in runs:
+            self._is_saved[first:end] = True
+
+    def saved_runs(self) -> list[tuple[int, int]]:
+        """The rows that are marked as saved, as runs."""
+        return _runs(self._is_saved)
+
+    def _is_whole(self) -> np.ndarray:
+        """True at each row that is there for every hook name."""
+        return ~np.logical_or.reduce(list(self._is_missing.values()))
+
+
+def _runs(is_in: np.ndarray) -> list[tuple[int, int]]:
+    """First place and end of each run of True."""
+    edges = np.flatnonzero(np.diff(is_in, prepend=False, append=False)).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))

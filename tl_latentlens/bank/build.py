@@ -25,6 +25,7 @@ from tl_latentlens.model.running import run_hooked
 from tl_latentlens.model.token_strings import token_bytes
 from tl_latentlens.model.tokenize import tokenize
 
+_CPU_BATCH_WEIGHTS = 2**39  # Weights times tokens of one batch: some 20 seconds on a slow CPU.
 _FINGERPRINT_PROMPTS, _FINGERPRINT_TOKENS = 4, 16  # So many prompts, and tokens of each, identify the model.
 
 
@@ -43,8 +44,9 @@ def build_bank(
 ) -> Bank:
     """Run a corpus through a model and keep the contextual vectors of its tokens.
 
-    A build that was interrupted leaves `path.partial`; the same call resumes it. A finished bank of the same model, corpus
-    and settings is opened and returned.
+    A build that was interrupted leaves `path.partial`; the same call resumes it. Ctrl-C loses the batch that was running, a
+    kill also what was run in the ten seconds before. A finished bank of the same model, corpus and settings is opened and
+    returned.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -59,7 +61,7 @@ def build_bank(
             (echo embeddings, arXiv 2402.15449). The bank holds each text once. Read activations against it with `repeated`.
         progress: Show a progress bar with tokens/s and the time left.
         batch_tokens: Most tokens of one batch, padding included; None: 1024 on the CPU (more fall out of its
-            caches), 16384 on a GPU.
+            caches; fewer for models of over 5e8 weights), 16384 on a GPU.
 
     Raises:
         UnknownHookError: A hook name the model does not have.
@@ -82,12 +84,7 @@ def build_bank(
             tqdm.write(f"{path} is complete already")
         return bank
     record = record_model(model, plan, names)
-    try:
-        _run_corpus(model, path, plan, record, dtype, batch_tokens, progress)
-    except KeyboardInterrupt:
-        if not partial_path(path).exists():
-            raise
-        raise KeyboardInterrupt(f"stopped; {partial_path(path)} keeps what is done, and the same call resumes it") from None
+    _run_corpus(model, path, plan, record, dtype, batch_tokens, progress)
     return Bank.open(path)
 
 
@@ -108,20 +105,49 @@ def _require_no_other_build(path: Path) -> None:
 def _run_corpus(
     model: Any, path: Path, plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int | None, progress: bool
 ) -> None:
-    """Run the batches that are left through the model, which fills the bank, and finish it."""
-    device = model_device(model)
-    most_tokens = batch_tokens or (1024 if device.type == "cpu" else 16384)
-    with (
-        freed_memory_kept() if device.type == "cpu" else nullcontext(),
-        BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=most_tokens) as writer,
-        tqdm(total=writer.tokens_to_run, unit=" tokens", unit_scale=True, desc=path.name, disable=not progress) as bar,
-    ):
+    """Run the batches that are left through the model, which fills the bank, and finish it.
+
+    Raises:
+        KeyboardInterrupt: The user stopped it; the message says how much is kept.
+    """
+    most_tokens = batch_tokens or default_batch_tokens(model)
+    writer = None
+    try:
+        with (
+            freed_memory_kept() if model_device(model).type == "cpu" else nullcontext(),
+            BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=most_tokens) as writer,
+        ):
+            _run_batches(model, writer, batch_tokens, progress)
+    except KeyboardInterrupt:
+        if not partial_path(path).exists():
+            raise
+        kept = "what is done"
+        if writer is not None:
+            kept = f"{writer.tokens_to_run - writer.tokens_left:,} of {writer.tokens_to_run:,} tokens"
+        raise KeyboardInterrupt(f"stopped; {partial_path(path)} keeps {kept}, and the same call resumes it") from None
+
+
+def default_batch_tokens(model: Any) -> int:
+    """Most tokens of one batch, padding included: 16,384 on a GPU; on the CPU 1,024, and fewer for models of over 5e8 weights.
+
+    What a CPU computes in seconds should not wait in memory for minutes: a batch that a build is stopped in is lost.
+    """
+    if model_device(model).type != "cpu":
+        return 16384
+    n_weights = sum(parameter.numel() for parameter in model.parameters())
+    return max(64, min(1024, _CPU_BATCH_WEIGHTS // max(1, n_weights)))
+
+
+def _run_batches(model: Any, writer: BankWriter, batch_tokens: int | None, progress: bool) -> None:
+    """Run the batches that are left, with a progress bar."""
+    name = writer.path.name
+    with tqdm(total=writer.tokens_to_run, unit=" tokens", unit_scale=True, desc=name, disable=not progress) as bar:
         if writer.tokens_left < writer.tokens_to_run:
             bar.initial = bar.n = writer.tokens_to_run - writer.tokens_left  # The rate counts this run alone.
-            bar.set_description(f"{path.name} (resumed)")
+            bar.set_description(f"{name} (resumed)")
         if progress and batch_tokens not in (None, writer.batch_tokens):
-            tqdm.write(f"{partial_path(path)} was begun with batch_tokens={writer.batch_tokens}, which stays")
-        for batch in writer.batches(device):
+            tqdm.write(f"{partial_path(writer.path)} was begun with batch_tokens={writer.batch_tokens}, which stays")
+        for batch in writer.batches(model_device(model)):
             run_hooked(model, batch.tokens, batch.attention_mask, bank_hooks(writer, batch))
             bar.update(batch.n_tokens)
 

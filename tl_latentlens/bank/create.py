@@ -34,6 +34,7 @@ from tl_latentlens.bank.datasets import (
 )
 from tl_latentlens.bank.format import DTYPES, VERSION, BankMetadata, ModelRecord
 from tl_latentlens.bank.head import DatasetPlace, Head, digest_of, user_block_size
+from tl_latentlens.bank.saved_rows import remove_record
 from tl_latentlens.corpus.plan import Plan, block_starts, to_json_dict
 from tl_latentlens.errors import BankError
 
@@ -70,6 +71,7 @@ def create_partial(partial: Path, plan: Plan, record: ModelRecord, dtype: str, b
                 _write(file, user_block, metadata, arrays, empty_arrays)
             except (OSError, RuntimeError, KeyError, ValueError) as error:
                 raise file.error or error from None  # HDF5 fails to read back what could not be written
+        remove_record(partial)
         fresh.rename(partial)
     except OSError as error:
         raise _creation_error(partial, needed, error) from error

@@ -1,11 +1,12 @@
 """The partial file of a build: arrays and blocks written at their offsets, the journal, resuming, and the finished name.
 
 `create` makes the file at its full size. A block is done when its bytes are on disk and its checksum stands in the journal.
-Nothing here knows batches or a model.
+Rows of blocks that are not full are saved too, and `saved_rows` records which. Nothing here knows batches or a model.
 """
 
 import errno
 import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,6 +20,7 @@ from tl_latentlens.bank.file import BankFile
 from tl_latentlens.bank.format import block_checksum, partial_path
 from tl_latentlens.bank.head import digest_of, read_head
 from tl_latentlens.bank.moments import mean_and_std
+from tl_latentlens.bank.saved_rows import SavedRows, read_record, remove_record, rows_checksum, write_record
 from tl_latentlens.errors import BankCorruptError, BankError
 from tl_latentlens.search.tensors import as_tensor
 
@@ -62,19 +64,73 @@ class PartialFile:
         os.close(self._descriptor)
 
     def write_block(self, block: int, buffer: BlockBuffer) -> None:
-        """Write a full block and its checksums, and then the journal.
+        """Write a full block, except for the rows that were saved before, and its checksums, and then the journal.
 
         Raises:
             BankError: Writing failed.
         """
+        self._write_unsaved_rows(buffer)
         for name in buffer.vectors:
             vectors, norms = buffer.vectors[name][: buffer.n_rows], buffer.norms[name][: buffer.n_rows]
-            row_bytes = vectors.shape[1] * vectors.itemsize
-            self._write_array(hook_dataset(name, VECTORS), vectors, buffer.first_row * row_bytes)
-            self._write_array(hook_dataset(name, NORMS), norms, buffer.first_row * norms.itemsize)
             self._write_array(hook_dataset(name, CHECKSUMS), np.uint64(block_checksum(vectors, norms)), block * 8)
         self._sync()  # the bytes first and the journal after them, which holds across a power cut too
         self._write_array(JOURNAL, np.uint8(1), block)
+
+    def save_rows(self, buffers: Iterable[tuple[int, BlockBuffer]]) -> None:
+        """Write the rows that blocks have so far, and then the record of them; rows that were saved before are left out.
+
+        Raises:
+            BankError: Writing failed.
+        """
+        saved = []
+        for block, buffer in buffers:
+            self._write_unsaved_rows(buffer)
+            if runs := buffer.saved_runs():
+                saved.append(SavedRows(block, runs, rows_checksum(buffer.vectors, buffer.norms, runs)))
+        try:
+            write_record(self.file.path, saved)
+        except OSError as error:
+            raise self._write_error(error) from error
+
+    def saved_blocks(self) -> Iterator[SavedRows]:
+        """The saved rows of each unfinished block, as far as the file holds what was saved."""
+        blocks, journal = self.file.blocks(), self.file.map(JOURNAL)
+        for saved in read_record(self.file.path):
+            if not 0 <= saved.block < len(blocks) or journal[saved.block] == 1:
+                continue
+            first_row, end_row = blocks[saved.block]
+            bounds = [bound for run in saved.runs for bound in run]
+            if not bounds or bounds != sorted(set(bounds)) or bounds[0] < 0 or bounds[-1] > end_row - first_row:
+                continue
+            vectors, norms = self._block_arrays(first_row, end_row)
+            if rows_checksum(vectors, norms, saved.runs) == saved.checksum:
+                yield saved
+
+    def load_rows(self, saved: SavedRows, buffer: BlockBuffer) -> None:
+        """Put saved rows into the buffer of their block."""
+        vectors, norms = self._block_arrays(buffer.first_row, buffer.first_row + buffer.n_rows)
+        for name in vectors:
+            for first, end in saved.runs:
+                rows = np.arange(first, end) + buffer.first_row
+                buffer.put(name, rows, vectors[name][first:end], norms[name][first:end])
+        buffer.mark_saved(saved.runs)
+
+    def _block_arrays(self, first_row: int, end_row: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Vectors, in the dtype of the file, and norms of a block, by hook name."""
+        vectors, norms = (
+            {name: self.file.map(hook_dataset(name, part))[first_row:end_row] for name in self.file.widths}
+            for part in (VECTORS, NORMS)
+        )
+        return vectors, norms
+
+    def _write_unsaved_rows(self, buffer: BlockBuffer) -> None:
+        """Write the rows of a block that are there to their places, and mark them as saved."""
+        runs = buffer.unsaved_runs()
+        for part, arrays in ((VECTORS, buffer.vectors), (NORMS, buffer.norms)):
+            for name, array in arrays.items():
+                for first, end in runs:
+                    self._write_array(hook_dataset(name, part), array[first:end], (buffer.first_row + first) * array[0].nbytes)
+        buffer.mark_saved(runs)
 
     def finish(self) -> None:
         """Verify the file, write means and deviations and the finished head, and rename it.
@@ -94,6 +150,7 @@ class PartialFile:
         if self.path.exists():
             raise BankError(f"{self.path} appeared while it was being built; the new bank is complete in {self.file.path}")
         try:
+            remove_record(self.file.path)
             self.file.path.rename(self.path)
             _sync_folder(self.path.parent)
         except OSError as error:

@@ -4,6 +4,7 @@ Rows come from `record`, or from a user's own loop. `batches` cuts the prompts i
 disk. Nothing here knows a model.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,8 @@ from tl_latentlens.bank.lock import build_lock
 from tl_latentlens.bank.partial_file import PartialFile
 from tl_latentlens.corpus.plan import Plan
 from tl_latentlens.errors import BankError, InvalidInputError, UnknownHookError
+
+SAVE_SECONDS = 10.0  # At most about so long, the rows of a block that is not full stay in memory alone.
 
 
 class BankWriter:
@@ -49,6 +52,8 @@ class BankWriter:
     _spare_buffers: list[BlockBuffer]
     _row_writes: BackgroundWrites  # rows that come from a GPU go to their buffers
     _block_writes: BackgroundWrites  # full blocks go to the file
+    _rows_come_later: bool  # from a GPU: a thread waits for them and stores them
+    _last_save: float  # of rows of a block that is not full, by time.monotonic
 
     def __init__(self, partial: PartialFile, resources: ExitStack) -> None:
         """Use `BankWriter.create`."""
@@ -67,6 +72,11 @@ class BankWriter:
         self._spare_buffers = []
         self._row_writes = BackgroundWrites("bank-rows", max_pending=2 * len(self.hook_names))
         self._block_writes = BackgroundWrites("bank-writer", max_pending=1)
+        self._rows_come_later = False
+        self._last_save = time.monotonic()
+        for saved in partial.saved_blocks():
+            self._buffers[saved.block] = self._start_buffer(saved.block)
+            partial.load_rows(saved, self._buffers[saved.block])
 
     @classmethod
     def create(
@@ -109,7 +119,7 @@ class BankWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        """Finish a complete bank; keep an incomplete one for a later resume."""
+        """Finish a complete bank; keep an incomplete one, with the rows it has, for a later resume."""
         try:
             for writes in (self._row_writes, self._block_writes):
                 writes.close()
@@ -117,26 +127,43 @@ class BankWriter:
                 self._raise_finished_errors()
                 if self._is_full.all():
                     self._partial.finish()
+            if self._buffers:
+                self._partial.save_rows(self._buffers.items())
+        except BankError:
+            if kind is None:  # else the first error is the one to show
+                raise
         finally:
             self._resources.close()
 
     @property
     def tokens_to_run(self) -> int:
         """Tokens of all prompts that a build runs."""
-        return self._batches.n_tokens(range(len(self._is_full)))
+        return sum(map(self._batches.n_tokens, range(len(self._is_full))))
 
     @property
     def tokens_left(self) -> int:
         """Tokens that are still to be run; fewer than `tokens_to_run` where a build is resumed."""
-        return self._batches.n_tokens(np.flatnonzero(~self._is_full).tolist())
+        blocks = np.flatnonzero(~self._is_full).tolist()
+        in_begun_blocks = sum(batch.n_tokens for block in blocks if block in self._buffers for batch in self._left_of(block))
+        return in_begun_blocks + sum(self._batches.n_tokens(block) for block in blocks if block not in self._buffers)
 
     def batches(self, device: torch.device | str | None = None) -> Iterator[Batch]:
         """The batches that remain, block by block, prompts of similar length together, on `device`.
 
-        A batch ends early where the next prompts are much shorter: padding costs as much as tokens.
+        A batch ends early where the next prompts are much shorter: padding costs as much as tokens. Batches whose rows are
+        there already are left out.
         """
         for block in np.flatnonzero(~self._is_full).tolist():
-            yield from self._batches.of(block, device)
+            for batch in self._left_of(block, device):
+                yield batch
+                self._save_when_due()
+
+    def _left_of(self, block: int, device: torch.device | str | None = None) -> Iterator[Batch]:
+        """The batches of a block without those whose rows are there, of every hook name."""
+        for batch in self._batches.of(block, device):
+            buffer = self._buffers.get(block)
+            if buffer is None or not buffer.has(batch.rows):
+                yield batch
 
     def write(self, hook_name: str, batch: Batch, vectors: Float[Tensor, "rows d"], norms: Float[Tensor, " rows"]) -> None:
         """Hand over a batch's unit vectors (already in the bank's dtype) and norms; a background thread writes full blocks.
@@ -147,6 +174,7 @@ class BankWriter:
         """
         self._raise_finished_errors()
         self._check_vectors(hook_name, batch, vectors)
+        self._rows_come_later = vectors.is_cuda
         if vectors.is_cuda:
             copied = torch.cuda.Event()
             stream = torch.cuda.current_stream(vectors.device)
@@ -202,6 +230,20 @@ class BankWriter:
             f"{position} (norm {norms[is_bad][0]}); a bank holds directions, so check the model's dtype and weights, or "
             "leave this hook name out"
         )
+
+    def _save_when_due(self) -> None:
+        """Hand the rows of blocks that are not full to the thread that writes, where the last save is a while ago."""
+        if time.monotonic() - self._last_save < SAVE_SECONDS:
+            return
+        self._last_save = time.monotonic()
+        if self._rows_come_later:
+            self._row_writes.submit(self._save)
+        else:
+            self._save()
+
+    def _save(self) -> None:
+        """Submit a save. The thread that stores rows calls it: a block that it fills later is written after the save."""
+        self._block_writes.submit(self._partial.save_rows, list(self._buffers.items()))
 
     def _start_buffer(self, block: int) -> BlockBuffer:
         if self._spare_buffers:
