@@ -145,6 +145,7 @@ def test_label_features_of_a_sae_lens_sae(index: tll.ContextualIndex) -> None:
 def test_dataframe(index: tll.ContextualIndex) -> None:
     result = tll.decode_directions(directions(3), index, top_k=2)
     frame = result.to_dataframe()
+    assert frame.equals(result.neighbors_dataframe())
     assert list(frame.columns) == [
         "direction", "sign", "rank", "token", "context", "position", "prompt_index", "row", "hook_name", "similarity",
     ]  # fmt: skip

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -178,14 +179,29 @@ def test_features_are_numbers(planted: Any, features: Any) -> None:
         tll.label_features(tied(centers()), planted, features)
 
 
-def test_a_subset_says_what_the_whole_says(planted: Any) -> None:
-    sae = tied(centers())
-    whole = tll.label_features(sae, planted, progress=False).table
-    some = tll.label_features(sae, planted, [17, 4], progress=False).table
-    assert some["feature"].tolist() == [17, 4]
-    same = ["label", "similarity", "density", "mean_activation", "max_activation"]
-    for i, feature in enumerate((17, 4)):
-        assert some[same].iloc[i].tolist() == whole[same].iloc[feature].tolist()
+@pytest.mark.parametrize("encoder", [True, False])
+def test_the_scores_of_a_feature_do_not_hang_on_the_others(planted: Any, encoder: bool) -> None:
+    sae = tied(centers()) if encoder else TensorSAE(centers(), {}, hook_name=HOOK)
+    whole = tll.label_features(sae, planted, progress=False)
+    for features in ([17], [17, 4], [4, 150, 17, 3], range(100)):
+        some = tll.label_features(sae, planted, features, progress=False)
+        assert some.table["feature"].tolist() == list(features)
+        expected = whole.table.iloc[list(features)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(some.table, expected, check_exact=True)
+        assert str(some.max_activating(17)) == str(whole.max_activating(17))
+    assert not encoder or whole.table["overlap_null"].nunique() == 1
+
+
+def test_the_steering_of_a_feature_does_not_hang_on_the_others(any_model: Any, bank: tll.Bank) -> None:
+    sae = tll.load_sae("demo")
+    index = tll.ContextualIndex(bank, sae.hook_name, device="cpu")
+    alone, others = (
+        tll.label_features(sae, index, features, model=any_model, top_k=3, progress=False).table.set_index("feature")
+        for features in ([597], [*range(40, 75), 597])
+    )
+    pd.testing.assert_frame_equal(alone, others.loc[[597]], check_exact=True)
+    assert 0.2 < alone["steered_null"].item() < 0.8
+    assert alone["steered_null"].item() != alone["steered"].item()
 
 
 # --------------------------------------------------------------------------------------------------------- the pass over a bank
@@ -270,12 +286,14 @@ def test_steering_with_what_the_unembedding_reads_raises_its_token(any_model: An
 
 
 def test_results_as_tables_and_files(planted: Any, tmp_path: Path) -> None:
-    import pandas as pd
-
     result = tll.label_features(tied(centers()[:30]), planted, top_k=4, progress=False)
     result.table.to_parquet(tmp_path / "f.parquet")
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "f.parquet"), result.table)
-    assert len(result.to_dataframe()) == 30 * 2 * 4
+    pd.testing.assert_frame_equal(result.to_dataframe(), result.table)
+    assert result.to_dataframe() is not result.table
+    neighbors = result.neighbors_dataframe()
+    assert len(neighbors) == 30 * 2 * 4
+    assert neighbors["direction"].tolist() == [feature for feature in range(30) for _ in range(8)]
     assert word(3) in str(result)
     assert max(map(len, str(result).splitlines())) <= 100
     assert repr(result) == f"FeatureResult(30 features, {(column(result, 'label') != '').sum()} labelled)"
@@ -313,12 +331,3 @@ def test_words_are_merged_from_their_pieces(index: tll.ContextualIndex) -> None:
         assert words.word not in words.near
         assert words.near <= {"".join(c for c in word if c.isalpha()) for word in found.prompt_text.lower().split()} | set(text)
     assert merged > 5
-
-
-def test_nulls_of_few_features_are_of_others(any_model: Any, index: tll.ContextualIndex) -> None:
-    """With one feature asked for, the nulls are other features of the SAE and not that one."""
-    sae = tll.load_sae("demo")
-    (line,) = tll.label_features(sae, index, [597], model=any_model, top_k=3, progress=False).table.to_dict("records")
-    for name in ("steered", "steered_next"):
-        assert 0.2 < line[f"{name}_null"] < 0.8
-        assert line[f"{name}_null"] != line[name]

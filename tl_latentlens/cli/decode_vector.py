@@ -11,6 +11,7 @@ import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, KindOption, ModelOption, hook_name_in_bank
 from tl_latentlens.cli.output import console, print_tables
 from tl_latentlens.directions.features.sae import TensorSAE
+from tl_latentlens.directions.features.sae_fit import require_width, warn_of_other_model
 from tl_latentlens.directions.vector_file import read_vector
 from tl_latentlens.errors import InvalidInputError
 
@@ -76,7 +77,7 @@ def decode_vector(
         direction = _difference_of_means(loaded, positive, negative, hook_name or "")
         title = f"{positive} − {negative} at {hook_name}"
     elif encoder is not None and feature is not None:
-        direction, title = _decoder_row(encoder, feature), f"feature {feature} of {sae} at {hook_name}"
+        direction, title = _decoder_row(encoder, feature, index), f"feature {feature} of {sae} at {hook_name}"
     else:
         direction, title = read_vector(vector or "", key=key), f"{vector}"
     result = tll.decode_directions(direction, index, top_k=top_k)
@@ -113,7 +114,9 @@ def _difference_of_means(model: Any, positive: Path, negative: Path, hook_name: 
     return tll.difference_of_means(model, sides[0], sides[1], hook_name)
 
 
-def _decoder_row(encoder: TensorSAE, feature: int) -> Float[Tensor, " d"]:
+def _decoder_row(encoder: TensorSAE, feature: int, index: tll.ContextualIndex) -> Float[Tensor, " d"]:
+    require_width(encoder, index, None)
+    warn_of_other_model(encoder, index)
     if not 0 <= feature < len(encoder.W_dec):
         raise InvalidInputError(f"got feature {feature}; the SAE has features 0 to {len(encoder.W_dec) - 1}")
     return encoder.W_dec[feature]

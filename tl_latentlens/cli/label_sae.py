@@ -8,6 +8,7 @@ import typer
 import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, hook_name_in_bank
 from tl_latentlens.cli.output import WRITERS, console, note, print_table, require_folders, require_writable
+from tl_latentlens.model.heads import hook_point
 from tl_latentlens.views.terminal.features import summary_table
 
 
@@ -49,7 +50,8 @@ def label_sae(
     require_folders(html)
     opened = tll.Bank.open(bank)
     encoder = tll.load_sae(sae, hook_name=hook_name_in_bank(hook_name, opened))
-    hook_names = [encoder.hook_name] if encoder.hook_name in opened.hook_names else None
+    written = encoder.hook_name_out or encoder.hook_name
+    hook_names = [written] if written is not None and hook_point(written) in opened.hook_names else None
     index = tll.ContextualIndex(opened, hook_names, device=device, transform=transform)
     loaded = None if model is None else tll.load_model(model, device=device)
     if loaded is not None:

@@ -64,7 +64,11 @@ class DirectionResult:
         return self.positive.neighbors_of(direction), self.negative.neighbors_of(direction)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One line for each direction, sign (+1 or -1) and rank."""
+        """One line for each direction, sign (+1 or -1) and rank: the columns of `neighbors_dataframe`."""
+        return self.neighbors_dataframe()
+
+    def neighbors_dataframe(self) -> pd.DataFrame:
+        """One line for each direction, sign (+1 or -1) and rank: direction, sign, rank, token, context, ..., similarity."""
         lines = []
         for i, name in enumerate(self.ids):
             for sign, neighbors in zip((1, -1), self.neighbors(i), strict=True):

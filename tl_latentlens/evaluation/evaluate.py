@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from tl_latentlens.bank.bank import Bank
 from tl_latentlens.directions.features.label import label_features
 from tl_latentlens.directions.features.sae import hook_names_of, require_sae
+from tl_latentlens.directions.features.sae_fit import warn_of_other_model
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.evaluation.agreement import reader_agreement
 from tl_latentlens.evaluation.held_out import draw_held_out_rows, neighbors_in_other_prompts
@@ -187,6 +188,7 @@ def _label_summaries(sae: Any, index: ContextualIndex, seed: int, progress: bool
     """The summary of all features' labels; none, with a warning, if the index lacks the activation that the SAE reads."""
     encoder_hook = hook_names_of(sae)[0]
     if encoder_hook not in index.hook_names:
+        warn_of_other_model(sae, index, stacklevel=3)
         message = f"no label scores: the SAE reads {encoder_hook}, the bank holds {list(index.hook_names)}"
         warnings.warn(message, stacklevel=3)
         return []

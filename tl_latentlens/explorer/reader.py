@@ -18,6 +18,7 @@ from torch import Tensor
 from tl_latentlens.directions.decode import decode_directions
 from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.directions.features.sae import can_encode, decoder_of, encode, hook_names_of
+from tl_latentlens.directions.features.sae_fit import require_width, warn_of_other_model
 from tl_latentlens.directions.vector_file import read_vector
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.explorer.image_source import MAX_KEPT_IMAGES, ImageSource, ShownImage
@@ -87,12 +88,17 @@ class Reader:
         Raises:
             ModelMismatchError: The model is not the bank's.
             UnknownHookError: The SAE reads an activation that the model does not have.
+            InvalidInputError: The SAE has another width than the activation.
         """
         index.check_model(model)
         self.model, self.sae, self.top_k, self.images = model, sae, top_k, images
         self.hook_names = index.hook_names
         self.repeat = index.banks[0].plan.settings.repeat
         self.sae_reads, self.sae_writes = (None, None) if sae is None else hook_names_of(sae)
+        if sae is not None:
+            if self.sae_writes in index.hook_names:
+                require_width(sae, index, self.sae_writes)
+            warn_of_other_model(sae, index, stacklevel=3)
         if self.sae_reads is not None:
             check_hook_names([self.sae_reads], model.hook_dict, type(model).__name__)
         self._lock = RLock()

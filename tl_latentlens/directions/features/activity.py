@@ -1,7 +1,7 @@
 """One pass of an SAE's encoder over a bank's rows: how often its features are active, how much, and on which rows most."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +38,10 @@ class MaxActivating:
         """False where a feature is active on fewer rows."""
         return np.arange(self.rows.shape[1]) < self.n_active[:, None]
 
+    def select(self, places: Int[np.ndarray, " some"]) -> "MaxActivating":
+        """The rows of some of the features, by their places."""
+        return MaxActivating(self.activations[places], self.rows[places], self.n_active[places])
+
 
 @dataclass(frozen=True, eq=False)
 class Activity:
@@ -60,6 +64,10 @@ class Activity:
     top: MaxActivating
     histogram: Int[np.ndarray, "f bins"]
     probed: Float[np.ndarray, " pairs"]
+
+    def select(self, places: Int[np.ndarray, " some"]) -> "Activity":
+        """The activity with the max-activating rows and histograms of some of the requested features, by their places."""
+        return replace(self, top=self.top.select(places), histogram=self.histogram[places])
 
 
 @torch.no_grad()

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from tl_latentlens.directions.features.selection import FeatureSelection
 from tl_latentlens.index.contextual import ContextualIndex
+from tl_latentlens.statistics.keyed_random import keyed_uniform
 
 N_NULL_DIRECTIONS = 1000
 CONTROLS_PER_NEIGHBOR = 5
-_MIN_NULL_FEATURES = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,21 +40,29 @@ class ControlRows:
 
 
 def draw_shuffled_decoders(
-    selection: FeatureSelection, index: ContextualIndex, top_k: int, rng: np.random.Generator
+    selection: FeatureSelection, index: ContextualIndex, top_k: int, rng: np.random.Generator, n: int = N_NULL_DIRECTIONS
 ) -> ShuffledDecoders:
-    """Random features of the SAE, each with the neighbors of another one."""
+    """Random features of the SAE, each with the neighbors of another one. Which features are selected does not matter."""
     features = selection.all_ids
-    own = rng.choice(features, N_NULL_DIRECTIONS)
-    steps = rng.integers(1, max(2, len(features)), N_NULL_DIRECTIONS)
+    own = rng.choice(features, n)
+    steps = rng.integers(1, max(2, len(features)), n)
     other = features[(np.searchsorted(features, own) + steps) % len(features)]
-    neighbors = index.search(selection.decoder[other], top_k, selection.encoded_hook).rows.cpu().numpy()
+    neighbors = index.search(selection.decoder[other], top_k, selection.searched_hook).rows.cpu().numpy()
     return ShuffledDecoders(own, neighbors)
 
 
 def draw_control_rows(
-    index: ContextualIndex, hook_name: str, rows: Int[np.ndarray, "f k"], rng: np.random.Generator
+    index: ContextualIndex, hook_name: str, rows: Int[np.ndarray, "f k"], keys: Int[np.ndarray, " f"], seed: int
 ) -> ControlRows:
-    """Random rows for each row: some of its token, and some of any token."""
+    """Random rows for each row: some of its token, and some of any token.
+
+    Args:
+        index: The rows.
+        hook_name: The hook name that the controls are drawn from.
+        rows: The rows that they are compared with.
+        keys: A number for each line of `rows`. What is drawn for it hangs on that number and the seed, not on other lines.
+        seed: The seed.
+    """
     hook_rows = index.bank_rows.row_ids(hook_name)
     token_ids = index.bank_rows.token_ids()
     rows_by_token = hook_rows[np.argsort(token_ids[hook_rows], kind="stable")]
@@ -63,28 +71,15 @@ def draw_control_rows(
     places[rows_by_token] = np.arange(len(rows_by_token))
 
     repeated = np.repeat(rows, CONTROLS_PER_NEIGHBOR, -1)
+    own, instead, any_token = np.split(keyed_uniform((seed, 2), keys, 3 * repeated.shape[1]), 3, -1)
     first, end = (np.searchsorted(sorted_token_ids, token_ids[repeated], side) for side in ("left", "right"))
     n_others = end - first - 1
-    steps = 1 + rng.integers(0, np.maximum(n_others, 1))
+    steps = 1 + _below(np.maximum(n_others, 1), own)
     other_places = first + (places[repeated] - first + steps) % (end - first)  # Never the row's own place.
-    instead, any_token = (rows_by_token[rng.integers(0, len(rows_by_token), repeated.shape)] for _ in range(2))
-    return ControlRows(np.where(n_others > 0, rows_by_token[other_places], instead), any_token)
+    other_places = np.where(n_others > 0, other_places, _below(len(rows_by_token), instead))
+    return ControlRows(rows_by_token[other_places], rows_by_token[_below(len(rows_by_token), any_token)])
 
 
-def neighbors_of_other_features(
-    selection: FeatureSelection, index: ContextualIndex, top_k: int, rng: np.random.Generator
-) -> Int[np.ndarray, "f others"]:
-    """For each selected feature the neighbors of one other feature, or of several where few features are selected."""
-    features, n_selected = selection.all_ids, len(selection.ids)
-    if len(features) < 2 or not n_selected:
-        return np.zeros((n_selected, 0), np.int64)
-    places = np.searchsorted(features, selection.ids)[:, None]
-    others = features[(places + rng.integers(1, len(features), (n_selected, n_null_sets(n_selected)))) % len(features)]
-    distinct, place = np.unique(others, return_inverse=True)
-    neighbors = index.search(selection.decoder[distinct], top_k, selection.searched_hook).rows.cpu().numpy()
-    return neighbors[place.reshape(n_selected, -1)].reshape(n_selected, -1)
-
-
-def n_null_sets(n_features: int) -> int:
-    """The number of other features that stand for chance beside each feature: up to 100 in all, but at least one for each."""
-    return max(1, _MIN_NULL_FEATURES // max(1, n_features))
+def _below(bounds: Int[np.ndarray, "f n"] | int, uniform: Float[np.ndarray, "f n"]) -> Int[np.ndarray, "f n"]:
+    """Whole numbers from 0 to below each bound, from numbers in [0, 1)."""
+    return (bounds * uniform).astype(np.int64)

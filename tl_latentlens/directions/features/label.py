@@ -47,8 +47,8 @@ def label_features(
     - `label`: up to three words (see `index.words`). A feature gets one if it beats the null of `similarity` and that of one
       AUROC, both at p < 0.01; the smaller p of the two AUROCs is doubled. `why_not`: what failed otherwise.
 
-    A p-value is the share of 1000 nulls at least as large. A feature whose decoder row is zero has a line of NaN and no
-    neighbors: it is not among the `ids` of the result.
+    A p-value is the share of 1000 nulls at least as large. The scores of a feature do not depend on which others are asked for.
+    A feature whose decoder row is zero has a line of NaN and no neighbors: it is not among the `ids` of the result.
 
     Args:
         sae: An SAELens SAE (anything with `W_dec` [d_sae, d_in]), what `load_sae` returns, or W_dec itself.
@@ -78,7 +78,7 @@ def label_features(
     columns, nulls, activity = dict(scores.columns), dict(scores.nulls), None
     evidence = neighbor_rows = neighbors.positive.rows.cpu().numpy()
     if selected.encoded_hook is not None:
-        scores = activation_scores(selected, index, selected.encoded_hook, neighbor_rows, top_k, rng, progress)
+        scores = activation_scores(selected, index, selected.encoded_hook, neighbor_rows, top_k, rng, seed, progress)
         columns, nulls, activity = columns | scores.columns, nulls | scores.nulls, scores.activity
         top_rows = np.where(activity.top.is_active, activity.top.rows, index.n_rows)[:, :top_k]  # n_rows: no row.
         evidence = np.concatenate([neighbor_rows, top_rows], -1)
@@ -87,7 +87,7 @@ def label_features(
         index.check_model(model)
         columns |= _logit_lens_columns(selected, model)
         if selected.searched_hook is not None:
-            columns |= steering_scores(selected, index, model, selected.searched_hook, neighbor_rows, top_k, rng, progress)
+            columns |= steering_scores(selected, index, model, selected.searched_hook, neighbor_rows, top_k, seed, progress)
     table = _assemble_table(selected, columns)
     return FeatureResult(neighbors.ids, neighbors.positive, neighbors.negative, table, activity, nulls, sae, model)
 

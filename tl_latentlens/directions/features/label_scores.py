@@ -16,7 +16,6 @@ from tl_latentlens.directions.features.controls import (
     N_NULL_DIRECTIONS,
     draw_control_rows,
     draw_shuffled_decoders,
-    n_null_sets,
 )
 from tl_latentlens.directions.features.selection import FeatureSelection
 from tl_latentlens.index.contextual import ContextualIndex
@@ -74,19 +73,23 @@ def activation_scores(
     neighbors: Int[np.ndarray, "f k"],
     top_k: int,
     rng: np.random.Generator,
+    seed: int,
     progress: bool,
 ) -> ActivationScores:
     """Density, AUROCs and overlap of each feature, from one pass of the encoder over the rows of a hook name."""
     shuffled = draw_shuffled_decoders(selection, index, top_k, rng)
-    feature_ids = np.concatenate([np.array(selection.ids, np.int64), shuffled.feature_ids])
+    own_ids = np.array(selection.ids, np.int64)
+    feature_ids = np.concatenate([own_ids, shuffled.feature_ids])
     rows = np.concatenate([neighbors, shuffled.neighbors])
-    controls = draw_control_rows(index, hook_name, rows, rng)
+    null_keys = len(selection.decoder) + np.arange(len(shuffled.feature_ids))
+    controls = draw_control_rows(index, hook_name, rows, np.concatenate([own_ids, null_keys]), seed)
     probe_rows = np.concatenate([rows, controls.same_token, controls.any_token], -1)
+    kept_ids, kept_places = np.unique(feature_ids, return_inverse=True)
     activity = bank_activity(
         selection.sae,
         index,
         hook_name,
-        selection.ids,
+        kept_ids.tolist(),
         top_k=_HELD_OUT_FACTOR * top_k,
         probe_rows=probe_rows.flatten(),
         probe_features=np.repeat(feature_ids, probe_rows.shape[1]),
@@ -95,11 +98,14 @@ def activation_scores(
     k = rows.shape[1]
     split = np.split(activity.probed.reshape(probe_rows.shape), [k, k + CONTROLS_PER_NEIGHBOR * k], -1)
     is_alive = (activity.count > 0)[shuffled.feature_ids]
-    aurocs = _auroc_scores(_Probes(*split), len(selection.ids), is_alive)
+    aurocs = _auroc_scores(_Probes(*split), len(own_ids), is_alive)
+    null_top = activity.top.select(kept_places[len(own_ids) :])
+    activity = activity.select(kept_places[: len(own_ids)])
     columns = {
         **_density_columns(activity, selection.ids),
         **aurocs.columns,
-        **_overlap_columns(index, activity.top, neighbors, shuffled.neighbors, top_k),
+        "overlap": _overlap(index, activity.top, neighbors, top_k),
+        "overlap_null": _mean_of_known(_overlap(index, null_top, shuffled.neighbors, top_k)),
     }
     return ActivationScores(columns, aurocs.nulls, activity)
 
@@ -130,31 +136,21 @@ def _auroc_scores(probes: _Probes, n_features: int, is_alive: Bool[np.ndarray, "
     return Scores(columns, nulls)
 
 
-def _overlap_columns(
-    index: ContextualIndex,
-    top: MaxActivating,
-    neighbors: Int[np.ndarray, "f k"],
-    shuffled: Int[np.ndarray, "n k"],
-    top_k: int,
-) -> dict[str, Float[np.ndarray, " f"] | float]:
-    """The share of held-out max-activating rows whose token the neighbors have, and its mean for shuffled decoders."""
-    rows = top.rows
+def _overlap(
+    index: ContextualIndex, top: MaxActivating, neighbors: Int[np.ndarray, "f k"], top_k: int
+) -> Float[np.ndarray, " f"]:
+    """The share of each feature's held-out max-activating rows whose token its neighbors have; NaN where there are none."""
     token_ids, prompts = index.bank_rows.token_ids(), index.bank_rows.prompts
+    is_held_out = top.is_active & ~_any_equal(prompts[top.rows], prompts[neighbors])
+    is_held_out &= is_held_out.cumsum(-1) <= top_k
+    n_held_out = is_held_out.sum(-1)
+    n_same_token = (is_held_out & _any_equal(token_ids[top.rows], token_ids[neighbors])).sum(-1)
+    return np.where(n_held_out > 0, n_same_token / np.maximum(n_held_out, 1), np.nan)
 
-    def overlap(neighbors: Int[np.ndarray, "f k"]) -> Float[np.ndarray, " f"]:
-        is_held_out = top.is_active & ~_any_equal(prompts[rows], prompts[neighbors])
-        is_held_out &= is_held_out.cumsum(-1) <= top_k
-        n_held_out = is_held_out.sum(-1)
-        n_same_token = (is_held_out & _any_equal(token_ids[rows], token_ids[neighbors])).sum(-1)
-        return np.where(n_held_out > 0, n_same_token / np.maximum(n_held_out, 1), np.nan)
 
-    features = np.arange(len(rows))
-    places = [(i * len(rows) + features) % len(shuffled) for i in range(n_null_sets(len(rows)))]
-    null = np.concatenate([overlap(shuffled[place]) for place in places])
-    return {
-        "overlap": overlap(neighbors),
-        "overlap_null": float(np.nanmean(null)) if np.isfinite(null).any() else math.nan,
-    }
+def _mean_of_known(values: Float[np.ndarray, " n"]) -> float:
+    """The mean of the values that are not NaN; NaN where there are none."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 
 def _any_equal(values: Int[np.ndarray, "f n"], others: Int[np.ndarray, "f k"]) -> Bool[np.ndarray, "f n"]:

@@ -141,6 +141,13 @@ class FeatureResult(DirectionResult):
         neighbors = [] if place is None else self.positive.neighbor_lines(place, n_neighbors)
         return FeatureLine(record["feature"], record["label"], record["why_not"], record, neighbors)
 
+    def to_dataframe(self) -> pd.DataFrame:
+        """One line a feature: its label or why it has none, and its scores; a copy of `table`.
+
+        `with_evidence` adds contexts; `neighbors_dataframe` has a line for each feature, sign and rank.
+        """
+        return self.table.copy()
+
     def with_evidence(self, rows: int = 3) -> pd.DataFrame:
         """The table, and the contexts of the first `rows` neighbors and max-activating rows, as columns of lists."""
         features = self.table["feature"].tolist()

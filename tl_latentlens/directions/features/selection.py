@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_latentlens.directions.features.sae import can_encode, decoder_of, hook_names_of, nonzero_features, require_sae
+from tl_latentlens.directions.features.sae_fit import require_width, warn_of_other_model
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.contextual import ContextualIndex
 
@@ -60,7 +61,9 @@ class FeatureSelection:
 def select_features(
     sae: Any, index: ContextualIndex, features: Sequence[int] | None, hook_name: str | None
 ) -> FeatureSelection:
-    """The requested features, checked. Warns two calls up where the index lacks the activations that the encoder reads.
+    """The requested features, checked.
+
+    Warns two calls up where the index lacks the activations that the encoder reads, or where the SAE names another model.
 
     Args:
         sae: An SAE, or W_dec itself.
@@ -69,7 +72,7 @@ def select_features(
         hook_name: The activation that the SAE reads and writes; None: the ones that the SAE names.
 
     Raises:
-        InvalidInputError: No decoder, NaN or inf in it, or a feature out of range.
+        InvalidInputError: No decoder, NaN or inf in it, a feature out of range, or an SAE of another width than the rows.
         UnknownHookError: `hook_name` is not in the index.
     """
     require_sae(sae)
@@ -84,6 +87,8 @@ def select_features(
     encoder_hook, decoder_hook = hook_names_of(sae) if hook_name is None else (hook_name, hook_name)
     searched_hook = decoder_hook if decoder_hook in index.hook_names else None
     encoded_hook = searched_hook if can_encode(sae) and encoder_hook == searched_hook else None
+    require_width(sae, index, searched_hook)
+    warn_of_other_model(sae, index, stacklevel=3)
     if can_encode(sae) and encoded_hook is None:
         warnings.warn(
             "no activations to encode, so no density, no AUROC and no max-activating rows: the SAE reads "

@@ -1,7 +1,7 @@
 """Scores from adding a feature's direction to the model's stream: do the tokens of its neighbors become likelier?"""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_latentlens.bank.bank import Bank
-from tl_latentlens.directions.features.controls import neighbors_of_other_features
+from tl_latentlens.directions.features.controls import draw_shuffled_decoders
 from tl_latentlens.directions.features.selection import FeatureSelection
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.model.describe import model_device
 from tl_latentlens.model.running import evaluating
 
 _N_PROMPTS, _PROMPT_TOKENS = 4, 12
+_N_NULLS = 100
+_MAX_VECTORS = 32  # Directions of one run of the model.
 _LOGIT_BYTES = 2**26  # Logits held at once, in bytes.
 _NORM_SAMPLE_ROWS = 2000  # The median length of these rows is that of a typical activation.
 
@@ -30,40 +32,39 @@ def steering_scores(
     hook_name: str,
     neighbors: Int[np.ndarray, "f k"],
     top_k: int,
-    rng: np.random.Generator,
+    seed: int,
     progress: bool,
 ) -> dict[str, Float[np.ndarray, " f"] | float]:
     """The mean rank, in [0, 1], of the neighbors' tokens among all logits' changes, and of the tokens that follow them.
 
     Each direction is scaled to the length of a typical activation and added at the last token of some of the bank's prompts.
     The change of each token's logit is averaged over the prompts and turned into its rank in the vocabulary. `steered_null`
-    and `steered_next_null` are the means of the neighbors of other features.
+    and `steered_next_null` are the means of 100 random features of the SAE with the neighbors of another one.
     """
-    others = neighbors_of_other_features(selection, index, top_k, rng)
+    rng = np.random.default_rng((seed, 3))
     _, bank = index.bank_rows.of(hook_name)[0]
     tokens = _draw_prompts(bank, rng).to(model_device(model))
-    directions = selection.directions
+    n_nulls = _N_NULLS if len(selection.all_ids) > 1 and len(selection.ids) else 0
+    nulls = draw_shuffled_decoders(selection, index, top_k, rng, n_nulls)
+    rows = np.concatenate([neighbors, nulls.neighbors])
+    directions = torch.cat([selection.directions, selection.decoder[nulls.feature_ids]])
     steps = _typical_length(bank, hook_name) * directions / directions.norm(dim=-1, keepdim=True)
-    token_ids, next_token_ids = index.bank_rows.token_ids(), index.bank_rows.token_ids(1)
-    ids_of = {
-        "steered": token_ids[neighbors],
-        "steered_next": next_token_ids[neighbors],
-        "steered_null": token_ids[others],
-        "steered_next_null": next_token_ids[others],
-    }
-    ranks = {name: np.zeros(len(neighbors)) for name in ids_of}
-    run = _SteeredRun(model, hook_name, tokens)
-    unsteered = run.logits(steps.new_zeros(1, steps.shape[1]))
-    chunk = max(1, _LOGIT_BYTES // (4 * model.cfg.d_vocab * tokens.numel()))
+    ids_of = {"steered": index.bank_rows.token_ids()[rows], "steered_next": index.bank_rows.token_ids(1)[rows]}
+    ranks = {name: np.zeros(len(rows)) for name in ids_of}
+    # Every step runs as many vectors, the last one too: the logits of one do not hang on how many run beside it.
+    n_vectors = max(1, min(_MAX_VECTORS, _LOGIT_BYTES // (4 * model.cfg.d_vocab * tokens.numel())))
+    run = _SteeredRun(model, hook_name, tokens, n_vectors)
+    unsteered = replace(run, n_vectors=1).logits(steps.new_zeros(1, steps.shape[1]))
     with tqdm(total=len(steps), desc="steering", unit=" features", delay=2, disable=not progress) as bar:
-        for first in range(0, len(steps), chunk):
-            part = slice(first, min(first + chunk, len(steps)))
+        for first in range(0, len(steps), n_vectors):
+            part = slice(first, min(first + n_vectors, len(steps)))
             vocabulary_ranks = _vocabulary_ranks((run.logits(steps[part]) - unsteered).mean(1))
             for name, ids in ids_of.items():
                 ranks[name][part] = _mean_rank(vocabulary_ranks, ids[part])
             bar.update(part.stop - first)
-    nulls = {name: _nan_mean(ranks[name]) for name in ("steered_null", "steered_next_null")}
-    return {"steered": ranks["steered"], "steered_next": ranks["steered_next"], **nulls}
+    n_features = len(neighbors)
+    columns: dict[str, Float[np.ndarray, " f"] | float] = {name: values[:n_features] for name, values in ranks.items()}
+    return columns | {f"{name}_null": _nan_mean(values[n_features:]) for name, values in ranks.items()}
 
 
 def _draw_prompts(bank: Bank, rng: np.random.Generator) -> Int[Tensor, "prompts pos"]:
@@ -84,25 +85,28 @@ class _SteeredRun:
 
     Attributes:
         tokens: The prompts, [prompts, pos].
+        n_vectors: Vectors of each run; fewer are filled up with zeros.
     """
 
     model: Any
     hook_name: str
     tokens: Int[Tensor, "prompts pos"]
+    n_vectors: int
 
     def logits(self, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n prompts d_vocab"]:
         """The last token's logits of each prompt, once for each vector."""
 
         def add(activation: Tensor, hook: Any) -> Tensor:
             changed = activation.clone()
-            repeated = vectors.to(activation).repeat_interleave(len(self.tokens), 0)
+            filled = torch.nn.functional.pad(vectors, (0, 0, 0, self.n_vectors - len(vectors)))
+            repeated = filled.to(activation).repeat_interleave(len(self.tokens), 0)
             changed[:, -1] += repeated.view(changed[:, -1].shape)
             return changed
 
-        batch = self.tokens.repeat(len(vectors), 1)
+        batch = self.tokens.repeat(self.n_vectors, 1)
         with evaluating(self.model):
             logits = self.model.run_with_hooks(batch, fwd_hooks=[(self.hook_name, add)], return_type="logits")
-        return logits[:, -1].float().unflatten(0, (len(vectors), len(self.tokens)))
+        return logits[:, -1].float().unflatten(0, (self.n_vectors, len(self.tokens)))[: len(vectors)]
 
 
 def _vocabulary_ranks(changes: Float[Tensor, "n d_vocab"]) -> Float[np.ndarray, "n d_vocab"]:
