@@ -1,122 +1,23 @@
-"""Read any vector of a language model by its nearest contextual neighbors: LatentLens for TransformerLens."""
+"""Read any vector of a language model by its nearest contextual neighbors: LatentLens for TransformerLens.
 
-from tl_latentlens.bank.bank import Bank, Row
-from tl_latentlens.bank.build import build_bank, plan_corpus, record_model
-from tl_latentlens.bank.record import bank_hooks
-from tl_latentlens.bank.writer import BankWriter
-from tl_latentlens.corpus.plan import Plan, PlanSettings, Prompts, make_plan, prompts_from_lists
-from tl_latentlens.corpus.texts import load_corpus
-from tl_latentlens.directions.decode import decode_directions
-from tl_latentlens.directions.direction_result import DirectionResult
-from tl_latentlens.directions.features.label import label_features
-from tl_latentlens.directions.features.result import FeatureResult
-from tl_latentlens.directions.features.sae import load_sae
-from tl_latentlens.directions.find.features import find_features
-from tl_latentlens.directions.find.heads import find_heads
-from tl_latentlens.directions.find.neurons import find_neurons
-from tl_latentlens.directions.find.result import FindResult, Meaning
-from tl_latentlens.directions.steering.difference_of_means import difference_of_means
-from tl_latentlens.directions.steering.lens import SteeringLens
-from tl_latentlens.directions.steering.result import SteeringResult
-from tl_latentlens.errors import (
-    BankCorruptError,
-    BankError,
-    CorpusError,
-    InvalidInputError,
-    LatentLensError,
-    MissingExtraError,
-    ModelMismatchError,
-    UnknownHookError,
-)
-from tl_latentlens.evaluation.evaluate import Evaluation, evaluate
-from tl_latentlens.evaluation.labelled_uses import load_senses
-from tl_latentlens.index.contextual import ContextualIndex
-from tl_latentlens.index.neighbor import Neighbor
-from tl_latentlens.index.search_result import SearchResult
-from tl_latentlens.lens.followed import FollowedTokens
-from tl_latentlens.lens.hook import LatentLensHook
-from tl_latentlens.lens.lens_hooks import latentlens_hooks
-from tl_latentlens.lens.lenses import embedding_lens, logit_lens
-from tl_latentlens.lens.result import LensResult
-from tl_latentlens.model.image_tokens import image_positions
-from tl_latentlens.model.loading import load_demo_model, load_model
-from tl_latentlens.model.repeated import RepeatedTexts, repeated
-from tl_latentlens.search.vectors import VectorSearch
-from tl_latentlens.vision.image_page import image_to_html, image_to_png
-from tl_latentlens.vision.judge.judge import Judge, JudgeEstimate
-from tl_latentlens.vision.judge.judgments import Judgments
-from tl_latentlens.vision.judge.questions import JudgeQuestions
-from tl_latentlens.vision.judge.sampling import judge_questions
-from tl_latentlens.vision.keys import block_attention, key_spread
-from tl_latentlens.vision.patch_grid import PatchGrid
-from tl_latentlens.vision.patches import patch_grids
-from tl_latentlens.vision.scenes import load_demo_vlm
+The names stand in `api`, which is loaded when the first of them is asked for: importing the package alone does not load torch.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Bank",
-    "BankCorruptError",
-    "BankError",
-    "BankWriter",
-    "ContextualIndex",
-    "CorpusError",
-    "DirectionResult",
-    "Evaluation",
-    "FeatureResult",
-    "FindResult",
-    "FollowedTokens",
-    "InvalidInputError",
-    "Judge",
-    "JudgeEstimate",
-    "JudgeQuestions",
-    "Judgments",
-    "LatentLensError",
-    "LatentLensHook",
-    "LensResult",
-    "Meaning",
-    "MissingExtraError",
-    "ModelMismatchError",
-    "Neighbor",
-    "PatchGrid",
-    "Plan",
-    "PlanSettings",
-    "Prompts",
-    "RepeatedTexts",
-    "Row",
-    "SearchResult",
-    "SteeringLens",
-    "SteeringResult",
-    "UnknownHookError",
-    "VectorSearch",
-    "bank_hooks",
-    "block_attention",
-    "build_bank",
-    "decode_directions",
-    "difference_of_means",
-    "embedding_lens",
-    "evaluate",
-    "find_features",
-    "find_heads",
-    "find_neurons",
-    "image_positions",
-    "image_to_html",
-    "image_to_png",
-    "judge_questions",
-    "key_spread",
-    "label_features",
-    "latentlens_hooks",
-    "load_corpus",
-    "load_demo_model",
-    "load_demo_vlm",
-    "load_model",
-    "load_sae",
-    "load_senses",
-    "logit_lens",
-    "make_plan",
-    "patch_grids",
-    "plan_corpus",
-    "prompts_from_lists",
-    "record_model",
-    "repeated",
-]
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    api = import_module(f"{__name__}.api")
+    globals().update({public: getattr(api, public) for public in api.__all__}, __all__=api.__all__)
+    if name not in globals():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *import_module(f"{__name__}.api").__all__})

@@ -86,7 +86,7 @@ def test_build_info_verify_decode(run, tmp_path: Path, texts: list[str]) -> None
 def test_ctrl_c_says_in_one_line_how_to_resume(tmp_path: Path) -> None:
     path = tmp_path / "own.h5"
     command = [sys.executable, "-c", "from tl_latentlens.cli import main; main()", "build", "demo", str(path)]
-    command += ["-n", "blocks.5.hook_resid_post", "--batch-tokens", "64"]
+    command += ["--model", "demo", "-n", "5", "--batch-tokens", "64"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
         while not partial_path(path).exists() and process.poll() is None and time.monotonic() < deadline:
@@ -112,7 +112,7 @@ def test_errors_are_one_line(run, tmp_path: Path) -> None:
     code, _, err = run("verify", str(not_a_bank))
     assert code == 1
     assert "is not a tl-latentlens bank" in err
-    code, _, err = run("build", str(tmp_path / "missing.txt"), str(tmp_path / "x.h5"))
+    code, _, err = run("build", str(tmp_path / "missing.txt"), str(tmp_path / "x.h5"), "--model", "demo")
     assert code == 1
     assert "no corpus file" in err
 
@@ -120,7 +120,7 @@ def test_errors_are_one_line(run, tmp_path: Path) -> None:
 def test_repeat(run, tmp_path: Path, texts: list[str]) -> None:
     corpus, bank = tmp_path / "corpus.txt", tmp_path / "own.h5"
     corpus.write_text("\n".join(texts))
-    assert run("build", str(corpus), str(bank), "-n", "blocks.2.hook_resid_post", "--repeat")[0] == 0
+    assert run("build", str(corpus), str(bank), "-m", "demo", "-n", "2", "--repeat")[0] == 0
     assert "run twice" in run("info", str(bank))[1]
     code, out, err = run("decode", str(bank), texts[1], "A small", "--repeat", "--word", "bank")
     assert code == 0
@@ -289,7 +289,7 @@ def test_control_characters_of_a_corpus_are_signs(run, tmp_path: Path) -> None:
     corpus, bank = tmp_path / "corpus.txt", tmp_path / "own.h5"
     corpus.write_text(f"{CONTROL}\n{CONTROL} again\n")
     command = ("decode", str(bank), CONTROL, "-n", "blocks.2.hook_resid_post")
-    assert run("build", str(corpus), str(bank), "-n", "blocks.2.hook_resid_post")[0] == 0
+    assert run("build", str(corpus), str(bank), "-m", "demo", "-n", "2")[0] == 0
     for width in (80, 200):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cli.console, "width", width)

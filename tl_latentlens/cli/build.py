@@ -7,42 +7,42 @@ import typer
 
 import tl_latentlens as tll
 from tl_latentlens.cli.info import print_info
-from tl_latentlens.cli.options import DataOption, DeviceOption, HookOption, KindOption, ModelOption
+from tl_latentlens.cli.options import DataOptions, HookOption, ModelOptions
 
 
 def build(
     corpus: Annotated[str, typer.Argument(help="a .txt, .csv, .jsonl or .parquet file, `demo`, or the id of a hub dataset")],
     bank: Annotated[Path, typer.Argument(help="the bank file to make (.h5); an interrupted build resumes")],
-    model: ModelOption = "demo",
+    *,
+    model: ModelOptions,
+    data: DataOptions,
     hook_name: HookOption = None,
     text_column: Annotated[str, typer.Option(help="column that holds the text (csv, jsonl, parquet, datasets)")] = "text",
     split: Annotated[str, typer.Option(help="split of a hub dataset")] = "train",
     limit: Annotated[int | None, typer.Option(help="read at most this many texts")] = None,
     max_rows_per_token: Annotated[int, typer.Option(help="most rows of one token id, a uniform sample; 0: no cap")] = 50,
-    dtype: Annotated[str, typer.Option(help="how vectors are stored: float16, bfloat16 or float32")] = "float16",
+    store_dtype: Annotated[str, typer.Option(help="how vectors are stored: float16, bfloat16 or float32")] = "float16",
+    dtype: Annotated[str | None, typer.Option("--dtype", hidden=True)] = None,
     seed: Annotated[int, typer.Option(help="seed of the sample")] = 0,
     repeat: Annotated[
         bool, typer.Option("--repeat", help="run each text twice and read the second copy, whose tokens know what comes after")
     ] = False,
     batch_tokens: Annotated[int | None, typer.Option(help="most tokens of one batch; less needs less memory")] = None,
-    json: DataOption = None,
-    kind: KindOption = None,
-    device: DeviceOption = None,
 ) -> None:
     """Run a corpus through a model and keep the contextual vectors of its tokens in a bank.
 
-    Example: `tl-latentlens build corpus.txt gpt2.h5 --model gpt2 -n blocks.5.hook_resid_post -n blocks.9.hook_resid_post`
+    Example: `tl-latentlens build corpus.txt gpt2.h5 --model gpt2 -n 5,9`
     """
     try:
+        loaded = model.load()
         texts = tll.load_corpus(corpus, text_column=text_column, split=split, limit=limit)
-        loaded = tll.load_model(model, kind=kind, device=device)
         built = tll.build_bank(
             loaded,
             texts,
             bank,
             hook_names=hook_name,
             max_rows_per_token=max_rows_per_token or None,
-            dtype=dtype,
+            dtype=dtype or store_dtype,
             seed=seed,
             repeat=repeat,
             batch_tokens=batch_tokens,
@@ -50,4 +50,4 @@ def build(
     except KeyboardInterrupt as stop:
         typer.echo(str(stop) or "stopped; nothing was written yet", err=True)
         raise typer.Exit(130) from None
-    print_info(built, json)
+    print_info(built, data.as_json)

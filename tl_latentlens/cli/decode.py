@@ -9,7 +9,7 @@ import typer
 
 import tl_latentlens as tll
 from tl_latentlens.bank.build import cut_note
-from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, HookOption, KindOption, ModelOption
+from tl_latentlens.cli.options import BankArgument, DataOptions, HookOption, ModelOptions
 from tl_latentlens.cli.output import console, note, print_table, require_folders
 from tl_latentlens.corpus.words import word_ending_at
 from tl_latentlens.errors import InvalidInputError
@@ -20,7 +20,9 @@ from tl_latentlens.model.tokenize import tokenize
 def decode(
     bank: BankArgument,
     text: Annotated[list[str], typer.Argument(help="one or more texts")],
-    model: ModelOption = "demo",
+    *,
+    model: ModelOptions,
+    data: DataOptions,
     hook_name: HookOption = None,
     word: Annotated[str | None, typer.Option(help="read only the token that ends this word; default: all")] = None,
     top_k: Annotated[int, typer.Option(help="neighbors for each token and hook name")] = 3,
@@ -34,31 +36,28 @@ def decode(
         bool, typer.Option(help="also show how likely a random activation comes as near (p), and dim what chance explains")
     ] = False,
     allow_mismatch: Annotated[bool, typer.Option(help="read on, with a warning, where the bank is of another model")] = False,
-    json: DataOption = None,
     html: Annotated[
         Path | None, typer.Option(help="write all readings as one page too, layers × tokens; it needs no network")
     ] = None,
-    kind: KindOption = None,
-    device: DeviceOption = None,
 ) -> None:
     """Run texts through a model and read every token by its nearest neighbors in a bank, beside the logit lens.
 
-    Example: `tl-latentlens decode demo.h5 "We fished and sat on the grassy bank" --model demo --word bank`
+    Example: `tl-latentlens decode demo.h5 "We fished and sat on the grassy bank" --word bank`
     """
     require_folders(html)
     heads = [name for name in hook_name or [] if is_head_name(name) and head_result_layer(name) is None]
-    index = tll.ContextualIndex(bank, heads or None, device, transform=transform, allow_mismatch=allow_mismatch)
-    loaded = tll.load_model(model, kind=kind, device=device)
-    index.check_model(loaded)  # first of all: a forgotten --model shows as a bank of another model
+    index = tll.ContextualIndex(bank, heads or None, model.device, transform=transform, allow_mismatch=allow_mismatch)
+    loaded = model.load_for(index.banks[0])
+    index.check_model(loaded)  # before anything else
     _note_differences(loaded, index, text, repeat)
     settings: dict[str, Any] = {"hook_names": hook_name, "top_k": top_k, "calibrate": calibrate}
     result = _read_repeated(loaded, index, text, settings) if repeat else _read(loaded, index, text, settings)
     _require_tokens(result)
     positions = positions_ending_word(result, word)
-    if json is None:
+    if data.as_json is None:
         console.print(result.to_rich(top_k, positions, width=console.width))
     else:
-        print_table(json, readings_at(result, positions))
+        print_table(data.as_json, readings_at(result, positions))
     if html is not None:
         result.to_html(html)
         note(f"wrote {html}")

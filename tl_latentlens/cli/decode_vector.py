@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import tl_latentlens as tll
-from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, KindOption, ModelOption, hook_name_in_bank
+from tl_latentlens.cli.options import BankArgument, DataOptions, ModelOptions, hook_name_in_bank
 from tl_latentlens.cli.output import console, print_tables
 from tl_latentlens.directions.features.sae import TensorSAE
 from tl_latentlens.directions.features.sae_fit import require_width, warn_of_other_model
@@ -19,6 +19,9 @@ from tl_latentlens.errors import InvalidInputError
 def decode_vector(
     bank: BankArgument,
     vector: Annotated[Path | None, typer.Argument(help="a file with one vector: .npy, .pt, .safetensors or .csv")] = None,
+    *,
+    model: ModelOptions,
+    data: DataOptions,
     key: Annotated[str | None, typer.Option(help="which tensor of a .pt or .safetensors file; default: the first")] = None,
     positive: Annotated[
         Path | None, typer.Option(help="a file of prompts (one a line): the vector is their mean activation minus ...")
@@ -34,7 +37,6 @@ def decode_vector(
             help="activation of the prompts, and where --text is steered, or its layer; default: the SAE's own",
         ),
     ] = None,
-    model: ModelOption = "demo",
     top_k: Annotated[int, typer.Option(help="neighbors of each end")] = 5,
     transform: Annotated[
         str, typer.Option(help="`raw`; `center`: take each hook name's mean away, as a direction stands for what is above it")
@@ -50,9 +52,6 @@ def decode_vector(
             "`activation` for an SAE's row, else `vector`"
         ),
     ] = None,
-    json: DataOption = None,
-    kind: KindOption = None,
-    device: DeviceOption = None,
 ) -> None:
     """Read both ends of a vector by their nearest neighbors in a bank: of a file, of two sets of prompts, or of an SAE.
 
@@ -68,10 +67,10 @@ def decode_vector(
     needs_model = positive is not None or text is not None
     if needs_model and hook_name is None:
         raise InvalidInputError("give the activation that the vector belongs to, for instance -n blocks.3.hook_resid_post")
-    index = tll.ContextualIndex(opened, device=device, transform=transform)
+    index = tll.ContextualIndex(opened, device=model.device, transform=transform)
     loaded = None
     if needs_model:
-        loaded = tll.load_model(model, kind=kind, device=device)
+        loaded = model.load_for(opened)
         index.check_model(loaded)
     if positive is not None and negative is not None:
         direction = _difference_of_means(loaded, positive, negative, hook_name or "")
@@ -88,13 +87,13 @@ def decode_vector(
         steer = tll.SteeringLens(direction, index, hook_name or "", multiples=multiples, unit=unit, model=loaded)
         steered = steer.run(loaded, text)
     length = float(direction.norm())
-    if json is None:
+    if data.as_json is None:
         _print_readings(title, length, result, steered)
         return
     tables = {"neighbors": result.to_dataframe()}
     if steered is not None:
         tables["steered"] = steered.to_dataframe()
-    print_tables(json, tables, vector=title, length=length)
+    print_tables(data.as_json, tables, vector=title, length=length)
 
 
 def _require_one_source(arguments: dict[str, list[Any]]) -> None:

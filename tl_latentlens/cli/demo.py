@@ -8,7 +8,7 @@ from rich.markup import escape
 
 import tl_latentlens as tll
 from tl_latentlens.cli.decode import positions_ending_word, readings_at
-from tl_latentlens.cli.options import DataOption, KindOption
+from tl_latentlens.cli.options import DataOptions, KindOption
 from tl_latentlens.cli.output import console, notes, print_tables
 from tl_latentlens.model.activations import activations_at
 from tl_latentlens.model.tokenize import tokenize
@@ -22,14 +22,15 @@ DEMO_WORD = "bank"
 
 def demo(
     bank: Annotated[Path, typer.Option(help="where to build the demo bank (reused where it is there)")] = Path("demo.h5"),
-    json: DataOption = None,
+    *,
+    data: DataOptions,
     kind: KindOption = None,
 ) -> None:
     """Build a bank with the embedded model, read an ambiguous word in two sentences, label SAE features. Needs no network.
 
     Example: `tl-latentlens demo`
     """
-    progress = console if json is None else notes
+    progress = console if data.as_json is None else notes
     model = tll.load_demo_model(kind)
     n_texts = len(list(tll.load_corpus("demo")))
     progress.print(f"[dim]1. run {n_texts:,} sentences through a small GPT-2, keep every token's vectors[/]")
@@ -40,12 +41,12 @@ def demo(
     hooks = tll.latentlens_hooks(tll.ContextualIndex(built))
     model.run_with_hooks(list(DEMO_SENTENCES), fwd_hooks=hooks)
     positions = positions_ending_word(hooks.result, DEMO_WORD)
-    if json is None:
+    if data.as_json is None:
         console.print(hooks.result.to_rich(positions=positions, width=console.width))
     progress.print("[dim]3. label the features of a small SAE that are active on these sentences[/]")
     features = _label_active_features(model, built)
-    if json is not None:
-        print_tables(json, {"readings": readings_at(hooks.result, positions), "features": features.with_evidence()})
+    if data.as_json is not None:
+        print_tables(data.as_json, {"readings": readings_at(hooks.result, positions), "features": features.with_evidence()})
         return
     console.print(features.to_rich(8, width=console.width))
     console.print(

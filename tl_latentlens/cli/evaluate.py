@@ -6,14 +6,16 @@ from typing import Annotated
 import typer
 
 import tl_latentlens as tll
-from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, HookOption, KindOption, ModelOption
+from tl_latentlens.cli.options import BankArgument, DataOptions, HookOption, ModelOptions
 from tl_latentlens.cli.output import WRITERS, console, note, print_tables, require_writable
 from tl_latentlens.index.transforms import TRANSFORMS
 
 
 def evaluate(
     bank: BankArgument,
-    model: ModelOption = "demo",
+    *,
+    model: ModelOptions,
+    data: DataOptions,
     hook_name: HookOption = None,
     transform: Annotated[
         list[str] | None, typer.Option("--transform", "-t", help="a transform; give it several times for several; default: all")
@@ -28,33 +30,31 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="seed of what is drawn at random")] = 0,
     out: Annotated[Path | None, typer.Option(help="write every figure to this .csv, .parquet or .json file too")] = None,
     html: Annotated[Path | None, typer.Option(help="write the curves over the layers to this file too")] = None,
-    json: DataOption = None,
-    kind: KindOption = None,
-    device: DeviceOption = None,
 ) -> None:
     """Measure without a judge how often the neighbors are right, at each hook name and with each transform, beside nulls.
 
     Example: `tl-latentlens evaluate demo.h5 --html evaluation.html`
     """
     require_writable(out)
-    loaded = tll.load_model(model, kind=kind, device=device)
+    opened = tll.Bank.open(bank)
+    loaded = model.load_for(opened)
     evaluation = tll.evaluate(
         loaded,
-        bank,
+        opened,
         hook_names=hook_name,
         transforms=transform or TRANSFORMS,
         senses=senses,
         sae=None if sae is None else tll.load_sae(sae),
         n_tokens=n_tokens,
         top_k=top_k,
-        device=device,
+        device=model.device,
         seed=seed,
     )
-    if json is None:
+    if data.as_json is None:
         console.print(evaluation.to_rich(width=console.width))
     else:
         labels = {} if evaluation.labels is None else {"labels": evaluation.labels}
-        print_tables(json, {"measures": evaluation.to_dataframe(), **labels})
+        print_tables(data.as_json, {"measures": evaluation.to_dataframe(), **labels})
     if out is not None:
         WRITERS[out.suffix](evaluation.to_dataframe(), out)
         note(f"wrote {out}")

@@ -1,11 +1,12 @@
 """`tl-latentlens explore`: serve the local page."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 import tl_latentlens as tll
-from tl_latentlens.cli.options import BankArgument, DeviceOption, HookOption, KindOption
+from tl_latentlens.cli.options import BankArgument, HookOption, ModelOptions
 from tl_latentlens.cli.output import console, note
 from tl_latentlens.explorer import app as explorer_app
 from tl_latentlens.vision.scenes.loading import load_scene_model
@@ -13,16 +14,25 @@ from tl_latentlens.vision.scenes.loading import load_scene_model
 _DEMO_VLM = "demo-vlm"
 
 
-def explore(
-    bank: BankArgument,
+@dataclass
+class ExploredModelOptions(ModelOptions):
+    """The options of the model that the page runs."""
+
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--model",
             "-m",
-            help="`demo`, a folder in Hugging Face format, a name TransformerLens knows (`gpt2`); `demo-vlm` sees scenes",
+            help="`demo`, a folder in Hugging Face format, a name TransformerLens knows (`gpt2`); `demo-vlm` sees scenes; "
+            "default: the one that the bank was built with",
         ),
-    ] = "demo",
+    ] = None
+
+
+def explore(
+    bank: BankArgument,
+    *,
+    model: ExploredModelOptions,
     sae: Annotated[
         str | None,
         typer.Option(help="an SAE whose features can be read: `demo`, a folder as SAELens saves it, or a safetensors file"),
@@ -34,8 +44,6 @@ def explore(
     host: Annotated[
         str, typer.Option(help="address to serve; any but this machine's own lets others use the page")
     ] = "127.0.0.1",
-    kind: KindOption = None,
-    device: DeviceOption = None,
 ) -> None:
     """Serve a local page: type a prompt, click a token at a layer, read its neighbors, follow features and vectors.
 
@@ -45,9 +53,11 @@ def explore(
     """
     explorer_app.require_dash()
     encoder = None if sae is None else tll.load_sae(sae)
-    index = tll.ContextualIndex(bank, hook_name, device=device, transform=transform)
-    loaded = tll.load_model("demo" if model == _DEMO_VLM else model, kind=kind, device=device)
-    if model == _DEMO_VLM:
+    index = tll.ContextualIndex(bank, hook_name, device=model.device, transform=transform)
+    sees_scenes = model.model == _DEMO_VLM
+    model.model = "demo" if sees_scenes else model.model
+    loaded = model.load_for(index.banks[0])
+    if sees_scenes:
         loaded = load_scene_model(loaded)
     page = explorer_app.make_app(loaded, index, encoder, top_k=top_k, loopback=host in explorer_app.LOOPBACK)
 

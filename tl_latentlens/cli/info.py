@@ -6,32 +6,32 @@ from rich.table import Table
 from rich.text import Text
 
 import tl_latentlens as tll
-from tl_latentlens.cli.options import BankArgument, DataOption
+from tl_latentlens.cli.options import BankArgument, DataOptions
 from tl_latentlens.cli.output import console, print_record
 from tl_latentlens.views.text import printable
 
 _REPEAT_NOTE = ", each text run twice and read in its second copy (repeat)"
 
 
-def info(bank: BankArgument, json: DataOption = None) -> None:
+def info(bank: BankArgument, *, data: DataOptions) -> None:
     """Show what a bank holds: model, rows, hook names, plan.
 
     Example: `tl-latentlens info demo.h5`
     """
-    print_info(tll.Bank.open(bank), json)
+    print_info(tll.Bank.open(bank), data.as_json)
 
 
-def verify(bank: BankArgument, json: DataOption = None) -> None:
+def verify(bank: BankArgument, *, data: DataOptions) -> None:
     """Read a bank whole and check every checksum.
 
     Example: `tl-latentlens verify demo.h5`
     """
     opened = tll.Bank.open(bank)
     opened.verify(progress=True)
-    if json is None:
+    if data.as_json is None:
         console.print(f"{bank}: every checksum matches", markup=False)
     else:
-        print_record(json, {"path": str(bank), "n_rows": opened.n_rows, "verified": True})
+        print_record(data.as_json, {"path": str(bank), "n_rows": opened.n_rows, "verified": True})
 
 
 def print_info(bank: tll.Bank, json: bool | None) -> None:
@@ -59,6 +59,7 @@ def _info_table(bank: tll.Bank) -> Table:
     weights = f"{model.dtype}{', mean-centred' if model.centered else ''}"
     lines = {
         "model": f"{model.name} ({model.class_name}, {model.n_layers} layers, d_model {model.d_model}, {weights})",
+        **({"loaded from": model.source} if model.source else {}),
         "rows": f"{bank.n_rows:,} contextual tokens of {len(plan.tokens):,} tokens in {plan.n_prompts:,} prompts",
         "plan": f"{'no cap' if cap is None else f'at most {cap} rows'} a token id, seed {plan.settings.seed}, "
         f"{plan.n_truncated:,} prompts cut at n_ctx {model.n_ctx}{_REPEAT_NOTE if plan.settings.repeat else ''}",

@@ -1,20 +1,36 @@
 """`tl-latentlens label-sae`: name the features of an SAE."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import tl_latentlens as tll
-from tl_latentlens.cli.options import BankArgument, DataOption, DeviceOption, hook_name_in_bank
+from tl_latentlens.cli.options import BankArgument, DataOptions, ModelOptions, hook_name_in_bank
 from tl_latentlens.cli.output import WRITERS, console, note, print_table, require_folders, require_writable
 from tl_latentlens.model.heads import hook_point
 from tl_latentlens.views.terminal.features import summary_table
 
 
+@dataclass
+class LabelModelOptions(ModelOptions):
+    """The options of the model whose logit lens reads the directions."""
+
+    model: Annotated[str | None, typer.Option("--model", "-m", help="also read each direction by this model's logit lens")] = (
+        None
+    )
+    logit_lens: Annotated[
+        bool, typer.Option("--logit-lens", help="also read each direction by the logit lens of the bank's own model")
+    ] = False
+
+
 def label_sae(
     sae: Annotated[str, typer.Argument(help="`demo`, a folder as SAELens saves it, or a safetensors file")],
     bank: BankArgument,
+    *,
+    model: LabelModelOptions,
+    data: DataOptions,
     feature: Annotated[
         list[int] | None, typer.Option("--feature", "-f", help="a feature; give it several times for several; default: all")
     ] = None,
@@ -30,17 +46,12 @@ def label_sae(
         ),
     ] = "center",
     rows: Annotated[int, typer.Option(help="lines of the table to print")] = 30,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="also read each direction by this model's logit lens")
-    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="write the whole table, with contexts, to this .csv, .parquet or .json file")
     ] = None,
     html: Annotated[
         Path | None, typer.Option(help="write a page of all features, to search, and with a card for each, to this file")
     ] = None,
-    json: DataOption = None,
-    device: DeviceOption = None,
 ) -> None:
     """Label the features of a sparse autoencoder by a bank's rows, with the figures that say which labels to believe.
 
@@ -52,8 +63,8 @@ def label_sae(
     encoder = tll.load_sae(sae, hook_name=hook_name_in_bank(hook_name, opened))
     written = encoder.hook_name_out or encoder.hook_name
     hook_names = [written] if written is not None and hook_point(written) in opened.hook_names else None
-    index = tll.ContextualIndex(opened, hook_names, device=device, transform=transform)
-    loaded = None if model is None else tll.load_model(model, device=device)
+    index = tll.ContextualIndex(opened, hook_names, device=model.device, transform=transform)
+    loaded = model.load_for(opened) if model.logit_lens or model.model is not None else None
     if loaded is not None:
         index.check_model(loaded)
     result = tll.label_features(encoder, index, feature, top_k=top_k, model=loaded)
@@ -63,8 +74,8 @@ def label_sae(
     if html is not None:
         result.to_html(html)
         note(f"wrote {html}")
-    if json is not None:
-        print_table(json, result.with_evidence())
+    if data.as_json is not None:
+        print_table(data.as_json, result.with_evidence())
         return
     console.print(result.to_rich(rows, width=console.width))
     console.print(result.label_counts(), highlight=False, markup=False)

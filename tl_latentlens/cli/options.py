@@ -1,18 +1,27 @@
 """Arguments and options that several commands share."""
 
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import tl_latentlens as tll
+from tl_latentlens.cli.option_groups import OptionGroup
+from tl_latentlens.errors import InvalidInputError, LatentLensError, ModelMismatchError
+from tl_latentlens.model.info import ModelInfo
 from tl_latentlens.model.layers import one_hook_name
+from tl_latentlens.model.source import source_of_name
 
-ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="`demo`, a folder in Hugging Face format, or a name TransformerLens knows (`gpt2`)")
-]
+_LOADING = "How the model is loaded"
+
 KindOption = Annotated[
-    str | None, typer.Option(help="`hooked` (HookedTransformer) or `bridge` (TransformerBridge); default: what is installed")
+    str | None,
+    typer.Option(
+        help="`hooked` (HookedTransformer) or `bridge` (TransformerBridge); default: what is installed",
+        rich_help_panel=_LOADING,
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, `cuda:1`; default: CUDA where there is one")]
 HookOption = Annotated[
@@ -23,12 +32,129 @@ HookOption = Annotated[
         help="a hook name, or layers in place of hook_resid_post (3, 3-8, 3,5,7, -1, all); give it several times for several",
     ),
 ]
-DataOption = Annotated[
-    bool | None, typer.Option("--json/--csv", help="print the result as JSON, or as CSV, in place of tables")
-]
 BankArgument = Annotated[Path, typer.Argument(help="a bank file (.h5)")]
+_MODEL_HELP = "`demo`, a folder in Hugging Face format, or a name TransformerLens knows (`gpt2`)"
+
+
+@dataclass
+class DataOptions(OptionGroup):
+    """The options that print a result as data."""
+
+    json: Annotated[bool, typer.Option("--json", help="print the result as JSON in place of tables")] = False
+    csv: Annotated[bool, typer.Option("--csv", help="print the result as CSV in place of tables")] = False
+
+    def __post_init__(self) -> None:
+        """Refuse both at once.
+
+        Raises:
+            InvalidInputError: Both were asked for.
+        """
+        if self.json and self.csv:
+            raise InvalidInputError("got --json and --csv; expected one of the two")
+
+    @property
+    def as_json(self) -> bool | None:
+        """True for JSON, False for CSV, None for tables."""
+        return True if self.json else False if self.csv else None
+
+
+@dataclass
+class ModelOptions(OptionGroup):
+    """The options of the model that a command loads; the bank's own model where none is named."""
+
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help=f"{_MODEL_HELP}; default: the one that the bank was built with")
+    ] = None
+    kind: KindOption = None
+    device: DeviceOption = None
+    model_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="of the weights: `float32`, `bfloat16`, `float16`; default: as the bank's model had, or `float32`",
+            rich_help_panel=_LOADING,
+        ),
+    ] = None
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            help="the layers on several devices: `auto`, `balanced`, or JSON (part of the model → device)",
+            rich_help_panel=_LOADING,
+        ),
+    ] = None
+    n_devices: Annotated[int | None, typer.Option(help="spread the layers over so many GPUs", rich_help_panel=_LOADING)] = None
+    max_memory: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="most memory on a device, `0=20GiB`, with the two above; give it several times for several",
+            rich_help_panel=_LOADING,
+        ),
+    ] = None
+    _info: ModelInfo | None = field(default=None, init=False)
+
+    def load(self) -> Any:
+        """The named model.
+
+        Raises:
+            InvalidInputError: None is named, or it cannot be loaded.
+        """
+        if self.model is None:
+            raise InvalidInputError(
+                "got no --model; expected the embedded one, --model demo, a folder in Hugging Face format, or a name that "
+                "TransformerLens knows, --model gpt2"
+            )
+        return tll.load_model(self.model, **self._settings(), dtype=self.model_dtype)
+
+    def load_for(self, bank: tll.Bank) -> Any:
+        """The named model, or else the one that the bank was built with.
+
+        Raises:
+            InvalidInputError: It cannot be loaded.
+        """
+        self._info = bank.model_info
+        if self.model is not None:
+            return self.load()
+        return tll.load_model_of(bank, **self._settings(), dtype=self.model_dtype)
+
+    def advice(self, error: LatentLensError) -> str | None:
+        """The --model to pass where model and bank do not match."""
+        if self._info is None or not isinstance(error, ModelMismatchError):
+            return None
+        source = self._info.source
+        if self.model is None or (source and source_of_name(self.model) == source):
+            return f"The bank names {source or 'demo'} as its model; pass --model with the one that built it."
+        if source:
+            return f"The bank's model was loaded from {source}: pass --model {source}, or leave --model out."
+        return f"Pass --model with the one that built the bank, {self._info.name}."
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("kind", "device", "n_devices")
+        device_map = _json_object(self.device_map) if (self.device_map or "").startswith("{") else self.device_map
+        memory = None if self.max_memory is None else dict(map(_memory_of_device, self.max_memory))
+        device = None if device_map is not None else self.device
+        return {
+            **{name: getattr(self, name) for name in names},
+            "device": device,
+            "device_map": device_map,
+            "max_memory": memory,
+        }
 
 
 def hook_name_in_bank(hook_name: str | None, bank: tll.Bank) -> str | None:
     """The hook name that an option names, where a layer stands for its hook_resid_post; None where it was left out."""
     return None if hook_name is None else one_hook_name(hook_name, bank.model_info.n_layers)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidInputError(f"got --device-map {text!r}, which is no JSON: {error}") from None
+
+
+def _memory_of_device(text: str) -> tuple[int | str, str]:
+    device, is_given, amount = text.partition("=")
+    if not is_given or not device or not amount:
+        raise InvalidInputError(
+            f"got --max-memory {text!r}; expected a device and an amount, for instance 0=20GiB or cpu=64GiB"
+        )
+    return int(device) if device.isdigit() else device, amount

@@ -52,8 +52,8 @@ def model_device(model: Any) -> torch.device:
 
 def model_dtype(model: Any) -> torch.dtype:
     """The dtype of the weights: that of the embedding; where no weights are on this machine, the one that `cfg` names."""
-    dtypes = (parameter.dtype for parameter in _parameters(model) if parameter.is_floating_point())
-    return next(dtypes, getattr(model.cfg, "dtype", None) or torch.float32)
+    dtype = next((parameter.dtype for parameter in _parameters(model) if parameter.is_floating_point()), None)
+    return dtype or getattr(model.cfg, "dtype", None) or torch.float32
 
 
 def _parameters(model: Any) -> Iterator[torch.nn.Parameter]:

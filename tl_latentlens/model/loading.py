@@ -1,18 +1,23 @@
 """Models loaded with raw weights: the embedded one, a local Hugging Face folder, or a name that TransformerLens knows."""
 
+import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.model.info import ModelInfo
+from tl_latentlens.model.load_settings import WEIGHT_DTYPES, LoadSettings, load_settings
+from tl_latentlens.model.source import DEMO_MODEL, is_model_folder, remember_source
 from tl_latentlens.search.device import as_device
 
-DEMO_MODEL = Path(__file__).parents[1] / "data" / "demo_model"
 KINDS = ("hooked", "bridge")
 
 
@@ -26,50 +31,113 @@ def load_demo_model(kind: str | None = None) -> Any:
     return load_model("demo", kind=kind)
 
 
-def load_model(name: str, *, kind: str | None = None, device: str | None = None) -> Any:
+def load_model(
+    name: str | Path,
+    *,
+    kind: str | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device_map: str | Mapping[str, str | int] | None = None,
+    n_devices: int | None = None,
+    max_memory: Mapping[str | int, str | int] | None = None,
+) -> Any:
     """Load a model with raw weights.
+
+    >>> load_model("gpt2", dtype="bfloat16")                                          # doctest: +SKIP
+    >>> load_model("meta-llama/Llama-3.1-70B", dtype="bfloat16", device_map="auto")   # over all GPUs
+
+    Banks that are built with it know where it came from (`load_model_of`).
 
     Args:
         name: "demo", a folder in Hugging Face format, or a name that TransformerLens knows ("gpt2").
-        kind: "hooked", "bridge", or None: HookedTransformer where it is installed and knows the model, else the bridge.
+        kind: "hooked", "bridge", or None: HookedTransformer where it is installed, knows the model and takes the settings, else
+            the bridge.
         device: Where to put it; None: where TransformerLens puts it.
+        dtype: Of the weights: "float32", "bfloat16", "float16" or "float64"; None: float32.
+        device_map: "auto", "balanced", or part of the model → device: its layers on several devices. It needs a bridge.
+        n_devices: Spread the layers over so many GPUs.
+        max_memory: Device → most memory to use there, for instance {0: "20GiB"}, with `device_map` or `n_devices`. It needs a
+            bridge.
 
     Raises:
-        InvalidInputError: A kind that the installed TransformerLens lacks, no such device, or a model that cannot be loaded.
+        InvalidInputError: A kind that the installed TransformerLens lacks, no such device, settings that the kind does not
+            take, or a model that cannot be loaded.
     """
     if name == "demo-vlm":
         raise InvalidInputError("'demo-vlm' reads images, in `tl-latentlens explore`; in Python it is tll.load_demo_vlm()")
-    available = [kind for kind, is_installed in zip(KINDS, (_has_hooked(), _has_bridge()), strict=True) if is_installed]
-    if device is not None:
-        as_device(device)
-    if kind is not None and kind not in available:
-        raise InvalidInputError(f"got kind={kind!r}; the installed TransformerLens has {available}")
+    settings = load_settings(device=device, dtype=dtype, device_map=device_map, n_devices=n_devices, max_memory=max_memory)
+    candidates = _kinds_to_try(kind, settings)
     folder = DEMO_MODEL if name == "demo" else Path(name).expanduser()
-    if not (folder / "config.json").is_file() and (folder.is_absolute() or name.startswith((".", "~"))):
+    if not is_model_folder(folder) and (folder.is_absolute() or str(name).startswith((".", "~"))):
         raise InvalidInputError(f"no Hugging Face model at {folder}: it has no config.json")
     failures = []
-    for candidate in available if kind is None else [kind]:
+    for candidate in candidates:
         try:
             with _without_loader_messages():
-                return _load(name, folder, candidate, device)
+                model = _load(str(name), folder, candidate, settings)
         # TransformerLens and transformers raise all of these for models, files and settings that they do not know.
-        except (OSError, ValueError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, NotImplementedError, RuntimeError, ImportError) as error:
             failures.append(
                 f"as {candidate}: {type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
             )
+        else:
+            remember_source(model, str(name))
+            return model
     raise InvalidInputError(
-        f"cannot load {name!r} {'; '.join(failures)}. Give a folder with a model, or a name TransformerLens knows"
+        f"cannot load {str(name)!r} {'; '.join(failures)}. Give a folder with a model, or a name TransformerLens knows"
     )
 
 
-def _load(name: str, folder: Path, kind: str, device: str | None) -> Any:
-    if not (folder / "config.json").is_file():
-        return _load_by_name(name, kind, device)
-    if kind == "hooked":
-        return _load_hooked_from_folder(folder, device)
-    from transformer_lens.model_bridge import TransformerBridge
+def load_recorded_model(info: ModelInfo, *, kind: str | None = None, dtype: Any = None, **settings: Any) -> Any:
+    """The model that a bank was built with, from where it was loaded then: of the same class where it is installed, and dtype.
 
-    return TransformerBridge.boot_transformers(str(folder), device=device).eval()
+    Args:
+        info: The bank's record of its model.
+        kind: As in `load_model`; None: as recorded.
+        dtype: As in `load_model`; None: as recorded.
+        settings: The other arguments of `load_model`.
+
+    Raises:
+        InvalidInputError: The record has no source, as in banks of earlier versions; the folder is not there any more; or the
+            model cannot be loaded.
+    """
+    source = info.source or ("demo" if info.name == DEMO_MODEL.name else "")
+    if not source:
+        raise InvalidInputError(
+            f"the bank does not say where its model, {info.name}, was loaded from; name the model: --model, or load_model(name)"
+        )
+    if Path(source).is_absolute() and not is_model_folder(source):
+        raise InvalidInputError(
+            f"the bank's model was loaded from {source}, where there is no model any more; say where it is now: --model, or "
+            "load_model(folder)"
+        )
+    recorded_kind = info.kind if info.kind in _installed_kinds() else None
+    return load_model(source, kind=kind or recorded_kind, dtype=dtype or WEIGHT_DTYPES.get(info.dtype), **settings)
+
+
+def _kinds_to_try(kind: str | None, settings: LoadSettings) -> list[str]:
+    """The kinds to load a model as, in this order.
+
+    Raises:
+        InvalidInputError: A kind that is not installed, or settings that it does not take.
+    """
+    available = _installed_kinds()
+    if kind is not None and kind not in available:
+        raise InvalidInputError(f"got kind={kind!r}; the installed TransformerLens has {available}")
+    kinds = available if kind is None else [kind]
+    if not settings.needs_bridge or kinds == ["bridge"]:
+        return kinds
+    if "bridge" not in kinds:
+        got = ", ".join(f"{name}={value!r}" for name, value in settings.given().items())
+        raise InvalidInputError(
+            f"got {got} for a HookedTransformer, which takes device, dtype and n_devices; expected a TransformerBridge, of "
+            "TransformerLens 3 or newer: kind='bridge'"
+        )
+    return ["bridge"]
+
+
+def _installed_kinds() -> list[str]:
+    return [kind for kind, is_installed in zip(KINDS, (_has_hooked(), _has_bridge()), strict=True) if is_installed]
 
 
 def _has_hooked() -> bool:
@@ -84,29 +152,47 @@ def _has_bridge() -> bool:
     return find_spec("transformer_lens.model_bridge") is not None
 
 
-def _load_by_name(name: str, kind: str, device: str | None) -> Any:
-    if kind == "hooked":
-        from transformer_lens import HookedTransformer
+def _load(name: str, folder: Path, kind: str, settings: LoadSettings) -> Any:
+    is_folder = is_model_folder(folder)
+    if kind == "bridge":
+        from transformer_lens.model_bridge import TransformerBridge
 
-        return HookedTransformer.from_pretrained_no_processing(name, device=device).eval()
-    from transformer_lens.model_bridge import TransformerBridge
+        boot = TransformerBridge.boot_transformers
+        return boot(str(folder) if is_folder else name, **_accepted(boot, settings)).eval()
+    if is_folder:
+        return _load_hooked_from_folder(folder, settings)
+    from transformer_lens import HookedTransformer
 
-    return TransformerBridge.boot_transformers(name, device=device).eval()
+    return HookedTransformer.from_pretrained_no_processing(name, **settings.given()).eval()
 
 
-def _load_hooked_from_folder(folder: Path, device: str | None) -> Any:
+def _accepted(boot: Callable[..., Any], settings: LoadSettings) -> dict[str, Any]:
+    """The given settings.
+
+    Raises:
+        InvalidInputError: The installed TransformerLens has no such setting.
+    """
+    given, known = settings.given(), inspect.signature(boot).parameters
+    if unknown := [name for name in given if name not in known]:
+        raise InvalidInputError(
+            f"got {unknown}, which the installed TransformerLens does not take; upgrade it, or leave them out"
+        )
+    return given
+
+
+def _load_hooked_from_folder(folder: Path, settings: LoadSettings) -> Any:
     """A HookedTransformer of a folder, loaded without the hub.
 
     `HookedTransformer.from_pretrained` asks the hub for the config even where the folder holds it.
     """
-    import torch
     from transformer_lens import HookedTransformer
     from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    cfg = get_pretrained_model_config(str(folder), device=str(as_device(device)))
-    state = get_pretrained_state_dict(str(folder), cfg, hf_model)
+    dtype, n_devices = settings.dtype or torch.float32, settings.n_devices or 1
+    hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    cfg = get_pretrained_model_config(str(folder), device=str(as_device(settings.device)), dtype=dtype, n_devices=n_devices)
+    state = get_pretrained_state_dict(str(folder), cfg, hf_model, dtype=dtype)
     model = HookedTransformer(cfg, AutoTokenizer.from_pretrained(folder), move_to_device=False)
     model.load_and_process_state_dict(
         state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False

@@ -11,7 +11,7 @@ _sources: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 def remember_source(model: Any, name: str) -> None:
     """Note that a model was loaded by this name: "demo", a folder or a name that TransformerLens knows."""
-    _sources[model] = source_of_name(name)
+    _sources.setdefault(model, source_of_name(name))
 
 
 def source_of(model: Any) -> str:
