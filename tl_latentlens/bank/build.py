@@ -14,6 +14,7 @@ from tl_latentlens.bank.format import ModelRecord, partial_path
 from tl_latentlens.bank.lock import build_lock
 from tl_latentlens.bank.record import bank_hooks
 from tl_latentlens.bank.writer import BankWriter, require_folder, require_settings
+from tl_latentlens.corpus.paths import absolute_path
 from tl_latentlens.corpus.plan import Plan, PlanSettings, make_plan
 from tl_latentlens.corpus.texts import load_corpus
 from tl_latentlens.errors import BankError
@@ -71,9 +72,9 @@ def build_bank(
     """
     require_model(model)
     names = expand_hook_names(model, hook_names)
-    path = Path(path).expanduser()
     require_settings(dtype, batch_tokens)
     require_folder(path)
+    path = absolute_path(path)
     _require_no_other_build(path)
     plan = plan_corpus(model, texts, max_rows_per_token=max_rows_per_token, seed=seed, repeat=repeat)
     if progress and plan.n_truncated:

@@ -14,6 +14,7 @@ from tl_latentlens.lens.lenses import embedding_lens, logit_lens
 from tl_latentlens.model.activations import activations_at
 from tl_latentlens.model.describe import is_bidirectional, model_device
 from tl_latentlens.model.hook_points import in_residual_stream
+from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.statistics.intervals import Measure, ReaderKey
 from tl_latentlens.views.data import TokenReading
 
@@ -41,6 +42,7 @@ def activations_of_uses(model: Any, uses: Uses, hook_names: tuple[str, ...]) -> 
     return activations_at(model, uses.prompts, uses.positions, [*([first_hook] if first_hook else []), *others])
 
 
+@own_arithmetic(full_products=True)
 def votes_of_index(
     index: ContextualIndex, uses: Uses, activations: dict[str, Float[Tensor, "uses d"]], top_k: int
 ) -> dict[ReaderKey, Int[np.ma.MaskedArray, " questions"]]:
@@ -56,6 +58,7 @@ def votes_of_index(
     return votes
 
 
+@own_arithmetic(full_products=True)
 def votes_of_baselines(
     model: Any, uses: Uses, activations: dict[str, Float[Tensor, "uses d"]], top_k: int
 ) -> dict[ReaderKey, Int[np.ma.MaskedArray, " questions"]]:

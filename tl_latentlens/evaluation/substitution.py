@@ -16,6 +16,7 @@ from tl_latentlens.model.activations import batches_by_length, prompts_as_run
 from tl_latentlens.model.describe import is_bidirectional, model_device
 from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.model.running import evaluating
+from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.statistics.intervals import Measure, ReaderKey
 
 _N_LATER_TOKENS = 4  # Tokens after the replaced one whose predictions are compared too.
@@ -89,6 +90,7 @@ def substitution(
     return [*measures, Measure(name, later, "tokens", lower_is_better=True)]
 
 
+@own_arithmetic(full_products=True)
 def _nearest_embeddings(model: Any, held_out: HeldOutRows, hook_name: str) -> Int[np.ndarray, " held_out"]:
     """The token, among those that have rows, whose W_E row has the largest cosine to each held-out activation."""
     plan = held_out.bank.plan

@@ -1,5 +1,6 @@
 """The activations that hooks captured in the last run, and what that run showed of its model and tokens."""
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,12 @@ class Captures:
         """
         self._given_model = model
         self._of_hook_name: dict[str, list[_Capture]] = {}
+
+    def __copy__(self) -> "Captures":
+        """The same run, held apart: a new run of either does not reach the other."""
+        same = Captures()
+        same.__dict__.update({name: copy(value) if isinstance(value, dict) else value for name, value in vars(self).items()})
+        return same
 
     def __bool__(self) -> bool:
         """True where something was captured."""

@@ -21,11 +21,13 @@ from tl_latentlens.lens.result import LensResult
 from tl_latentlens.lens.settings import LensSettings
 from tl_latentlens.model.heads import head_result_layer
 from tl_latentlens.model.token_strings import single_tokens, token_strings
+from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.views.data import TokenReading
 
 _Reading = TypeVar("_Reading", TokenReading, TokenRanks)
 
 
+@own_arithmetic(full_products=True)
 def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSettings) -> LensResult:
     """The reading of every decoded token of a run.
 
@@ -57,6 +59,7 @@ def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSe
     return LensResult(tuple(captures.hook_names), strings, decoded, neighbors, logits, embeddings)
 
 
+@own_arithmetic(full_products=True)
 def follow_tokens(
     captures: Captures,
     index: ContextualIndex,

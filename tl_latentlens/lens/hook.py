@@ -1,6 +1,7 @@
 """The lens hook: it captures activations while the model runs, and decodes them when its result is asked for."""
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 from jaxtyping import Bool
@@ -16,6 +17,7 @@ from tl_latentlens.lens.settings import LensSettings
 from tl_latentlens.model.flatten import activations_by_name
 from tl_latentlens.model.hook_names import require_language_model
 from tl_latentlens.model.running import without_hooks
+from tl_latentlens.search.ambient import own_arithmetic
 
 
 class LatentLensHook:
@@ -47,6 +49,21 @@ class LatentLensHook:
         self.captures = Captures(model)
         self._result = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Index, settings, and the reading of the last run, which is made now; the model stays in its process."""
+        result = self.result if self.captures else self._result
+        return {"index": self.index, "settings": self.settings, "_result": result}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin with no run but the one that was read."""
+        self.__dict__.update(state, captures=Captures())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LatentLensHook":
+        """A hook with the same index and model, and the same run so far."""
+        memo[id(self)] = same = type(self).__new__(type(self))
+        same.__dict__.update(vars(self), captures=copy(self.captures))
+        return same
+
     def __call__(self, activation: Tensor, hook: Any, name: str | None = None) -> None:
         """Capture an activation [batch, pos, ...], or those of its heads that the name asks for.
 
@@ -64,7 +81,8 @@ class LatentLensHook:
         batch, pos = activation.shape[:2]
         context = find_run_context(batch, pos)
         for hook_name, vectors in activations_by_name(name, activation).items():
-            self.captures.add(hook_name, vectors.clone(), context)
+            with own_arithmetic():
+                self.captures.add(hook_name, vectors.clone(), context)
         self._result = None
 
     @property

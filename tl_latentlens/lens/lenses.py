@@ -15,6 +15,7 @@ from tl_latentlens.lens.followed import TokenRanks
 from tl_latentlens.model.describe import is_bidirectional
 from tl_latentlens.model.running import evaluating, without_hooks
 from tl_latentlens.model.token_strings import token_strings
+from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.search.vectors import VectorSearch
 from tl_latentlens.views.data import TokenReading
 
@@ -22,6 +23,7 @@ _MAX_SCORE_BYTES = 128 * 2**20  # logits, or cosines with embeddings, that are h
 _embedding_searches: WeakKeyDictionary[Any, VectorSearch] = WeakKeyDictionary()
 
 
+@own_arithmetic(full_products=True)
 def logit_lens(model: Any, vectors: Float[Tensor, "... d_model"], top_k: int = 5) -> TokenReading:
     """The likeliest next tokens if the model ended at these vectors: softmax(unembed(ln_final(v))).
 
@@ -45,6 +47,7 @@ def logit_lens(model: Any, vectors: Float[Tensor, "... d_model"], top_k: int = 5
     return _token_reading(model, ids, scores)
 
 
+@own_arithmetic(full_products=True)
 def logit_ranks(model: Any, vectors: Float[Tensor, "... d_model"], token_ids: Int[Tensor, " tokens"]) -> TokenRanks:
     """Probability and rank of chosen tokens among the whole vocabulary, as `logit_lens` reads it.
 
@@ -73,7 +76,7 @@ def _read_logits(
     parameter = next(model.ln_final.parameters(), None)
     weight = model.W_U
     flat = flat.to(weight.device, weight.dtype if parameter is None else parameter.dtype)
-    with evaluating(model), torch.no_grad(), without_hooks(model.ln_final):
+    with evaluating(model), without_hooks(model.ln_final):
         chunks = flat.split(max(1, _MAX_SCORE_BYTES // (4 * model.cfg.d_vocab)))
         readings = [[tensor.cpu() for tensor in read(_logits(model, chunk).float())] for chunk in chunks]
     return [torch.cat(parts) for parts in zip(*readings, strict=True)]
@@ -101,6 +104,7 @@ def _native_readout(model: Any) -> Any:
         return None
 
 
+@own_arithmetic()
 def embedding_lens(model: Any, vectors: Float[Tensor, "... d_model"], top_k: int = 5) -> TokenReading:
     """The input embeddings (rows of W_E) nearest to each vector by cosine, in [-1, 1], the leading shape flattened."""
     if model not in _embedding_searches:
@@ -110,7 +114,7 @@ def embedding_lens(model: Any, vectors: Float[Tensor, "... d_model"], top_k: int
     return _token_reading(model, nearest.rows.cpu(), nearest.similarities.cpu())
 
 
-@torch.no_grad()
+@own_arithmetic(full_products=True)
 def embedding_ranks(model: Any, vectors: Float[Tensor, "... d_model"], token_ids: Int[Tensor, " tokens"]) -> TokenRanks:
     """Cosine of chosen tokens' input embeddings with each vector, and their ranks among all rows of W_E."""
     weight = model.W_E.detach()

@@ -26,12 +26,23 @@ def require_model(model: Any) -> None:
     """Check that `model` is a TransformerLens model.
 
     Raises:
-        InvalidInputError: It has no `cfg`, `hook_dict` or `run_with_hooks`.
+        InvalidInputError: It has no `cfg`, `hook_dict` or `run_with_hooks`; or its weights are on the meta device.
     """
     if not is_model(model):
         raise InvalidInputError(
             f"got a {type(model).__name__}; expected a TransformerLens model (HookedTransformer or TransformerBridge), "
             "for instance TransformerBridge.boot_transformers(name)"
+        )
+    _require_weights(model)
+
+
+def _require_weights(model: Any) -> None:
+    """Refuse weights on the meta device, which have no numbers; accelerate brings those that it offloaded as they are used."""
+    empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+    if empty is not None and not any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise InvalidInputError(
+            f"got a model with weights on the meta device, which holds no numbers (the first is {empty}); load them onto a "
+            "device (from_pretrained, or to_empty and load_state_dict)"
         )
 
 

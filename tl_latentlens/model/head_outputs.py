@@ -7,8 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.search.ambient import own_arithmetic
 
 
+@own_arithmetic(full_products=True)
 def head_outputs(model: Any, layer: int, z: Float[Tensor, "... head d_head"]) -> Float[Tensor, "... head d_model"]:
     """The vector that each attention head adds to the output of its layer, z @ W_O, as in `attn.hook_result`: without b_O.
 
@@ -29,6 +31,7 @@ def head_outputs(model: Any, layer: int, z: Float[Tensor, "... head d_head"]) ->
     return einsum(z.to(weight.device, weight.dtype), weight, "... head d_head, head d_head d_model -> ... head d_model")
 
 
+@own_arithmetic(full_products=True)
 def head_output(model: Any, layer: int, head: int, z: Float[Tensor, "... d_head"]) -> Float[Tensor, "... d_model"]:
     """The vector that one attention head adds to the output of its layer; see `head_outputs`."""
     weight = _output_weight(model, layer)

@@ -72,7 +72,7 @@ def _draw_prompts(bank: Bank, rng: np.random.Generator) -> Int[Tensor, "prompts 
     lengths = np.diff(bank.plan.prompt_starts)
     length = int(min(_PROMPT_TOKENS, lengths.max()))
     prompt_ids = rng.choice(np.flatnonzero(lengths >= length), _N_PROMPTS)
-    return torch.tensor([bank.prompt(prompt_id)[:length] for prompt_id in prompt_ids])
+    return torch.from_numpy(np.array([bank.prompt(prompt_id)[:length] for prompt_id in prompt_ids]))
 
 
 def _typical_length(bank: Bank, hook_name: str) -> float:

@@ -14,6 +14,7 @@ from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.activations import activations_at
 from tl_latentlens.model.describe import model_device
 from tl_latentlens.model.running import run_hooked
+from tl_latentlens.search.ambient import own_arithmetic
 
 _RESIDUAL_HOOK = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|mid|post)")
 _SUM_TOLERANCE = 0.05  # A share of the activation's length: bfloat16 models round at every layer.
@@ -50,16 +51,19 @@ class OutputWeights:
     out_neurons: list[Float[Tensor, "d_mlp d_model"]]
     biases: Float[Tensor, " d_model"]
 
+    @own_arithmetic(full_products=True)
     def heads(self, outputs: ComponentOutputs, direction: Float[Tensor, " d_model"]) -> Float[Tensor, "n layers_attn head"]:
         """Each head's output, z @ W_O, projected on a direction."""
         projections = [_project(weight, direction) for weight in self.out_heads]
         return einsum(outputs.z, _stack(projections, (0, 0)), "layer n head d, layer head d -> n layer head")
 
+    @own_arithmetic(full_products=True)
     def neurons(self, outputs: ComponentOutputs, direction: Float[Tensor, " d_model"]) -> Float[Tensor, "n layers_mlp d_mlp"]:
         """Each neuron's output, post * W_out, projected on a direction."""
         projections = [_project(weight, direction) for weight in self.out_neurons]
         return einsum(outputs.post, _stack(projections, (0,)), "layer n neuron, layer neuron -> n layer neuron")
 
+    @own_arithmetic(full_products=True)
     def require_sum(self, outputs: ComponentOutputs, hook_name: str) -> None:
         """Check on the first prompt that resid_pre, heads, neurons and biases add up to the activation.
 

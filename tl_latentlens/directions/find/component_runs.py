@@ -20,6 +20,7 @@ from tl_latentlens.directions.find.word_in_context import WordInContext, locate_
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
 from tl_latentlens.model.layers import one_hook_name
+from tl_latentlens.search.ambient import own_arithmetic
 
 _MAX_RUNS = 64  # Prompts with contrast uses, and prompts with random rows.
 
@@ -74,7 +75,8 @@ class ComponentRuns:
 
     @property
     def _activation_projections(self) -> Float[Tensor, " places"]:
-        return self.outputs.activation @ self.word.direction
+        with own_arithmetic(full_products=True):
+            return self.outputs.activation @ self.word.direction
 
     def _excess(self, values: Float[Tensor, " places"]) -> float:
         """The value at the word minus the usual value, the mean over `usual_places`."""

@@ -20,6 +20,7 @@ from tl_latentlens.model.activations import activations_at
 from tl_latentlens.model.describe import is_bidirectional, require_model
 from tl_latentlens.model.token_strings import token_strings
 from tl_latentlens.model.tokenize import tokenize
+from tl_latentlens.search.ambient import own_arithmetic
 
 N_NEIGHBORS = 5
 MAX_STORED_ROWS = 1000  # Other uses of the token, and random rows, whose stored activations are compared.
@@ -117,7 +118,7 @@ def locate_word(
         usual = stored_activations(index, hook_name, random_rows).mean(0)
         added = activation - usual
     direction = _unit_direction(added, index, hook_name)
-    strength = float((activation - usual) @ direction)
+    strength = float(((activation - usual) * direction).sum())
     if not strength > 0:
         raise InvalidInputError(f"nothing tells this use of {strings[-1]!r} from the bank's others; give more text")
     return WordInContext(
@@ -177,6 +178,7 @@ def _rows_of_other_uses(index: ContextualIndex, hook_name: str, tokens: Int[np.n
     return np.concatenate(rows_by_bank)
 
 
+@own_arithmetic(full_products=True)
 def _part_uses(stored: Float[Tensor, "uses d"], activation: Float[Tensor, " d"], n_similar: int) -> _Uses:
     """The uses nearest to the word's own, and those of the rest that lie on the far side of the midpoint between the two.
 
