@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,6 +15,7 @@ from tl_latentlens.bank.file import BankFile
 from tl_latentlens.bank.format import partial_path
 from tl_latentlens.bank.moments import mean_and_std_of_heads
 from tl_latentlens.bank.token_bytes import TokenBytes
+from tl_latentlens.corpus.paths import absolute_path
 from tl_latentlens.corpus.plan import Plan
 from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError, UnknownHookError
 from tl_latentlens.model.fingerprint import Fingerprint
@@ -91,17 +93,32 @@ class Bank:
             BankError: No such file, or not a bank, or a bank that is still being built.
             BankCorruptError: The file's metadata is not what was written.
         """
-        path = Path(path).expanduser()
+        given, path = Path(path), absolute_path(path)
         if not path.is_file():
             partial = partial_path(path)
             hint = f"; {partial.name} is there: the same build call resumes it" if partial.exists() else ""
             if path.is_dir():
-                raise BankError(f"no bank file at {path}: it is a folder; name the file (.h5) in it")
-            raise BankError(f"no bank file at {path}{hint}")
+                raise BankError(f"no bank file at {given}: it is a folder; name the file (.h5) in it")
+            raise BankError(f"no bank file at {given}{hint}")
         file = BankFile(path)
         if not file.head.complete:
             raise BankError(f"{path} is an unfinished bank; run the same build call again to resume it")
         return cls(path, file)
+
+    @classmethod
+    def reopen(cls, path: str, digest: str) -> "Bank":
+        """The bank at a path, if the file is still the one that had this digest in its head.
+
+        Raises:
+            BankError: As `open`, or another bank stands there now.
+        """
+        bank = cls.open(path)
+        if bank.file.head.digest != digest:
+            raise BankError(
+                f"{path} is another bank than the one that was copied or sent (its digest is {bank.file.head.digest}, expected "
+                f"{digest}); put that file back, or open this one: Bank.open({path!r})"
+            )
+        return bank
 
     def __enter__(self) -> "Bank":
         """Return the bank itself."""
@@ -110,6 +127,10 @@ class Bank:
     def __exit__(self, *exception: object) -> None:
         """Let go of the memory maps."""
         self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, or a bank in another process, opens the file again."""
+        return Bank.reopen, (str(self.path), self.file.head.digest)
 
     def __repr__(self) -> str:
         return f"Bank({str(self.path)!r}: {self.n_rows} rows, {len(self.hook_names)} hook names, {self.model_info.name})"

@@ -14,11 +14,11 @@ from tl_latentlens.bank.format import ModelRecord, partial_path
 from tl_latentlens.bank.lock import build_lock
 from tl_latentlens.bank.record import bank_hooks
 from tl_latentlens.bank.writer import BankWriter, require_folder, require_settings
+from tl_latentlens.corpus.paths import absolute_path
 from tl_latentlens.corpus.plan import Plan, PlanSettings, make_plan
 from tl_latentlens.corpus.texts import load_corpus
 from tl_latentlens.errors import BankError
-from tl_latentlens.model.describe import describe_model, model_device, require_model
-from tl_latentlens.model.direction import is_bidirectional
+from tl_latentlens.model.describe import describe_model, is_bidirectional, model_device, require_model
 from tl_latentlens.model.fingerprint import fingerprint
 from tl_latentlens.model.fingerprint_check import check_fingerprint
 from tl_latentlens.model.hook_names import expand_hook_names
@@ -72,11 +72,11 @@ def build_bank(
     """
     require_model(model)
     names = expand_hook_names(model, hook_names)
-    path = Path(path).expanduser()
     require_settings(dtype, batch_tokens)
     require_folder(path)
+    path = absolute_path(path)
     _require_no_other_build(path)
-    plan = plan_corpus(model, texts, hook_names=names, max_rows_per_token=max_rows_per_token, seed=seed, repeat=repeat)
+    plan = plan_corpus(model, texts, max_rows_per_token=max_rows_per_token, seed=seed, repeat=repeat)
     if progress and plan.n_truncated:
         tqdm.write(cut_note(model, plan.n_truncated, plan.n_prompts, repeat))
     if path.exists():
@@ -159,23 +159,10 @@ def cut_note(model: Any, n_truncated: int, n_texts: int, repeat: bool) -> str:
     return f"{n_truncated} of {n_texts} texts were longer than n_ctx = {model.cfg.n_ctx} tokens{twice} and were cut"
 
 
-def plan_corpus(
-    model: Any,
-    texts: Any,
-    *,
-    hook_names: int | str | Iterable[int | str] | Callable[[str], bool] | None = None,
-    max_rows_per_token: int | None = 50,
-    seed: int = 0,
-    repeat: bool = False,
-) -> Plan:
-    """Tokenise texts for a model and choose their rows; see `build_bank` for the arguments.
-
-    Texts that begin alike share rows, unless later tokens change an activation that is banked. `hook_names` are those of the
-    bank; None: any of the model's stacks counts.
-    """
+def plan_corpus(model: Any, texts: Any, *, max_rows_per_token: int | None = 50, seed: int = 0, repeat: bool = False) -> Plan:
+    """Tokenise texts for a model and choose their rows; see `build_bank` for the arguments."""
     corpus: Iterable[str] = load_corpus(texts)
-    names = None if hook_names is None else expand_hook_names(model, hook_names)
-    settings = PlanSettings(max_rows_per_token, seed, is_bidirectional(model, names), repeat)
+    settings = PlanSettings(max_rows_per_token, seed, is_bidirectional(model), repeat)
     return make_plan(tokenize(model, corpus, repeat=repeat), settings)
 
 

@@ -101,6 +101,15 @@ class BankFile:
         except OSError as error:
             raise BankError(f"{self.path} cannot be read: {error}") from error
 
+    @property
+    def is_in_place(self) -> bool:
+        """True where the file at `path` is still the one that was opened."""
+        try:
+            with self.open():
+                return True
+        except BankError:
+            return False
+
     def check(self) -> None:
         """Compare everything but vectors and norms with the digest in the head.
 

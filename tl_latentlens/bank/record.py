@@ -9,6 +9,7 @@ from torch import Tensor
 from tl_latentlens.bank.batches import Batch
 from tl_latentlens.bank.writer import BankWriter
 from tl_latentlens.model.flatten import flat_activation
+from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.search.tensors import DTYPES
 
 
@@ -23,6 +24,7 @@ def bank_hooks(writer: BankWriter, batch: Batch) -> list[tuple[str, Callable[...
 
 
 def _recorder(writer: BankWriter, batch: Batch, name: str) -> Callable[..., None]:
+    @own_arithmetic()
     def record(activation: Tensor, hook: Any) -> None:
         vectors = flat_activation(name, activation, batch.tokens.shape)
         places = (batch.row_batch * batch.tokens.shape[1] + batch.row_pos).to(vectors.device)

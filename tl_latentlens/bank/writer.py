@@ -23,6 +23,7 @@ from tl_latentlens.bank.datasets import BLOCK_STARTS, JOURNAL
 from tl_latentlens.bank.format import DTYPES, ModelRecord, partial_path
 from tl_latentlens.bank.lock import build_lock
 from tl_latentlens.bank.partial_file import PartialFile
+from tl_latentlens.corpus.paths import absolute_path
 from tl_latentlens.corpus.plan import Plan
 from tl_latentlens.errors import BankError, InvalidInputError, UnknownHookError
 
@@ -95,9 +96,9 @@ class BankWriter:
             BankError: `path` exists, the disk is too full, another process builds it, or the partial file is of another
                 plan, model or setting (the message says which).
         """
-        path = Path(path).expanduser()
         require_settings(dtype, batch_tokens)
         require_folder(path)
+        path = absolute_path(path)
         with ExitStack() as resources:
             resources.enter_context(build_lock(path))
             if path.exists():
@@ -271,14 +272,15 @@ def require_settings(dtype: str, batch_tokens: int | None) -> None:
         raise InvalidInputError(f"got batch_tokens={batch_tokens}; expected at least 1")
 
 
-def require_folder(path: Path) -> None:
+def require_folder(path: str | Path) -> None:
     """Check that the folder of a bank to be written is there.
 
     Raises:
         BankError: It is not.
     """
-    if not path.parent.is_dir():
-        raise BankError(f"no folder {path.parent} to write {path.name} in; create it first")
+    given, folder = Path(path), absolute_path(path).parent
+    if not folder.is_dir():
+        raise BankError(f"no folder {given.parent} to write {given.name} in; create it first")
 
 
 def _as_stored(vectors: Tensor) -> np.ndarray:

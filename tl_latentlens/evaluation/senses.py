@@ -12,9 +12,9 @@ from tl_latentlens.evaluation.labelled_uses import Uses
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
 from tl_latentlens.model.activations import activations_at
-from tl_latentlens.model.describe import model_device
+from tl_latentlens.model.describe import is_bidirectional, model_device
 from tl_latentlens.model.hook_points import in_residual_stream
-from tl_latentlens.model.readout import readout_problem
+from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.statistics.intervals import Measure, ReaderKey
 from tl_latentlens.views.data import TokenReading
 
@@ -42,6 +42,7 @@ def activations_of_uses(model: Any, uses: Uses, hook_names: tuple[str, ...]) -> 
     return activations_at(model, uses.prompts, uses.positions, [*([first_hook] if first_hook else []), *others])
 
 
+@own_arithmetic(full_products=True)
 def votes_of_index(
     index: ContextualIndex, uses: Uses, activations: dict[str, Float[Tensor, "uses d"]], top_k: int
 ) -> dict[ReaderKey, Int[np.ma.MaskedArray, " questions"]]:
@@ -57,6 +58,7 @@ def votes_of_index(
     return votes
 
 
+@own_arithmetic(full_products=True)
 def votes_of_baselines(
     model: Any, uses: Uses, activations: dict[str, Float[Tensor, "uses d"]], top_k: int
 ) -> dict[ReaderKey, Int[np.ma.MaskedArray, " questions"]]:
@@ -70,7 +72,7 @@ def votes_of_baselines(
         if hook_name == layer_0_hook(model):
             units = torch.nn.functional.normalize(vectors, dim=-1)
             votes[ReaderKey("layer 0")] = vote_of_nearest(uses, (units @ units.T).numpy(), top_k)
-        elif in_residual_stream(hook_name) and readout_problem(model) is None:
+        elif not is_bidirectional(model) and in_residual_stream(hook_name):
             for reader, lens in (("logit lens", logit_lens), ("embedding lens", embedding_lens)):
                 reading = lens(model, vectors.to(model_device(model)), _N_LENS_TOKENS)
                 votes[ReaderKey(reader, hook_name)] = vote_of_nearest(uses, _reading_similarity(reading), top_k, above=0)

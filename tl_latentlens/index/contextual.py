@@ -24,6 +24,7 @@ from tl_latentlens.index.hook_names import (
     require_hook_names,
 )
 from tl_latentlens.index.neighbor import Neighbor
+from tl_latentlens.index.opened import ReopenedIndex
 from tl_latentlens.index.rows import BankRows
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.index.transforms import TRANSFORMS
@@ -31,6 +32,7 @@ from tl_latentlens.model.fingerprint_check import check_fingerprint
 from tl_latentlens.model.heads import hook_point
 from tl_latentlens.model.info import ModelInfo
 from tl_latentlens.model.layers import one_hook_name
+from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.search.device import as_device
 from tl_latentlens.search.tensors import as_tensor
 from tl_latentlens.views.context import Context
@@ -38,24 +40,23 @@ from tl_latentlens.views.data import NeighborLine, PropertyTable
 from tl_latentlens.views.notebook import properties_html
 
 
-class ContextualIndex:
+class ContextualIndex(ReopenedIndex):
     """The contextual tokens of a bank, searchable across hook names: the cross-layer search of LatentLens (arXiv 2602.00462).
 
     `search` finds the nearest tokens of any vectors of the model.
     """
 
-    banks: list[Bank]
     bank_rows: BankRows
     n_rows: int
     hook_names: tuple[str, ...]
     model_info: ModelInfo
     transform: str
     device: torch.device
-    allow_mismatch: bool
     _searches: dict[str, HookNameSearch]
     _is_approximate: bool
     _checked_models: WeakKeyDictionary[Any, bool]
 
+    @own_arithmetic()
     def __init__(
         self,
         bank: Bank | str | Path | Sequence[Bank | str | Path],
@@ -124,6 +125,9 @@ class ContextualIndex:
         self._is_approximate = bool(approximate)
         self._searches = {name: HookNameSearch(name, self.bank_rows.of(name), options) for name in self.hook_names}
         self._checked_models = WeakKeyDictionary()
+        settings = {"device": None if device is None else str(device), "dtype": dtype, "approximate": approximate}
+        settings |= {"transform": transform, "memory_budget": memory_budget, "verify": verify}
+        self._remember({"hook_names": self.hook_names, **settings})
 
     def __repr__(self) -> str:
         hooks = ", ".join(self.hook_names)
@@ -154,7 +158,7 @@ class ContextualIndex:
         require_hook_names([hook_name], self.hook_names)
         return self._searches[hook_name].d
 
-    @torch.no_grad()
+    @own_arithmetic()
     def search(
         self,
         vectors: Float[Tensor, "... d"] | np.ndarray,
@@ -189,7 +193,7 @@ class ContextualIndex:
         result = SearchResult(found.similarities, found.rows, found.hook_ids, self)
         return result.with_chances() if calibrate else result
 
-    @torch.no_grad()
+    @own_arithmetic()
     def chances(self, found: SearchResult) -> Float[Tensor, "... k"]:
         """The chance that a random activation comes as near to each found row as the query did, in (0, 1].
 
@@ -206,6 +210,7 @@ class ContextualIndex:
             chances[places] = search.chances(found.rows[places], found.similarities[places])
         return chances
 
+    @own_arithmetic()
     def recall(self, vectors: Float[Tensor, "... d"] | np.ndarray, top_k: int = 5) -> dict[str, float]:
         """Share of the exact neighbors that an approximate index finds, in [0, 1], for each hook name of the vectors' width.
 
@@ -248,11 +253,7 @@ class ContextualIndex:
                     self._mismatch(str(error))
             self._checked_models[model] = True
 
-    def has_checked(self, model: Any) -> bool:
-        """True where `check_model` has passed for this model."""
-        return model in self._checked_models
-
-    @torch.no_grad()
+    @own_arithmetic()
     def transform_activations(
         self, hook_name: str, activations: Float[Tensor, "n d"]
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:

@@ -14,6 +14,7 @@ from tl_latentlens.bank.bank import Bank
 from tl_latentlens.index.rows import PlacedBank
 from tl_latentlens.index.transforms import fit_geometry, null_sample_rows
 from tl_latentlens.model.heads import head_of
+from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.search.approximate import ApproximateSearch
 from tl_latentlens.search.geometry import RowGeometry
 from tl_latentlens.search.queries import normalize_queries
@@ -121,6 +122,7 @@ class HookNameSearch:
         hubs = self.geometry.hubs
         return units, units.new_zeros(len(units)) if hubs is None else hubs.penalty(units).float()
 
+    @own_arithmetic(full_products=True)
     def chances(self, row_ids: Int[Tensor, " n"], similarities: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The chance that a random activation is at least this similar to each row; see `ContextualIndex.chances`."""
         chances = torch.ones_like(similarities)
@@ -131,7 +133,7 @@ class HookNameSearch:
             scores = units @ sample.units.T - penalties[:, None]
             # The row may itself be of the sample, and is no random activation then.
             is_near = (scores >= similarities[step, None] - _PRODUCT_ERROR) & (row_ids[step, None] != sample.row_ids)
-            chances[step] = (1 + is_near.sum(-1)) / (1 + len(sample.units))
+            chances[step] = (1 + is_near.sum(-1)).float() / (1 + len(sample.units))
         return chances
 
     def recall(self, vectors: Float[Tensor, "... d"] | np.ndarray, top_k: int) -> float:

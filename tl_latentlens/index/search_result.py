@@ -1,11 +1,12 @@
 """The result of a search: numbers on the device, and their texts, which are looked up when they are asked for."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -34,6 +35,11 @@ class SearchedIndex(Protocol):
     @property
     def hook_names(self) -> tuple[str, ...]:
         """The hook names that `hook_ids` count."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it searches."""
         ...
 
     def neighbor(self, row: int, hook_id: int, similarity: float, chance: float | None = None) -> Neighbor:
@@ -75,6 +81,15 @@ class SearchResult:
         """The neighbors of some of the queries, chosen as in their leading shape."""
         chances = None if self.chances is None else self.chances[query]
         return SearchResult(self.similarities[query], self.rows[query], self.hook_ids[query], self.index, chances)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The numbers in the computer's memory, since another process may number its devices otherwise."""
+        return {f.name: value.cpu() if isinstance(value := getattr(self, f.name), Tensor) else value for f in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Put the numbers on the device of the index that came along."""
+        device = state["index"].device
+        self.__dict__.update({key: value.to(device) if isinstance(value, Tensor) else value for key, value in state.items()})
 
     def _repr_html_(self) -> str:
         places = (", ".join(map(str, place)) for place in np.ndindex(*self.rows.shape[:-1]))

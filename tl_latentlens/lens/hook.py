@@ -1,15 +1,12 @@
 """The lens hook: it captures activations while the model runs, and decodes them when its result is asked for."""
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from threading import get_ident
+from copy import copy
 from typing import Any
 
 from jaxtyping import Bool
 from torch import Tensor
 
-from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.lens.captures import Captures
 from tl_latentlens.lens.decode import decode_captures, follow_tokens
@@ -17,23 +14,10 @@ from tl_latentlens.lens.followed import FollowedTokens
 from tl_latentlens.lens.result import LensResult
 from tl_latentlens.lens.run_context import find_run_context
 from tl_latentlens.lens.settings import LensSettings
-from tl_latentlens.lens.threads import note_thread
 from tl_latentlens.model.flatten import activations_by_name
 from tl_latentlens.model.hook_names import require_language_model
-from tl_latentlens.model.state import without_hooks
-
-
-@dataclass
-class _Reading:
-    """What a thread ran.
-
-    Attributes:
-        captures: The activations of its last run.
-        result: Their reading; None before it is asked for.
-    """
-
-    captures: Captures
-    result: LensResult | None = None
+from tl_latentlens.model.running import without_hooks
+from tl_latentlens.search.ambient import own_arithmetic
 
 
 class LatentLensHook:
@@ -41,14 +25,12 @@ class LatentLensHook:
 
     It never changes the activation, keeps no graph, and returns None. A new run replaces the last one. The tokens that
     `generate` adds one by one are joined to their prompt.
-
-    TransformerLens puts hooks on the model itself, so they fire in the runs of other threads too. What a thread ran is kept
-    apart: a thread reads its own last run, or, where it ran nothing, that of the one other thread that did.
     """
 
     index: ContextualIndex
     settings: LensSettings
-    _readings: dict[int, "_Reading"]
+    captures: Captures
+    _result: LensResult | None
 
     def __init__(
         self,
@@ -64,8 +46,23 @@ class LatentLensHook:
         """Make a hook; see `latentlens_hooks` for the arguments."""
         self.index = index
         self.settings = LensSettings(top_k, logit_lens, embedding_lens, positions, calibrate)
-        self._given_model = model
-        self._readings = {}
+        self.captures = Captures(model)
+        self._result = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Index, settings, and the reading of the last run, which is made now; the model stays in its process."""
+        result = self.result if self.captures else self._result
+        return {"index": self.index, "settings": self.settings, "_result": result}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin with no run but the one that was read."""
+        self.__dict__.update(state, captures=Captures())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LatentLensHook":
+        """A hook with the same index and model, and the same run so far."""
+        memo[id(self)] = same = type(self).__new__(type(self))
+        same.__dict__.update(vars(self), captures=copy(self.captures))
+        return same
 
     def __call__(self, activation: Tensor, hook: Any, name: str | None = None) -> None:
         """Capture an activation [batch, pos, ...], or those of its heads that the name asks for.
@@ -82,46 +79,11 @@ class LatentLensHook:
         name = str(name or hook.name)
         require_language_model(name)
         batch, pos = activation.shape[:2]
-        context = find_run_context(batch, pos, name)
-        reading = self._reading_of_thread()
+        context = find_run_context(batch, pos)
         for hook_name, vectors in activations_by_name(name, activation).items():
-            reading.captures.add(hook_name, vectors.clone(), context)
-        reading.result = None
-        if context.model is not None:
-            note_thread(context.model)
-
-    def _reading_of_thread(self) -> "_Reading":
-        """What the calling thread ran; what threads that have ended ran is let go of when another begins."""
-        thread = get_ident()
-        if thread not in self._readings:
-            running = sys._current_frames()
-            ended = [other for other in self._readings if other not in running]
-            for other in ended:
-                del self._readings[other]
-            self._readings[thread] = _Reading(Captures(self._given_model))
-        return self._readings[thread]
-
-    def _reading(self) -> "_Reading":
-        """What the calling thread ran, or the one other thread that ran something.
-
-        Raises:
-            InvalidInputError: Several other threads did.
-        """
-        own = self._readings.get(get_ident())
-        others = [reading for reading in list(self._readings.values()) if reading.captures]
-        if own is not None and own.captures:
-            return own
-        if len(others) > 1:
-            raise InvalidInputError(
-                f"{len(others)} other threads ran the model with these hooks on it, and this one did not; expected one: read "
-                "the result in the thread that ran, or call clear() before each run"
-            )
-        return others[0] if others else _Reading(Captures(self._given_model))
-
-    @property
-    def captures(self) -> Captures:
-        """The activations of the last run, of the calling thread where it ran something."""
-        return self._reading().captures
+            with own_arithmetic():
+                self.captures.add(hook_name, vectors.clone(), context)
+        self._result = None
 
     @property
     def result(self) -> LensResult:
@@ -131,22 +93,22 @@ class LatentLensHook:
             InvalidInputError: No run was captured, or a NaN activation.
             ModelMismatchError: The model that ran is not the bank's.
         """
-        reading = self._reading()
-        if reading.result is None:
-            if (model := reading.captures.model) is not None and not self.index.has_checked(model):
+        if self._result is None:
+            if (model := self.captures.model) is not None:
                 with without_hooks(model):  # hooks of the user may change what a replay gives
                     self.index.check_model(model)
-            reading.result = decode_captures(reading.captures, self.index, self.settings)
-        return reading.result
+            self._result = decode_captures(self.captures, self.index, self.settings)
+        return self._result
 
     @property
     def is_decoded(self) -> bool:
         """True where the last run was decoded already."""
-        return self._reading().result is not None
+        return self._result is not None
 
     def clear(self) -> None:
-        """Forget what was captured, in every thread."""
-        self._readings = {}
+        """Forget what was captured."""
+        self.captures.clear()
+        self._result = None
 
     def follow_tokens(self, tokens: str | int | Sequence[str | int], *, top_k: int = 50) -> FollowedTokens:
         """The scores and ranks that each lens gives chosen tokens, at every layer and decoded position of the last run.

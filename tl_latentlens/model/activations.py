@@ -16,6 +16,7 @@ from tl_latentlens.model.flatten import flat_activation
 from tl_latentlens.model.heads import tl_hook_name
 from tl_latentlens.model.hook_names import require_firing
 from tl_latentlens.model.running import run_hooked
+from tl_latentlens.search.ambient import own_arithmetic
 
 _CPU_BATCH_TOKENS = 1024
 _GPU_BATCH_TOKENS = 16384
@@ -64,12 +65,14 @@ def activations_at(
     """
     require_firing(hook_names, model)
     activations: dict[str, Tensor] = {}
-    position_of_prompt = torch.as_tensor(np.asarray(positions))
+    position_of_prompt = torch.from_numpy(np.array(positions))
 
     def keep(activation: Tensor, hook: Any, *, name: str, prompt_ids: Int[Tensor, " batch"]) -> None:
-        flat = flat_activation(name, activation, activation.shape[:2])
-        vectors = flat[torch.arange(len(prompt_ids)), position_of_prompt[prompt_ids]].float().cpu()
-        activations.setdefault(name, torch.empty(len(prompts), vectors.shape[-1]))[prompt_ids] = vectors
+        with own_arithmetic():
+            flat = flat_activation(name, activation, activation.shape[:2])
+            vectors = flat[torch.arange(len(prompt_ids)), position_of_prompt[prompt_ids]].float().cpu()
+            shape = len(prompts), vectors.shape[-1]
+            activations.setdefault(name, torch.empty(shape, dtype=torch.float32))[prompt_ids] = vectors
 
     for batch, tokens, mask in batches_by_length(prompts, model_device(model)):
         prompt_ids = torch.from_numpy(batch)

@@ -1,4 +1,4 @@
-"""A TransformerLens model's description: the check for one, its device, and the record that a bank stores.
+"""A TransformerLens model's description: the check for one, its device and direction, and the record that a bank stores.
 
 A model is recognised by what it has (`cfg`, `hook_dict`, `run_with_hooks`) and never by its class: TransformerLens 3 and 4
 share no class for models.
@@ -26,12 +26,23 @@ def require_model(model: Any) -> None:
     """Check that `model` is a TransformerLens model.
 
     Raises:
-        InvalidInputError: It has no `cfg`, `hook_dict` or `run_with_hooks`.
+        InvalidInputError: It has no `cfg`, `hook_dict` or `run_with_hooks`; or its weights are on the meta device.
     """
     if not is_model(model):
         raise InvalidInputError(
             f"got a {type(model).__name__}; expected a TransformerLens model (HookedTransformer or TransformerBridge), "
             "for instance TransformerBridge.boot_transformers(name)"
+        )
+    _require_weights(model)
+
+
+def _require_weights(model: Any) -> None:
+    """Refuse weights on the meta device, which have no numbers; accelerate brings those that it offloaded as they are used."""
+    empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+    if empty is not None and not any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise InvalidInputError(
+            f"got a model with weights on the meta device, which holds no numbers (the first is {empty}); load them onto a "
+            "device (from_pretrained, or to_empty and load_state_dict)"
         )
 
 
@@ -62,6 +73,13 @@ def _parameters(model: Any) -> Iterator[torch.nn.Parameter]:
     for part in (embedding, model):
         if isinstance(part, torch.nn.Module):
             yield from part.parameters()
+
+
+def is_bidirectional(model: Any) -> bool:
+    """True for encoders such as BERT, whose activations depend on the whole prompt."""
+    if getattr(model.cfg, "attention_dir", "causal") == "bidirectional":
+        return True
+    return "bert" in str(getattr(model.cfg, "architecture", "") or getattr(model.cfg, "original_architecture", "")).lower()
 
 
 def describe_model(model: Any) -> ModelInfo:

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tl_latentlens.model.describe import model_device, require_model
 from tl_latentlens.model.tokenize import tokenize, tokens_around_text
+from tl_latentlens.search.ambient import own_arithmetic
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class RepeatedTexts:
     second_copy: Bool[Tensor, "batch pos"]
 
 
+@own_arithmetic()
 def repeated(model: Any, texts: str | Sequence[str]) -> RepeatedTexts:
     """Texts to run twice, as for a bank that was built with `repeat=True`.
 

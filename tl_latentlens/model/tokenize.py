@@ -8,7 +8,7 @@ import numpy as np
 
 from tl_latentlens.corpus.plan import Prompts
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.model.direction import is_bidirectional
+from tl_latentlens.model.describe import is_bidirectional
 
 _TOKENIZER_BATCH_CHARACTERS = 2**18
 

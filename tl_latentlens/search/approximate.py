@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError, MissingExtraError
+from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.search.chunks import Chunk
 from tl_latentlens.search.driver import top_k_of_parts
 from tl_latentlens.search.scorer import score_pairs
@@ -28,6 +29,7 @@ class ApproximateSearch(VectorSearch):
         faiss: The FAISS index, for its own parameters (`faiss.ParameterSpace`).
     """
 
+    @own_arithmetic()
     def __init__(self, *args: Any, factory: str | None = None, **kwargs: Any) -> None:
         """Fill a FAISS index in the computer's memory.
 
@@ -50,7 +52,8 @@ class ApproximateSearch(VectorSearch):
         n_lists = max(1, min(round(4 * math.sqrt(n_rows)), n_rows // _ROWS_PER_LIST))
         try:
             self.faiss = faiss.index_factory(self.d, factory or f"IVF{n_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
-            sample = torch.linspace(0, n_rows - 1, min(n_rows, _ROWS_PER_LIST * n_lists), device=rows.device).round().long()
+            sample = torch.linspace(0, n_rows - 1, min(n_rows, _ROWS_PER_LIST * n_lists), dtype=torch.float64)
+            sample = sample.round().long().to(rows.device)
             self.faiss.train(rows.normalized(sample).cpu().numpy())
             for chunk in rows.chunks(Chunk(0, n_rows), 64 * self.d):
                 self.faiss.add(rows.normalized(chunk.rows).cpu().numpy())
@@ -59,12 +62,13 @@ class ApproximateSearch(VectorSearch):
         if factory is None:
             faiss.ParameterSpace().set_index_parameter(self.faiss, "nprobe", max(1, n_lists // _LISTS_PER_PROBE))
 
+    @own_arithmetic()
     def recall(self, queries: Float[Tensor, "... d"] | np.ndarray, k: int) -> float:
         """Share of the k exact neighbors of each query that this search finds, in [0, 1]."""
         approximate, exact = (search(queries, k).rows for search in (self.unclamped_top_k, super().unclamped_top_k))
         return float((exact[..., :, None] == approximate[..., None, :]).any(-1).float().mean())
 
-    @torch.no_grad()
+    @own_arithmetic()
     def unclamped_top_k(self, queries: Float[Tensor, "... d"] | np.ndarray, k: int) -> TopK:
         """The k best of what FAISS proposes, not clamped to [-1, 1]; see `VectorSearch.unclamped_top_k`."""
         units = self.normalize_queries(queries)

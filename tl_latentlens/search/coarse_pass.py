@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -43,6 +44,10 @@ class CoarsePass:
         self.code_dtypes = code_dtypes if rows.geometry.is_cosine else []
         self._codes_only_if_memory_is_free = dtype == "auto"
         self.stats = ShortlistStats()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the codes, which another process makes for its own processor."""
+        return {name: value for name, value in vars(self).items() if name != "codes"}
 
     @property
     def can_shortlist(self) -> bool:
@@ -123,7 +128,7 @@ def _choose_coarse_dtype(rows: StoredRows, dtype: str, has_codes: bool) -> torch
 
 def _quantize(rows: StoredRows, dtype: torch.dtype) -> QuantizedRows:
     n, d = len(rows), rows.d
-    sample = torch.linspace(0, n - 1, min(n, _MEAN_SAMPLE_ROWS), device=rows.device).round().long()
+    sample = torch.linspace(0, n - 1, min(n, _MEAN_SAMPLE_ROWS), dtype=torch.float64, device=rows.device).round().long()
     total = torch.zeros(d, dtype=torch.float64, device=rows.device)
     for row_ids in sample.split(max(1, rows.memory_budget // (32 * d))):
         total += rows.normalized(row_ids).sum(0, dtype=torch.float64)

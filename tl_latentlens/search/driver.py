@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.search.candidates import HeldPairs
 from tl_latentlens.search.chunks import SHORTLIST_GROUP_ROWS, Chunk, ScratchMemory
 from tl_latentlens.search.coarse import iter_candidates
@@ -24,7 +25,7 @@ _MAX_QUERIES = (256, 4096)  # Queries that are searched together, on a CPU and o
 _BYTES_PER_HELD_PAIR = 512  # Candidates are re-ranked when so many bytes of the memory budget for each are used up.
 
 
-@torch.no_grad()
+@own_arithmetic()
 def top_k_of_parts(parts: Sequence[SearchPart], k: int, *, search_first: int = 0) -> TopK:
     """The k nearest rows among several searches of one width and on one device, ranked together; not clamped to [-1, 1].
 

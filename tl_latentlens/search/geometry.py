@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_latentlens.search.ambient import own_arithmetic
+
 # A row shorter than this share of its length before centering is treated as zero: only rounding noise is left of it.
 ZERO_LENGTH_SHARE = 1e-6
 
@@ -165,6 +167,7 @@ class RowGeometry:
         return torch.where(lengths > min_lengths, 1 / lengths, 0.0)
 
 
+@own_arithmetic(full_products=True)
 def hubness(
     units: Float[Tensor, "n d"], sample: Float[Tensor, "s d"], sample_ids: Int[Tensor, " s"] | None, k: int
 ) -> Float[Tensor, " n"]:

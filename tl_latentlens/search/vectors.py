@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.search.coarse_pass import CoarsePass, SearchPart
 from tl_latentlens.search.device import as_device
 from tl_latentlens.search.driver import top_k_of_parts
@@ -27,6 +28,7 @@ class VectorSearch:
     rows: StoredRows
     coarse_pass: CoarsePass
 
+    @own_arithmetic()
     def __init__(
         self,
         vectors: Float[Tensor, "n d"] | np.ndarray,
@@ -85,6 +87,7 @@ class VectorSearch:
         """Width of the vectors."""
         return self.rows.d
 
+    @own_arithmetic()
     def top_k(self, queries: Float[Tensor, "... d"] | np.ndarray, k: int) -> TopK:
         """The k nearest rows of each query (all rows, where there are fewer).
 
@@ -98,7 +101,7 @@ class VectorSearch:
         best = self.unclamped_top_k(queries, k)
         return TopK(best.similarities.clamp(-1, 1), best.rows) if self.rows.geometry.is_cosine else best
 
-    @torch.no_grad()
+    @own_arithmetic()
     def unclamped_top_k(self, queries: Float[Tensor, "... d"] | np.ndarray, k: int) -> TopK:
         """The k nearest rows of each query, like `top_k`, without clamping to [-1, 1].
 
@@ -106,6 +109,7 @@ class VectorSearch:
         """
         return top_k_of_parts([self.part(self.normalize_queries(queries))], k)
 
+    @own_arithmetic()
     def normalize_queries(self, queries: Float[Tensor, "... d"] | np.ndarray) -> Float[Tensor, "... d"]:
         """Queries as they are compared: float32 unit vectors, without their own means where rows are.
 
@@ -118,6 +122,7 @@ class VectorSearch:
         """This search among several that are ranked together (`driver.top_k_of_parts`), with queries as it compares them."""
         return SearchPart(self.coarse_pass, queries)
 
+    @own_arithmetic()
     def normalized_rows(self, row_ids: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
         """Rows as they are compared, of length 1 (0 where nothing is left), and what is subtracted from their similarities."""
         units, penalty = self.rows.normalized(row_ids), self.rows.penalty

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from tl_latentlens.directions.features.sae import decoder_of, encode, rows_per_step
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
+from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.search.topk import TopK, rank_pairs
 
 HISTOGRAM_EDGES = 2.0 ** np.arange(-8, 12.5, 0.5)  # Of activations. The first and the last bin are open.
@@ -70,7 +71,7 @@ class Activity:
         return replace(self, top=self.top.select(places), histogram=self.histogram[places])
 
 
-@torch.no_grad()
+@own_arithmetic(full_products=True)
 def bank_activity(
     sae: Any,
     index: ContextualIndex,

@@ -16,6 +16,7 @@ from torch import Tensor
 from tl_latentlens.directions.features.sae_encoders import ENCODERS, NORMALIZATIONS
 from tl_latentlens.directions.features.sae_settings import SAESettings, read_settings
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.search.tensors import as_tensor
 
 DEMO_SAE = Path(__file__).parents[2] / "data" / "demo_sae"
@@ -250,10 +251,10 @@ def rows_per_step(sae: Any) -> int:
     return max(1, ENCODED_BYTES // (4 * len(decoder_of(sae))))
 
 
+@own_arithmetic(full_products=True)
 def encode(sae: Any, activations: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
     """Feature activations in float32, for activations [n, d_in] in the model's own basis and length."""
     flat = getattr(getattr(sae, "cfg", None), "reshape_activations", "none") == "hook_z"
-    with torch.no_grad():
-        weight = decoder_of(sae)
-        acts = sae.encode((activations[:, None] if flat else activations).to(weight.device, weight.dtype))
+    weight = decoder_of(sae)
+    acts = sae.encode((activations[:, None] if flat else activations).to(weight.device, weight.dtype))
     return (acts.to_dense() if acts.is_sparse else acts).float()

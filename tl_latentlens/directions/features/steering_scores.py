@@ -15,7 +15,7 @@ from tl_latentlens.directions.features.controls import draw_shuffled_decoders
 from tl_latentlens.directions.features.selection import FeatureSelection
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.model.describe import model_device
-from tl_latentlens.model.state import evaluating
+from tl_latentlens.model.running import evaluating
 
 _N_PROMPTS, _PROMPT_TOKENS = 4, 12
 _N_NULLS = 100
@@ -72,7 +72,7 @@ def _draw_prompts(bank: Bank, rng: np.random.Generator) -> Int[Tensor, "prompts 
     lengths = np.diff(bank.plan.prompt_starts)
     length = int(min(_PROMPT_TOKENS, lengths.max()))
     prompt_ids = rng.choice(np.flatnonzero(lengths >= length), _N_PROMPTS)
-    return torch.tensor([bank.prompt(prompt_id)[:length] for prompt_id in prompt_ids])
+    return torch.from_numpy(np.array([bank.prompt(prompt_id)[:length] for prompt_id in prompt_ids]))
 
 
 def _typical_length(bank: Bank, hook_name: str) -> float:

@@ -13,9 +13,8 @@ from torch import Tensor
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.activations import activations_at
 from tl_latentlens.model.describe import model_device
-from tl_latentlens.model.hook_names import require_firing
-from tl_latentlens.model.output_weights import head_weight, neuron_weight, output_bias
 from tl_latentlens.model.running import run_hooked
+from tl_latentlens.search.ambient import own_arithmetic
 
 _RESIDUAL_HOOK = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|mid|post)")
 _SUM_TOLERANCE = 0.05  # A share of the activation's length: bfloat16 models round at every layer.
@@ -52,16 +51,19 @@ class OutputWeights:
     out_neurons: list[Float[Tensor, "d_mlp d_model"]]
     biases: Float[Tensor, " d_model"]
 
+    @own_arithmetic(full_products=True)
     def heads(self, outputs: ComponentOutputs, direction: Float[Tensor, " d_model"]) -> Float[Tensor, "n layers_attn head"]:
         """Each head's output, z @ W_O, projected on a direction."""
         projections = [_project(weight, direction) for weight in self.out_heads]
         return einsum(outputs.z, _stack(projections, (0, 0)), "layer n head d, layer head d -> n layer head")
 
+    @own_arithmetic(full_products=True)
     def neurons(self, outputs: ComponentOutputs, direction: Float[Tensor, " d_model"]) -> Float[Tensor, "n layers_mlp d_mlp"]:
         """Each neuron's output, post * W_out, projected on a direction."""
         projections = [_project(weight, direction) for weight in self.out_neurons]
         return einsum(outputs.post, _stack(projections, (0,)), "layer n neuron, layer neuron -> n layer neuron")
 
+    @own_arithmetic(full_products=True)
     def require_sum(self, outputs: ComponentOutputs, hook_name: str) -> None:
         """Check on the first prompt that resid_pre, heads, neurons and biases add up to the activation.
 
@@ -105,22 +107,15 @@ def layers_before(hook_name: str) -> LayersBefore:
 
 
 def output_weights(model: Any, hook_name: str) -> OutputWeights:
-    """The output weights of heads and neurons that write before `hook_name`; the model does not run for them.
-
-    Raises:
-        InvalidInputError: A layer without such heads or neurons, as in mixtures of experts and state-space models.
-    """
+    """The output weights of heads and neurons that write before `hook_name`."""
     n_attn, n_mlp = layers_before(hook_name)
-    try:
-        out_heads = [head_weight(model, layer) for layer in range(n_attn)]
-        out_neurons = [neuron_weight(model, layer) for layer in range(n_mlp)]
-        require_firing([*_z_names(n_attn), *_post_names(n_mlp)], model)
-    except InvalidInputError as error:
-        raise InvalidInputError(f"{error}. Use find_features") from error
-    biases = [output_bias(model, layer, "attn") for layer in range(n_attn)]
-    biases += [output_bias(model, layer, "mlp") for layer in range(n_mlp)]
+    attentions = [model.blocks[layer].attn for layer in range(n_attn)]
+    mlps = [model.blocks[layer].mlp for layer in range(n_mlp)]
+    biases = [attention.b_O for attention in attentions] + [mlp.b_out for mlp in mlps]
     return OutputWeights(
-        out_heads, out_neurons, _stack([bias for bias in biases if bias is not None], (model.cfg.d_model,)).sum(0)
+        [attention.W_O.detach() for attention in attentions],
+        [mlp.W_out.detach() for mlp in mlps],
+        _stack([bias for bias in biases if bias is not None], (model.cfg.d_model,)).sum(0),
     )
 
 
@@ -128,10 +123,11 @@ def record_component_outputs(model: Any, prompts: Sequence[Sequence[int]], hook_
     """The activations of heads and neurons before `hook_name` at the last token of each prompt, from one run of the model.
 
     Raises:
-        UnknownHookError: The model lacks one of the hooks.
+        UnknownHookError: The model lacks one of the hooks, as a mixture of experts lacks mlp.hook_post.
     """
     n_attn, n_mlp = layers_before(hook_name)
-    z_names, post_names = _z_names(n_attn), _post_names(n_mlp)
+    z_names = [f"blocks.{layer}.attn.hook_z" for layer in range(n_attn)]
+    post_names = [f"blocks.{layer}.mlp.hook_post" for layer in range(n_mlp)]
     hook_names = ["blocks.0.hook_resid_pre", *z_names, *post_names, hook_name]
     activations = activations_at(model, prompts, [len(prompt) - 1 for prompt in prompts], hook_names)
     n = len(prompts)
@@ -156,14 +152,6 @@ def attention_at_end(model: Any, prompt: Sequence[int], n_layers: int) -> Float[
     tokens = torch.tensor([list(prompt)], device=model_device(model))
     run_hooked(model, tokens, None, [(name, capture) for name in hook_names])
     return torch.stack(captured) if len(captured) == n_layers else None
-
-
-def _z_names(n_layers: int) -> list[str]:
-    return [f"blocks.{layer}.attn.hook_z" for layer in range(n_layers)]
-
-
-def _post_names(n_layers: int) -> list[str]:
-    return [f"blocks.{layer}.mlp.hook_post" for layer in range(n_layers)]
 
 
 def _project(weight: Float[Tensor, "... d"], vector: Float[Tensor, " d"]) -> Float[Tensor, "..."]:

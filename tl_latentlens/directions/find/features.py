@@ -24,6 +24,7 @@ from tl_latentlens.directions.find.word_in_context import MAX_STORED_ROWS, N_NEI
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.model.layers import one_hook_name
+from tl_latentlens.search.ambient import own_arithmetic
 
 
 def find_features(
@@ -94,7 +95,8 @@ def find_features(
         raise InvalidInputError(
             f"no feature of the SAE is active at {word.token_strings[-1]!r}; is {read_hook} what it was trained on?"
         )
-    projections = (decoder[active].float() @ word.direction.to(decoder.device)).cpu()
+    with own_arithmetic(full_products=True):
+        projections = (decoder[active].float() @ word.direction.to(decoder.device)).cpu()
     contributions = Contributions(
         (activations[active] * projections).numpy(),
         _contributions_at_rows(sae, index, read_hook, word.contrast_rows, active, projections),

@@ -10,6 +10,7 @@ from tl_latentlens.directions.find.component_runs import run_components, stack_r
 from tl_latentlens.directions.find.result import FindResult
 from tl_latentlens.directions.find.word_in_context import N_NEIGHBORS
 from tl_latentlens.index.contextual import ContextualIndex
+from tl_latentlens.search.ambient import own_arithmetic
 
 
 def find_heads(
@@ -46,8 +47,7 @@ def find_heads(
 
     Raises:
         InvalidInputError: No such position or word; an activation outside the residual stream; a model that changes the
-            outputs of heads or neurons before it adds them (Gemma 2's norms), or has none in a layer (mixtures of experts,
-            state-space models).
+            outputs of heads or neurons before it adds them (Gemma 2's norms), or has no mlp.hook_post.
         UnknownHookError: The index lacks the activation.
         ModelMismatchError: `model` is not the bank's.
     """
@@ -65,6 +65,7 @@ def find_heads(
     z = all_z[layers, :, heads]
     excess_z = z[:, 0] - z[:, runs.usual_places].mean(1)
     out_weights = stack_rows(runs.weights.out_heads, layers.tolist(), heads.tolist())
-    excess_outputs = einsum(excess_z, out_weights, "head d_head, head d_head d_model -> head d_model")
+    with own_arithmetic(full_products=True):
+        excess_outputs = einsum(excess_z, out_weights, "head d_head, head d_head d_model -> head d_model")
     neighbors = index.search(excess_outputs, N_NEIGHBORS, runs.word.hook_name)
     return FindResult("head", runs.word.meaning(index), table, runs.parts(), neighbors)

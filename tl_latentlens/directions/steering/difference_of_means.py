@@ -19,6 +19,7 @@ from tl_latentlens.model.heads import tl_hook_name
 from tl_latentlens.model.hook_names import require_firing
 from tl_latentlens.model.layers import one_hook_name
 from tl_latentlens.model.running import run_hooked
+from tl_latentlens.search.ambient import own_arithmetic
 
 
 def difference_of_means(
@@ -84,9 +85,10 @@ def _sum_of_prompt_means(
     hook_name: str,
 ) -> Float[Tensor, " d"]:
     """The sum over a batch of each prompt's mean over the tokens of `text_mask`, float64 on the CPU."""
-    weights = text_mask / text_mask.sum(-1, keepdim=True)
+    weights = text_mask.float() / text_mask.sum(-1, keepdim=True)
     captured: list[Tensor] = []
 
+    @own_arithmetic(full_products=True)
     def capture(activation: Tensor, hook: Any) -> None:
         flat = flat_activation(hook_name, activation, weights.shape).float()
         captured.append(einsum(flat, weights.to(flat.device), "batch pos d, batch pos -> d"))

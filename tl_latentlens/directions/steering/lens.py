@@ -87,6 +87,10 @@ class SteeringLens:
         multiples = ", ".join(f"{multiple:g}" for multiple in self.multiples)
         return f"SteeringLens({self.hook_name}, multiples {multiples}, reads {list(self.read)})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The vector and the settings; model and runs stay in their process."""
+        return {**vars(self), "_settings": {**self._settings, "model": None}, "_readers": {}}
+
     def _new_reader(self) -> ComparingHook:
         return ComparingHook(self.index, **self._settings)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from tl_latentlens.corpus.paths import absolute_path
 from tl_latentlens.errors import InvalidInputError, MissingExtraError
 from tl_latentlens.views.files import output_path
 from tl_latentlens.views.optional import pillow
@@ -74,11 +75,13 @@ class Judge:
     concurrency: int = 8
     attempts: int = 6
     timeout: float = 300.0
+    _path: Path = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if min(self.concurrency, self.attempts, self.timeout) <= 0:
             got = f"concurrency={self.concurrency}, attempts={self.attempts}, timeout={self.timeout}"
             raise InvalidInputError(f"got {got}; expected numbers above 0")
+        object.__setattr__(self, "_path", absolute_path(self.answers))
 
     def estimate(
         self,
@@ -133,10 +136,6 @@ class Judge:
     def judged(self, questions: JudgeQuestions) -> Judgments:
         """The judgments by the answers in the file; nothing is sent. A question without an answer is "unanswered"."""
         return self._judgments(questions, {})
-
-    @property
-    def _path(self) -> Path:
-        return Path(self.answers).expanduser()
 
     def _judgments(self, questions: JudgeQuestions, problems: Mapping[str, str]) -> Judgments:
         """The judgments by the answers in the file; `problems` says by key why there is none."""
