@@ -69,11 +69,12 @@ def test_build_info_verify_decode(run, tmp_path: Path, texts: list[str]) -> None
     assert "every checksum matches" in out
     html = tmp_path / "out.html"
     text = "He rowed the boat to the bank"
-    code, out, err = run("decode", str(bank), text, "--word", "bank", "--html", str(html))
+    code, out, _ = run("decode", str(bank), text, "--word", "bank")
     assert code == 0
     assert "He rowed the boat to the «bank»" in out
     assert "1.00" in out, "the text's own bank is a row of the bank"
-    assert f"wrote {html}" in err
+    assert run("decode", str(bank), text, "--word", "bank", "--html", str(html)) == (0, "", f"wrote {html}\n")
+    assert len(json_of(run, "decode", str(bank), text, "--word", "bank", "--html", str(html))) == 2 * 3
     assert "plotly" not in html.read_text()
     table = csv_of(run, "decode", str(bank), text)
     assert set(table.hook_name) == {hook, "blocks.4.hook_resid_post"}
@@ -194,7 +195,8 @@ def test_decode_vector(run, bank: tll.Bank, tmp_path: Path, any_model) -> None:
     assert "× 1.5" in of_sae
     assert "the vector is 1.00 as long as a median row there" in of_sae
     for arguments, message in (
-        ((), "expected one of a vector file, --positive with --negative, --sae with --feature; got none"),
+        ((), "a vector is needed: expected one of a vector file, --positive with --negative, --sae with --feature; got none"),
+        ((), "For instance: tl-latentlens decode-vector demo.h5 vector.npy, or"),
         (prompts[:2], "got --positive with --negative in part"),
         ((*prompts, "--sae", "demo", "-f", "1"), "got --positive with --negative and --sae with --feature in part or together"),
         (prompts[:4], "give the activation that the vector belongs to, for instance -n blocks.3.hook_resid_post"),

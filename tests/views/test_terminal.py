@@ -2,10 +2,12 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 
 import tl_latentlens as tll
@@ -109,7 +111,39 @@ def test_printed_results_are_tables(result: tll.LensResult, index: tll.Contextua
     shown = str(result)
     assert "pos 1 " in shown
     assert "neighbors" in shown
-    assert "similarity" in str(tll.decode_directions(index.banks[0].vectors(index.hook_names[0])[:2], index, top_k=2))
+    assert "nearest to −v" in str(tll.decode_directions(index.banks[0].vectors(index.hook_names[0])[:2], index, top_k=2))
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_printed_results_show_what_was_asked_for_at_the_width_of_the_terminal(
+    any_model: Any, index: tll.ContextualIndex, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr("rich._console", Console(width=width))
+    vectors, name = torch.randn(3, 256, generator=torch.Generator().manual_seed(0)), index.hook_names[-1]
+    hooks = tll.latentlens_hooks(index, top_k=7)
+    any_model.run_with_hooks("The river", fwd_hooks=hooks)
+    steer = tll.SteeringLens(vectors[0], index, name, multiples=(0, 1), top_k=6)
+    n_marks = [
+        (hooks.result, 2 * (7 * len(index.hook_names) + 1)),
+        (tll.decode_directions(vectors, index, top_k=9), 3 * 2 * 9),
+        (tll.label_features(vectors, index, top_k=8, hook_name=name, progress=False), 3 * 8),
+        (steer.run(any_model, "The river"), 2 * 6 + 1),
+    ]
+    for printed, expected in n_marks:
+        lines = str(printed).splitlines()
+        assert str(printed).count("«") == expected, type(printed).__name__
+        assert width - 30 < max(map(display_width, lines)) <= width, type(printed).__name__
+    found = tll.find_features("The river", -1, tll.load_sae("demo"), index, model=any_model, top_k=3, label=False)
+    assert width - 30 < max(map(display_width, str(found).splitlines())) <= width
+    followed = str(hooks.follow_tokens([" bank"]))
+    assert max(map(display_width, followed.splitlines())) <= width
+
+
+def test_chances_stand_beside_the_rows_of_directions(index: tll.ContextualIndex) -> None:
+    vectors = torch.randn(1, 256, generator=torch.Generator().manual_seed(0))
+    shown = str(tll.decode_directions(vectors, index, top_k=2, calibrate=True))
+    assert [line.split()[:2] for line in shown.splitlines() if "nearest" in line] == 2 * [["cos", "p"]]
+    assert " p " not in str(tll.decode_directions(vectors, index, top_k=2))
 
 
 def test_printed_results_are_plain_text_in_a_notebook(result: tll.LensResult, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,8 @@ def decode(
     ] = False,
     allow_mismatch: Annotated[bool, typer.Option(help="read on, with a warning, where the bank is of another model")] = False,
     html: Annotated[
-        Path | None, typer.Option(help="write all readings as one page too, layers × tokens; it needs no network")
+        Path | None,
+        typer.Option(help="write all readings as one page, layers × tokens, in place of tables; it needs no network"),
     ] = None,
 ) -> None:
     """Run texts through a model and read every token by its nearest neighbors in a bank, beside the logit lens.
@@ -54,10 +55,10 @@ def decode(
     result = _read_repeated(loaded, index, text, settings) if repeat else _read(loaded, index, text, settings)
     _require_tokens(result)
     positions = positions_ending_word(result, word)
-    if data.as_json is None:
-        console.print(result.to_rich(top_k, positions, width=console.width))
-    else:
+    if data.as_json is not None:
         print_table(data.as_json, readings_at(result, positions))
+    elif html is None:
+        console.print(result.to_rich(top_k, positions, width=console.width))
     if html is not None:
         result.to_html(html)
         note(f"wrote {html}")

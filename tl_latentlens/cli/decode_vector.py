@@ -102,10 +102,14 @@ def _require_one_source(arguments: dict[str, list[Any]]) -> None:
     Raises:
         InvalidInputError: They are not.
     """
-    is_complete = {name: None not in values for name, values in arguments.items() if any(v is not None for v in values)}
-    if list(is_complete.values()) != [True]:
-        got = f"{' and '.join(is_complete) or 'none'} in part or together"
-        raise InvalidInputError(f"expected one of {', '.join(arguments)}; got {got}")
+    given = {name: values for name, values in arguments.items() if any(value is not None for value in values)}
+    if len(given) == 1 and None not in next(iter(given.values())):
+        return
+    got = f"{' and '.join(given)} in part{' or together' * (len(given) > 1)}" if given else "none"
+    raise InvalidInputError(
+        f"a vector is needed: expected one of {', '.join(arguments)}; got {got}. For instance: "
+        "tl-latentlens decode-vector demo.h5 vector.npy, or tl-latentlens decode-vector demo.h5 --sae demo --feature 12"
+    )
 
 
 def _difference_of_means(model: Any, positive: Path, negative: Path, hook_name: str) -> Float[Tensor, " d"]:

@@ -42,7 +42,7 @@ def demo(
     model.run_with_hooks(list(DEMO_SENTENCES), fwd_hooks=hooks)
     positions = positions_ending_word(hooks.result, DEMO_WORD)
     if data.as_json is None:
-        console.print(hooks.result.to_rich(positions=positions, width=console.width))
+        console.print(hooks.result.to_rich(3, positions, width=console.width))
     progress.print("[dim]3. label the features of a small SAE that are active on these sentences[/]")
     features = _label_active_features(model, built)
     if data.as_json is not None:

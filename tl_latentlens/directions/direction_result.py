@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 from rich.console import Group
+from rich.text import Text
 
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.views.data import DirectionLine
 from tl_latentlens.views.notebook import directions_html
+from tl_latentlens.views.terminal.layout import plain_text
 from tl_latentlens.views.terminal.lens import direction_tables
-from tl_latentlens.views.text import printable
 
 _DIRECTION_COLUMNS = [
     "direction", "sign", "rank", "token", "context", "position", "prompt_index", "row", "hook_name", "similarity",
@@ -36,11 +37,8 @@ class DirectionResult:
         return f"{type(self).__name__}({len(self.ids)} directions, top {self.positive.rows.shape[-1]})"
 
     def __str__(self) -> str:
-        chance = ["chance"] * (self.positive.chances is not None)
-        columns = ["direction", "sign", "rank", "similarity", *chance, "hook_name", "context"]
-        shown = self.to_dataframe()[columns].assign(context=lambda table: table["context"].map(printable))
-        with pd.option_context("display.max_colwidth", 100):
-            return shown.to_string(index=False)
+        parts = [(Text(f"direction {name}", "bold"), self.neighbors_to_rich(i)) for i, name in enumerate(self.ids)]
+        return plain_text(Group(*(part for both in parts for part in both)))
 
     def _repr_html_(self) -> str:
         return directions_html(map(self._line, range(len(self.ids))), len(self.ids))

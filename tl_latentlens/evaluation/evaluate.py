@@ -46,7 +46,7 @@ class Evaluation:
     labels: pd.DataFrame | None = field(repr=False, default=None)
 
     def __str__(self) -> str:
-        return plain_text(self.to_rich(width=100), 100)
+        return plain_text(self.to_rich())
 
     def to_rich(self, *, width: int | None = None) -> Group:
         """Tables for the terminal (`rich.print`): each measure, readers by hook names, and what each transform gains.

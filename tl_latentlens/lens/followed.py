@@ -13,6 +13,7 @@ from tl_latentlens.lens.result import LensResult
 from tl_latentlens.views.followed import token_curves
 from tl_latentlens.views.grids import FollowedGrid
 from tl_latentlens.views.notebook import NOTEBOOK_EXAMPLES, followed_html
+from tl_latentlens.views.terminal.layout import terminal_width
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class FollowedTokens:
         return f"FollowedTokens({list(self.tokens)}, {len(self.result.hook_names)} hook names)"
 
     def __str__(self) -> str:
-        return self.at().to_string(index=False)
+        return self.at().to_string(index=False, line_width=terminal_width(None))
 
     def _repr_html_(self) -> str:
         batches = np.unique(self.result.positions[:, 0]).tolist()

@@ -49,7 +49,7 @@ class LensResult:
     embedding_lens: dict[str, TokenReading] = field(repr=False)
 
     def __str__(self) -> str:
-        return plain_text(self.to_rich(width=120), 120)
+        return plain_text(self.to_rich())
 
     @cached_property
     def positions(self) -> Int[np.ndarray, "cells 2"]:
@@ -168,12 +168,12 @@ class LensResult:
         return lens_html(grids, cells, len(self.hook_names) * len(self.positions))
 
     def to_rich(
-        self, neighbors: int = 3, positions: Iterable[tuple[int, int]] | None = None, *, width: int | None = None
+        self, neighbors: int | None = None, positions: Iterable[tuple[int, int]] | None = None, *, width: int | None = None
     ) -> Group:
         """Tables for the terminal (`rich.print`), one for each decoded token: a line a hook name.
 
         Args:
-            neighbors: Most neighbors, and tokens of the other lenses, at each hook name.
+            neighbors: Most neighbors, and tokens of the other lenses, at each hook name; None: all that were read.
             positions: Show only these (batch, pos); None: all that were decoded.
             width: Of a table, in characters; None: the terminal's.
 

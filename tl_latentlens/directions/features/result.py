@@ -56,7 +56,7 @@ class FeatureResult(DirectionResult):
         return f"FeatureResult({len(self.table)} features, {np.count_nonzero(self.table['label'] != '')} labelled)"
 
     def __str__(self) -> str:
-        return plain_text(Group(self.to_rich(width=100), Text(self.label_counts())), 100)
+        return plain_text(Group(self.to_rich(neighbors=None), Text(self.label_counts())))
 
     def _repr_html_(self) -> str:
         lines = (self._feature_line(record) for record in self.table.to_dict("records"))
@@ -116,11 +116,12 @@ class FeatureResult(DirectionResult):
         path.write_text(feature_page(data), encoding="utf-8")
         return path
 
-    def to_rich(self, lines: int = 30, *, width: int | None = None) -> Table:
+    def to_rich(self, lines: int = 30, neighbors: int | None = 1, *, width: int | None = None) -> Table:
         """A table for the terminal (`rich.print`): a line a feature, labelled ones first, those with the nearest rows first.
 
         Args:
             lines: Most features shown.
+            neighbors: Most neighbors of each; None: all that were asked for.
             width: In characters; None: the terminal's. In a narrow one some scores are left out.
         """
         is_refused = self.table["label"] == ""
@@ -128,7 +129,7 @@ class FeatureResult(DirectionResult):
         ordered = self.table.assign(refused=is_refused).sort_values(
             ["refused", "similarity"], ascending=[True, False], kind="stable"
         )
-        features = [self._feature_line(record, 1) for record in ordered.head(lines).to_dict("records")]
+        features = [self._feature_line(record, neighbors) for record in ordered.head(lines).to_dict("records")]
         return feature_table(features, list(self.table), len(self.table), width)
 
     def label_counts(self) -> str:

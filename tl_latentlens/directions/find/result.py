@@ -103,7 +103,7 @@ class FindResult:
     found: SearchResult = field(repr=False)
 
     def __str__(self) -> str:
-        return plain_text(Group(self.meaning.to_rich(width=120), self.to_rich(width=120)), 120)
+        return plain_text(Group(self.meaning.to_rich(), self.to_rich()))
 
     def to_rich(self, *, width: int | None = None) -> Table:
         """A table for the terminal (`rich.print`): a line a component.

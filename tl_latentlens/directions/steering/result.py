@@ -36,17 +36,20 @@ class SteeringResult:
     cosines: dict[float, dict[str, Float[np.ndarray, " cells"]]] = field(repr=False)
 
     def __str__(self) -> str:
-        return plain_text(self.table(width=80), 80)
+        return plain_text(self.table(neighbors=None))
 
     def _repr_html_(self) -> str:
         return f"<pre style='line-height: 1.2'>{html.escape(str(self))}</pre>"
 
-    def table(self, pos: int | None = None, batch: int | None = None, *, width: int | None = None) -> Group:
+    def table(
+        self, pos: int | None = None, batch: int | None = None, neighbors: int | None = 1, *, width: int | None = None
+    ) -> Group:
         """Tables for the terminal (`rich.print`): a line a layer, the multiples side by side.
 
         Args:
             pos: Which token; negative ones count from the end. None: the last that was decoded.
             batch: Which text; None: each.
+            neighbors: Most neighbors at each layer and multiple; None: all that were read.
             width: In characters; None: the terminal's.
 
         Raises:
@@ -55,10 +58,10 @@ class SteeringResult:
         multiples = list(self.readings)
         hook_names = list(dict.fromkeys(name for reading in self.readings.values() for name in reading.hook_names))
         batches = range(len(self.readings[multiples[0]].decoded)) if batch is None else [batch]
-        texts = [[self._column(multiple, pos, text) for multiple in multiples] for text in batches]
+        texts = [[self._column(multiple, pos, text, neighbors) for multiple in multiples] for text in batches]
         return steering_tables(texts, hook_names, self._notes(), width)
 
-    def _column(self, multiple: float, pos: int | None, batch: int) -> SteeringColumn:
+    def _column(self, multiple: float, pos: int | None, batch: int, n_neighbors: int | None) -> SteeringColumn:
         """The readings at one token of a text under one multiple, as views draw them."""
         reading = self.readings[multiple]
         decoded = np.flatnonzero(reading.decoded[batch])
@@ -69,7 +72,9 @@ class SteeringResult:
         cells = {}
         for name in reading.hook_names:
             cosine = cosines.get((name, batch, token_pos), math.nan)
-            cells[name] = SteeringCell(reading.lens_cell(name, token_pos, batch, 1), None if math.isnan(cosine) else cosine)
+            cells[name] = SteeringCell(
+                reading.lens_cell(name, token_pos, batch, n_neighbors), None if math.isnan(cosine) else cosine
+            )
         return SteeringColumn(multiple, reading.token_heading(batch, token_pos), cells)
 
     def _notes(self) -> list[str]:

@@ -48,7 +48,7 @@ def component_table(
         table.add_column(heading, justify="right", no_wrap=True, min_width=max(len(heading), 5))
     records = components.to_dict("records")
     heading = "attends to" if "head" in components else "label, or why not"
-    cells_of_lines = add_nearest_rows(table, heading, list(map(_description, records)), nearest, width)
+    cells_of_lines = add_nearest_rows(table, heading, list(map(_description, records)), [[row] for row in nearest], width)
     for record, cells in zip(records, cells_of_lines, strict=True):
         figures = [_figure(name, record[name]) for name in columns.values()]
         table.add_row(*figures, *cells, style="" if record["beats_null"] else "dim")

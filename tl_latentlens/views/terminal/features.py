@@ -38,9 +38,8 @@ def feature_table(
     table = Table(box=box.SIMPLE_HEAD, header_style="dim")
     for heading in ("feature", *scores):
         table.add_column(heading, justify="right", no_wrap=True, min_width=max(len(heading), 5))
-    nearest = [line.neighbors[0] if line.neighbors else None for line in features]
     texts = [label_text(line.label, line.why_not) for line in features]
-    labels = add_nearest_rows(table, "label, or why not", texts, nearest, width)
+    labels = add_nearest_rows(table, "label, or why not", texts, [line.neighbors for line in features], width)
     for line, cells in zip(features, labels, strict=True):
         table.add_row(str(line.feature), *(_score(name, line.scores[name]) for name in scores.values()), *cells)
     if n_features > len(features):

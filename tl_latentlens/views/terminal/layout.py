@@ -20,10 +20,15 @@ def terminal_width(width: int | None) -> int:
     return width or get_console().width
 
 
-def plain_text(renderable: RenderableType, width: int) -> str:
-    """Anything that rich prints, as plain text: in notebooks, where rich would display it, and under FORCE_COLOR too."""
+def plain_text(renderable: RenderableType, width: int | None = None) -> str:
+    """Anything that rich prints, as plain text: in notebooks, where rich would display it, and under FORCE_COLOR too.
+
+    Args:
+        renderable: What is printed.
+        width: In characters; None: the terminal's.
+    """
     text = io.StringIO()
-    Console(file=text, width=width, force_jupyter=False, color_system=None).print(renderable)
+    Console(file=text, width=terminal_width(width), force_jupyter=False, color_system=None).print(renderable)
     return text.getvalue()
 
 
@@ -48,7 +53,7 @@ def label_text(label: str, why_not: str) -> Text:
 
 
 def add_nearest_rows(
-    table: Table, heading: str, texts: Sequence[Text], nearest: Sequence[NeighborLine | None], width: int
+    table: Table, heading: str, texts: Sequence[Text], nearest: Sequence[Sequence[NeighborLine]], width: int
 ) -> list[list[Text]]:
     """Add a column of texts and one of nearest rows to a table; where it is narrow, one for both.
 
@@ -56,7 +61,7 @@ def add_nearest_rows(
         table: Has its other columns, whose `min_width` is what they take.
         heading: Of the texts.
         texts: A text for each line; where all are empty, only the nearest rows are shown.
-        nearest: A row for each line, or None.
+        nearest: The rows of each line, one below the other in its cell.
         width: Width of the table in characters.
 
     Returns:
@@ -66,11 +71,12 @@ def add_nearest_rows(
     has_texts, is_narrow = any(texts), free < _MIN_WIDTH_OF_TWO_COLUMNS
     text_width = min(longest_width(heading, *texts), free // 2) if has_texts and not is_narrow else 0
     row_width = free - text_width - (3 if text_width else 0)
-    contexts = [Text() if row is None else marked_text(row.context.clipped(row_width - 2), "bold") for row in nearest]
+    contexts = [Text("\n").join(marked_text(row.context.clipped(row_width - 2), "bold") for row in rows) for rows in nearest]
+    name = "nearest rows" if any(len(rows) > 1 for rows in nearest) else "nearest row"
     if not has_texts or is_narrow:
-        table.add_column(f"{heading}; nearest row" if has_texts else "nearest row", max_width=row_width)
+        table.add_column(f"{heading}; {name}" if has_texts else name, max_width=row_width)
         pairs = zip(texts, contexts, strict=True)
         return [[Text("\n").join([text, context] if text else [context])] for text, context in pairs]
     table.add_column(heading, width=text_width)
-    table.add_column("nearest row", no_wrap=True, max_width=row_width)
+    table.add_column(name, no_wrap=True, max_width=row_width)
     return [list(cells) for cells in zip(texts, contexts, strict=True)]

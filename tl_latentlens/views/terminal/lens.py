@@ -95,12 +95,18 @@ def direction_tables(direction: DirectionLine, width: int | None = None) -> Grou
     tables = []
     for sign, neighbors in (("+", direction.positive), ("−", direction.negative)):
         names = [short_hook_name(neighbor.hook_name) for neighbor in neighbors]
-        free = max(16, terminal_width(width) - longest_width("hook", *names) - 14)
+        chances = [_chance(neighbor) for neighbor in neighbors]
+        has_chances = any(chances)
+        taken = longest_width("hook", *names) + (longest_width("p", *chances) + 3 if has_chances else 0)
+        free = max(16, terminal_width(width) - taken - 14)
         table = Table(box=box.SIMPLE_HEAD, header_style="dim")
         table.add_column("cos", style="cyan", justify="right", no_wrap=True)
+        if has_chances:
+            table.add_column("p", justify="right", no_wrap=True)
         table.add_column(f"nearest to {sign}v", no_wrap=True, max_width=free)
         table.add_column("hook", style="magenta", no_wrap=True)
-        for neighbor, name in zip(neighbors, names, strict=True):
-            table.add_row(f"{neighbor.similarity:.2f}", neighbor_text(neighbor, neighbor.hook_name, free), name)
+        for neighbor, name, chance in zip(neighbors, names, chances, strict=True):
+            figures = [f"{neighbor.similarity:.2f}", *([chance] if has_chances else [])]
+            table.add_row(*figures, neighbor_text(neighbor, neighbor.hook_name, free), name)
         tables.append(table)
     return Group(*tables)

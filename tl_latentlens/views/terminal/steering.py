@@ -15,7 +15,7 @@ from tl_latentlens.views.terminal.lens import token_title
 from tl_latentlens.views.text import short_hook_name, visible
 
 _MIN_COLUMN_WIDTH = 16  # Of a multiple, margin included.
-_CONTEXT_LINES = 3  # Of a neighbor in a cell.
+_CONTEXT_LINES = 3  # Of a neighbor that stands alone in a cell; several have one each.
 _MARGIN = 3  # Characters between columns.
 
 
@@ -61,14 +61,16 @@ def _table(columns: Sequence[SteeringColumn], hook_names: Sequence[str], hook_wi
 
 
 def _cell_text(steered: SteeringCell | None, width: int) -> Text:
-    """The nearest neighbor with its cosine, and what the logit lens reads; empty where the hook name did not run."""
+    """The neighbors with their cosines, and what the logit lens reads; empty where the hook name did not run."""
     if steered is None:
         return Text()
-    nearest, cosine = steered.cell.neighbors[0], steered.cosine_to_unsteered
-    lines = [
-        Text.assemble((f"{nearest.similarity:.2f}", "cyan"), ("" if cosine is None else f" · {cosine:.2f}", "magenta")),
-        marked_text(nearest.context.clipped(_CONTEXT_LINES * width - 8), "bold yellow"),
-    ]
+    cosine, neighbors = steered.cosine_to_unsteered, steered.cell.neighbors
+    n_columns = _CONTEXT_LINES * width - 8 if len(neighbors) == 1 else width - 2
+    lines = []
+    for rank, near in enumerate(neighbors):
+        apart = "" if cosine is None or rank else f" · {cosine:.2f}"
+        lines.append(Text.assemble((f"{near.similarity:.2f}", "cyan"), (apart, "magenta")))
+        lines.append(marked_text(near.context.clipped(n_columns), "bold yellow"))
     for token, probability in steered.cell.lenses.get("logit_lens", [])[:1]:
         lines.append(Text(f"→ {visible(token).strip()} {probability:.0%}", "green"))
     return Text("\n").join(lines)
