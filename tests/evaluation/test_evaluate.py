@@ -1,5 +1,6 @@
 """All measures together: evaluations from end to end, and what is refused."""
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +10,12 @@ import pytest
 import torch
 from support.evaluation import NAMES
 from support.models import available_kinds
+from tqdm import tqdm
 
 import tl_latentlens as tll
 from tl_latentlens.evaluation.held_out import draw_held_out_rows
 from tl_latentlens.evaluation.substitution import substitution
+from tl_latentlens.index.transforms import TRANSFORMS
 
 
 def test_evaluate_from_end_to_end(any_model: Any, bank: tll.Bank, senses: pd.DataFrame) -> None:
@@ -47,8 +50,10 @@ def test_evaluate_refusals(any_model: Any, bank: tll.Bank) -> None:
     ):
         with pytest.raises(tll.InvalidInputError, match=message):
             tll.evaluate(any_model, bank, **wrong)
-    with pytest.raises(tll.InvalidInputError, match="got a ContextualIndex; expected a bank or its path"):
-        tll.evaluate(any_model, tll.ContextualIndex(bank, device="cpu"))
+    with pytest.raises(tll.InvalidInputError, match="got a dict; expected a bank, its path, or an index"):
+        tll.evaluate(any_model, {})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(tll.InvalidInputError, match="got an index of 2 banks; expected one"):
+        tll.evaluate(any_model, tll.ContextualIndex([bank, bank], device="cpu"))
     with pytest.raises(tll.InvalidInputError, match="got transform='whiten'"):
         tll.evaluate(any_model, bank, transforms=["whiten"])
     other = SimpleNamespace(hook_name="blocks.0.hook_resid_post", W_dec=torch.randn(3, 256))
@@ -58,6 +63,47 @@ def test_evaluate_refusals(any_model: Any, bank: tll.Bank) -> None:
         )
     assert found.labels is None
     assert "sense accuracy" not in set(found.to_dataframe().measure)
+
+
+def test_the_transform_of_the_index_is_measured(any_model: Any, bank: tll.Bank) -> None:
+    settings: dict[str, Any] = {"senses": None, "n_tokens": 8, "device": "cpu", "progress": False}
+    assert tll.evaluate(any_model, bank, **settings).transforms == ("raw",)
+    index = tll.ContextualIndex(bank, NAMES[0], device="cpu", transform="center")
+    found = tll.evaluate(any_model, index, senses=None, n_tokens=8, progress=False)
+    assert (found.transforms, set(found.to_dataframe().hook_name)) == (("center",), {"", NAMES[0]})
+    expected = tll.evaluate(any_model, bank, hook_names=NAMES[0], transforms="center", **settings)
+    pd.testing.assert_frame_equal(found.to_dataframe(), expected.to_dataframe())
+    assert tll.evaluate(any_model, index, transforms="all", **settings).transforms == TRANSFORMS
+
+
+def test_every_part_shows_the_time_that_is_left(
+    any_model: Any, bank: tll.Bank, senses: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, int] = {}
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings, file=io.StringIO())
+            shown[self.desc] = self.total
+
+        def close(self) -> None:
+            assert getattr(self, "n", 0) == self.total or self.disable, self.desc
+            super().close()
+
+    modules = (
+        "evaluation.evaluate",
+        "evaluation.agreement",
+        "evaluation.senses",
+        "evaluation.substitution",
+        "model.activations",
+    )
+    for module in modules:
+        monkeypatch.setattr(f"tl_latentlens.{module}.tqdm", Bar)
+    tll.evaluate(any_model, bank, senses=senses, n_tokens=8, device="cpu")
+    parts = {name: total for name, total in shown.items() if name}
+    assert list(parts) == ["labelled uses", "other lenses", "neighbors, raw", "agreement", "substitution"]
+    assert all(parts.values())
+    assert parts["substitution"] == 8 * len(NAMES)
 
 
 def test_few_tokens_are_said_and_heads_refused(any_model: Any, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import tl_latentlens as tll
 from tl_latentlens.evaluation.evaluate import Evaluation
 from tl_latentlens.index.transforms import TRANSFORMS
 from tl_latentlens.statistics.intervals import Measure, ReaderKey
-from tl_latentlens.views.terminal.features import label_counts
+from tl_latentlens.views.terminal.features import label_counts, summary_table
 from tl_latentlens.views.terminal.layout import plain_text
 from tl_latentlens.views.text import display_width
 
@@ -94,6 +94,28 @@ def test_measures_of_many_hook_names_stand_below_one_another() -> None:
     assert [int(layer) for line in headings for layer in line] == list(range(48))
     means = [float(mean) for line in shown if line.split()[:1] == ["raw"] for mean in line.split()[1:-1]]
     np.testing.assert_allclose(means, [values["raw", name].mean() for name in names], atol=6e-4)
+
+
+@pytest.mark.parametrize("scale", [1, 20])
+def test_measures_of_eight_layers_are_one_table_at_80_columns(scale: int) -> None:
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(0, 32, 4)]
+    values = {ReaderKey("most frequent sense"): scale * np.linspace(0, 1, 20)}
+    values |= {ReaderKey("raw", name): scale * np.linspace(0.1, 1, 20) for name in names}
+    measure = Measure("KL of neighbor 1 on later tokens (nats)", values, "tokens", lower_is_better=True)
+    lines = plain_text(Evaluation([measure], ("raw",)).to_rich(width=80), 80).splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    (heading,) = (line for line in lines if "reader" in line)
+    assert heading.split() == ["reader", *map(str, range(0, 32, 4)), "±"]
+    assert lines[0].startswith("KL of neighbor 1 on later tokens (nats), blocks.*.hook_resid_post:")
+    assert lines[1].rstrip() == "lower is better, 20 tokens"
+
+
+def test_label_scores_stand_in_lines_of_their_own_at_80_columns() -> None:
+    figures = ["labelled", "auroc_same_token beats shuffled, p < 0.01", "steered_next"]
+    summary = pd.DataFrame({"figure": figures, "mean": 0.5, "low": 0.25, "high": 0.75, "null": 0.01, "features": 65536})
+    lines = plain_text(summary_table(summary), 80).splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert [line.split("0.500")[0].strip() for line in lines if "0.500" in line] == figures
 
 
 @pytest.mark.parametrize("width", [80, 200])

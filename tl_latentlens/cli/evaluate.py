@@ -8,7 +8,6 @@ import typer
 import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DataOptions, HookOption, ModelOptions
 from tl_latentlens.cli.output import WRITERS, console, note, print_tables, require_writable
-from tl_latentlens.index.transforms import TRANSFORMS
 
 
 def evaluate(
@@ -18,7 +17,8 @@ def evaluate(
     data: DataOptions,
     hook_name: HookOption = None,
     transform: Annotated[
-        list[str] | None, typer.Option("--transform", "-t", help="a transform; give it several times for several; default: all")
+        list[str] | None,
+        typer.Option("--transform", "-t", help="a transform; give it several times for several, or `all`; default: `raw`"),
     ] = None,
     senses: Annotated[
         str,
@@ -42,7 +42,7 @@ def evaluate(
         loaded,
         opened,
         hook_names=hook_name,
-        transforms=transform or TRANSFORMS,
+        transforms="all" if transform == ["all"] else transform,
         senses=senses,
         sae=None if sae is None else tll.load_sae(sae),
         n_tokens=n_tokens,

@@ -92,10 +92,10 @@ class Evaluation:
 
 def evaluate(
     model: Any,
-    bank: Bank | str | Path,
+    bank: Bank | ContextualIndex | str | Path,
     *,
     hook_names: int | str | Sequence[int | str] | None = None,
-    transforms: str | Sequence[str] = TRANSFORMS,
+    transforms: str | Sequence[str] | None = None,
     senses: str | Path | pd.DataFrame | None = "demo",
     sae: Any = None,
     n_tokens: int = 300,
@@ -116,9 +116,9 @@ def evaluate(
 
     Args:
         model: The bank's model.
-        bank: A bank, or its path.
+        bank: A bank, its path, or an index of one bank, whose transform, hook names and device are used.
         hook_names: Which of its hook names, whole ones, not single heads, or layers (3, "3-8", "all"); None: all.
-        transforms: Which transforms to compare.
+        transforms: Which transforms to compare, or "all"; None: the index's own, which is "raw" where a bank is given.
         senses: Labelled uses: "demo", a .csv or .jsonl file or a table with columns text, word, sense and, where some uses are
             held out, held_out; None: leave this measure out.
         sae: What `label_features` takes; it is read where the bank holds its hook name.
@@ -133,28 +133,33 @@ def evaluate(
         InvalidInputError: No transforms, or one that is not known; n_tokens or top_k below 1.
         CorpusError: Labelled uses that cannot be read.
     """
-    transforms = [transforms] if isinstance(transforms, str) else list(transforms)
-    _check_arguments(model, bank, transforms, sae, n_tokens, top_k)
-    bank = bank if isinstance(bank, Bank) else Bank.open(bank)
+    own = bank if isinstance(bank, ContextualIndex) else None
+    transforms = _transforms_to_compare(transforms, own)
+    bank = _checked_bank(model, bank, transforms, sae, n_tokens, top_k)
+    if own is not None:
+        hook_names, device = hook_names or own.hook_names, device or str(own.device)
     held_out = draw_held_out_rows(bank, n_tokens, seed)
     uses = None if senses is None else find_uses(model, load_senses(senses), bank.plan.settings)
     use_activations: dict[str, Any] = {}
     votes: dict[ReaderKey, Any] = {}
     neighbors: dict[ReaderKey, Any] = {}
     summaries: list[pd.DataFrame] = []
-    for transform in tqdm(dict.fromkeys(transforms), desc="transforms", delay=2, disable=not progress):
+    for transform in dict.fromkeys(transforms):
         # One index at a time: each may hold a copy of the bank on the device.
-        index = ContextualIndex(bank, hook_names, device, transform=transform, verify=not neighbors)
+        settings: dict[str, Any] = {"verify": not neighbors, "allow_mismatch": own is not None and own.allow_mismatch}
+        index = ContextualIndex(bank, hook_names, device, transform=transform, **settings)
         if not neighbors:
             _check_index(index, model)
             if uses is not None:
-                use_activations = activations_of_uses(model, uses, index.hook_names)
-                votes = votes_of_baselines(model, uses, use_activations, top_k)
+                use_activations = activations_of_uses(model, uses, index.hook_names, progress)
+                votes = votes_of_baselines(model, uses, use_activations, top_k, progress)
         if uses is not None:
             votes |= votes_of_index(index, uses, use_activations, top_k)
         neighbors |= {
             ReaderKey(index.transform, name): neighbors_in_other_prompts(index, held_out, name, top_k)
-            for name in index.hook_names
+            for name in tqdm(
+                index.hook_names, f"neighbors, {index.transform}", unit=" hook names", delay=2, disable=not progress
+            )
         }
         if sae is not None:
             summaries += _label_summaries(sae, index, seed, progress)
@@ -166,16 +171,31 @@ def evaluate(
     return Evaluation(measures, compared, pd.concat(summaries, ignore_index=True) if summaries else None)
 
 
-def _check_arguments(model: Any, bank: Any, transforms: list[str], sae: Any, n_tokens: int, top_k: int) -> None:
+def _transforms_to_compare(transforms: str | Sequence[str] | None, own: ContextualIndex | None) -> list[str]:
+    """The names of the transforms; without any, that of the index, or what `ContextualIndex` takes by default."""
+    if transforms is None:
+        return ["auto" if own is None else own.transform]
+    if transforms == "all":
+        return list(TRANSFORMS)
+    return [transforms] if isinstance(transforms, str) else list(transforms)
+
+
+def _checked_bank(model: Any, bank: Any, transforms: list[str], sae: Any, n_tokens: int, top_k: int) -> Bank:
+    """The bank, opened; the other arguments are checked too."""
     require_model(model)
-    if not isinstance(bank, Bank | str | Path):
-        raise InvalidInputError(f"got a {type(bank).__name__}; expected a bank or its path")
+    if not isinstance(bank, Bank | ContextualIndex | str | Path):
+        raise InvalidInputError(f"got a {type(bank).__name__}; expected a bank, its path, or an index")
+    if isinstance(bank, ContextualIndex) and len(bank.banks) != 1:
+        raise InvalidInputError(f"got an index of {len(bank.banks)} banks; expected one: evaluate each bank by itself")
     if sae is not None:
         require_sae(sae)
     if not transforms or n_tokens < 1 or top_k < 1:
         raise InvalidInputError(
             f"got transforms={transforms}, n_tokens={n_tokens}, top_k={top_k}; expected one or more of each"
         )
+    if isinstance(bank, ContextualIndex):
+        return bank.banks[0]
+    return bank if isinstance(bank, Bank) else Bank.open(bank)
 
 
 def _check_index(index: ContextualIndex, model: Any) -> None:

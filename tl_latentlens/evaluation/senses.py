@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tl_latentlens.evaluation.labelled_uses import Uses
 from tl_latentlens.index.contextual import ContextualIndex
@@ -35,11 +36,14 @@ class _Questions:
     is_candidate: Bool[np.ndarray, "questions uses"]
 
 
-def activations_of_uses(model: Any, uses: Uses, hook_names: tuple[str, ...]) -> dict[str, Float[Tensor, "uses d"]]:
+def activations_of_uses(
+    model: Any, uses: Uses, hook_names: tuple[str, ...], progress: bool = False
+) -> dict[str, Float[Tensor, "uses d"]]:
     """The activations at the word of each use: of the hook names, and of what enters the first block."""
     first_hook = layer_0_hook(model)
     others = [name for name in hook_names if name != first_hook]
-    return activations_at(model, uses.prompts, uses.positions, [*([first_hook] if first_hook else []), *others])
+    read = [*([first_hook] if first_hook else []), *others]
+    return activations_at(model, uses.prompts, uses.positions, read, progress="labelled uses" if progress else None)
 
 
 @own_arithmetic(full_products=True)
@@ -60,7 +64,7 @@ def votes_of_index(
 
 @own_arithmetic(full_products=True)
 def votes_of_baselines(
-    model: Any, uses: Uses, activations: dict[str, Float[Tensor, "uses d"]], top_k: int
+    model: Any, uses: Uses, activations: dict[str, Float[Tensor, "uses d"]], top_k: int, progress: bool = False
 ) -> dict[ReaderKey, Int[np.ma.MaskedArray, " questions"]]:
     """The sense of each question by readers that need no bank; masked: no answer.
 
@@ -68,7 +72,8 @@ def votes_of_baselines(
     lens and the embedding lens compare uses by their ten first tokens, and give no answer where two readings share none.
     """
     votes = {ReaderKey("most frequent sense"): most_frequent_sense(uses)}
-    for hook_name, vectors in activations.items():
+    bar = tqdm(activations.items(), desc="other lenses", unit=" hook names", delay=2, disable=not progress)
+    for hook_name, vectors in bar:
         if hook_name == layer_0_hook(model):
             units = torch.nn.functional.normalize(vectors, dim=-1)
             votes[ReaderKey("layer 0")] = vote_of_nearest(uses, (units @ units.T).numpy(), top_k)

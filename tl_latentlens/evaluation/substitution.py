@@ -71,7 +71,9 @@ def substitution(
     at_token: dict[int, dict[ReaderKey, np.ndarray]] = {rank: {} for rank in ranks}
     later: dict[ReaderKey, np.ndarray] = {}
     hook_names = dict.fromkeys(key.hook_name for key in neighbors)
-    for hook_name in tqdm(hook_names, desc="substitution", unit=" hook names", delay=2, disable=not progress):
+    n_tokens = len(hook_names) * len(held_out.rows)
+    bar = tqdm(total=n_tokens, desc="substitution", unit=" tokens", delay=2, disable=not progress)
+    for hook_name in hook_names:
         assert hook_name is not None  # Neighbors are rows of a hook name.
         nulls = {"same token": same_token, "random": any_token}
         if in_residual_stream(hook_name):
@@ -80,11 +82,12 @@ def substitution(
         of_hook = {key.reader: rows for key, rows in neighbors.items() if key.hook_name == hook_name}
         columns = {(reader, rank): rows[:, 0] for reader, rows in nulls.items() for rank in ranks}
         columns |= {(reader, rank): rows[:, rank - 1] for reader, rows in of_hook.items() for rank in ranks}
-        shift = prediction_shift(model, held_out, hook_name, np.ma.stack(list(columns.values()), 1))
+        shift = prediction_shift(model, held_out, hook_name, np.ma.stack(list(columns.values()), 1), bar)
         for i, (reader, rank) in enumerate(columns):
             at_token[rank][ReaderKey(reader, hook_name)] = shift.at_token[:, i]
             if rank == ranks[0]:
                 later[ReaderKey(reader, hook_name)] = shift.later[:, i]
+    bar.close()
     measures = [Measure(f"KL of neighbor {rank} (nats)", at_token[rank], "tokens", lower_is_better=True) for rank in ranks]
     name = f"KL of neighbor {ranks[0]} on later tokens (nats)"
     return [*measures, Measure(name, later, "tokens", lower_is_better=True)]
@@ -104,9 +107,13 @@ def _nearest_embeddings(model: Any, held_out: HeldOutRows, hook_name: str) -> In
 
 @torch.no_grad()
 def prediction_shift(
-    model: Any, held_out: HeldOutRows, hook_name: str, rows: Int[np.ma.MaskedArray, "held_out readers"]
+    model: Any,
+    held_out: HeldOutRows,
+    hook_name: str,
+    rows: Int[np.ma.MaskedArray, "held_out readers"],
+    bar: tqdm | None = None,
 ) -> PredictionShift:
-    """The shift of predictions for each row that is put in the place of a held-out activation."""
+    """The shift of predictions for each row that is put in the place of a held-out activation; `bar` counts these tokens."""
     plan, device = held_out.bank.plan, model_device(model)
     prompt_ids = plan.row_prompts[held_out.rows]
     positions = plan.row_tokens[held_out.rows] - plan.prompt_starts[prompt_ids]
@@ -126,6 +133,8 @@ def prediction_shift(
             vectors = torch.from_numpy(held_out.bank.activations(hook_name, distinct[1, part])).to(device)
             kl[part] = window.kl(before, torch.from_numpy(distinct[0, part]).to(device), hook_name, vectors)
         shift.at_token[chosen[places], readers], shift.later[chosen[places], readers] = kl[pair_ids.reshape(-1)].T
+        if bar is not None:
+            bar.update(len(chosen))
     return shift
 
 

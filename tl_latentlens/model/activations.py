@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tl_latentlens.corpus.plan import PlanSettings
 from tl_latentlens.errors import UnknownHookError
@@ -57,8 +58,17 @@ def activations_at(
     prompts: Sequence[Sequence[int]],
     positions: Sequence[int] | Int[np.ndarray, " prompts"],
     hook_names: Sequence[str],
+    *,
+    progress: str | None = None,
 ) -> dict[str, Float[Tensor, "prompts d"]]:
     """The activations of each hook name, or head, at one position of each prompt, in float32 on the CPU.
+
+    Args:
+        model: A model.
+        prompts: Token ids.
+        positions: The position in each prompt.
+        hook_names: Hook names or heads.
+        progress: The title of a progress bar; None: no bar.
 
     Raises:
         UnknownHookError: A hook name that the model does not have, or that did not fire.
@@ -74,10 +84,12 @@ def activations_at(
             shape = len(prompts), vectors.shape[-1]
             activations.setdefault(name, torch.empty(shape, dtype=torch.float32))[prompt_ids] = vectors
 
-    for batch, tokens, mask in batches_by_length(prompts, model_device(model)):
-        prompt_ids = torch.from_numpy(batch)
-        hooks = [(tl_hook_name(name), partial(keep, name=name, prompt_ids=prompt_ids)) for name in hook_names]
-        run_hooked(model, tokens, mask, hooks)
+    with tqdm(total=len(prompts), desc=progress, unit=" prompts", delay=2, disable=progress is None) as bar:
+        for batch, tokens, mask in batches_by_length(prompts, model_device(model)):
+            prompt_ids = torch.from_numpy(batch)
+            hooks = [(tl_hook_name(name), partial(keep, name=name, prompt_ids=prompt_ids)) for name in hook_names]
+            run_hooked(model, tokens, mask, hooks)
+            bar.update(len(batch))
     for name in hook_names:
         if name not in activations:
             raise UnknownHookError(f"{name} did not fire when the model ran; expected a hook name that this model uses")

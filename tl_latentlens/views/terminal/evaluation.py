@@ -15,7 +15,8 @@ from tl_latentlens.views.terminal.features import summary_table
 from tl_latentlens.views.terminal.layout import longest_width, terminal_width, titled
 from tl_latentlens.views.text import hook_headings
 
-_MEAN_WIDTH = 6
+_PADDINGS = {3: (0, 1), 2: (0, 0, 0, 1), 1: (0, 0)}  # Characters between columns, and rich's padding for them.
+_EDGES = 4  # Characters that the left and the right edge of a table take at most.
 
 
 def evaluation_tables(
@@ -45,22 +46,33 @@ def evaluation_tables(
 
 
 def _measure_tables(panel: MeasurePanel, transforms: Sequence[str], width: int) -> Group:
-    """Title and means, in parts where the hook names do not fit side by side."""
+    """Title and means, in parts only where the hook names do not fit side by side, however near the columns stand."""
     lines = panel.table
     hook_names = [name for name in dict.fromkeys(lines["hook_name"]) if name]
     headings, kind = hook_headings(hook_names)
-    better = "lower is better" if panel.lower_is_better else "higher is better"
-    title = f"{panel.name}{f', {kind}' if kind else ''}: {better}, {lines['n'].max():,} {panel.unit}"
-    column_width = max(_MEAN_WIDTH, longest_width("", *headings)) + 3
-    free = width - longest_width("", *lines["reader"]) - _MEAN_WIDTH - 9
-    n_parts = max(1, math.ceil(len(hook_names) * column_width / max(column_width, free)))
-    parts = [_measure_table(panel, names.tolist(), transforms) for names in np.array_split(hook_names, n_parts)]
-    return Group(Text(title, "bold"), *parts)
+    title = Text(f"{panel.name}{f', {kind}' if kind else ''}: ", "bold")
+    note = f"{'lower' if panel.lower_is_better else 'higher'} is better, {lines['n'].max():,} {panel.unit}"
+    title.append("" if title.cell_len + len(note) <= width else "\n").append(note)
+    reader_width, mean_width = longest_width("reader", *lines["reader"]), longest_width(*map(_mean, lines["mean"]))
+    column_width = max(mean_width, longest_width(*headings))
+
+    def n_parts(margin: int) -> int:
+        free = width - reader_width - mean_width - margin - _EDGES
+        return math.ceil(len(hook_names) / max(1, free // (column_width + margin)))
+
+    margin = min(_PADDINGS, key=lambda margin: (n_parts(margin), -margin))
+    parts = np.array_split(hook_names, n_parts(margin))
+    return Group(title, *(_measure_table(panel, names.tolist(), transforms, margin) for names in parts))
 
 
-def _measure_table(panel: MeasurePanel, hook_names: Sequence[str], transforms: Sequence[str]) -> Table:
+def _mean(value: float) -> str:
+    """A mean in five characters where it is below 100."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+
+
+def _measure_table(panel: MeasurePanel, hook_names: Sequence[str], transforms: Sequence[str], margin: int) -> Table:
     """Readers by hook names; the best transform at each hook name in bold."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim")
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=_PADDINGS[margin])
     table.add_column("reader", no_wrap=True)
     for heading in hook_headings(hook_names)[0]:
         table.add_column(heading, justify="right")
@@ -80,16 +92,16 @@ def _measure_table(panel: MeasurePanel, hook_names: Sequence[str], transforms: S
             if needs_no_hook or (reader, name) in means
         }
         styles = {name: "bold" if reader in transforms and sign * values[name] == best[name] else "" for name in values}
-        cells = [Text(f"{values[name]:.3f}", styles[name]) if name in values else Text() for name in hook_names]
+        cells = [Text(_mean(values[name]), styles[name]) if name in values else Text() for name in hook_names]
         half_interval = ((reader_lines["high"] - reader_lines["low"]) / 2).mean()
         reader_text = Text(str(reader), "" if reader in transforms else "dim")
-        table.add_row(reader_text, *cells, Text(f"{half_interval:.3f}", "dim"))
+        table.add_row(reader_text, *cells, Text(_mean(half_interval), "dim"))
     return table
 
 
 def _gains_table(gains: pd.DataFrame) -> Table:
     """The gain of each transform, marked where its interval leaves 0 out."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim")
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=_PADDINGS[2])
     table.add_column("measure")
     for reader in dict.fromkeys(gains["reader"]):
         table.add_column(reader, justify="right", no_wrap=True)

@@ -63,11 +63,11 @@ def label_counts(table: pd.DataFrame) -> str:
 
 def summary_table(summary: pd.DataFrame) -> Table:
     """The means over all features, with their intervals and nulls."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="dim")
-    for heading in ("figure", "mean", "95 % interval", "null", "features"):
+    table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 0, 0, 1))
+    for heading in ("figure", "mean", "95 %", "null", "n"):
         table.add_column(heading, justify="left" if heading == "figure" else "right", no_wrap=heading != "figure")
     for line in summary.to_dict("records"):
-        interval = "" if math.isnan(line["low"]) else f"{line['low']:.3f} to {line['high']:.3f}"
+        interval = "" if math.isnan(line["low"]) else f"{line['low']:.3f}–{line['high']:.3f}"
         null = "" if math.isnan(line["null"]) else f"{line['null']:.3f}"
         table.add_row(line["figure"], f"{line['mean']:.3f}", interval, null, f"{line['features']:,}")
     return table
