@@ -80,16 +80,15 @@ class ReadyTokenizer:
 
     def __init__(self, model: Any, texts: list[str]) -> None:
         """Tokenize the texts."""
-        self._bare = model.tokenizer("a", add_special_tokens=False)["input_ids"]
         self._ids = dict(zip(texts, model.tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
         self.pad_token_id, self.bos_token_id, self.eos_token_id = (
             getattr(model.tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")
         )
         self.model = SimpleNamespace(tokenizer=self, cfg=model.cfg, to_tokens=model.to_tokens)
 
-    def __call__(self, texts: str | list[str], **_: Any) -> dict[str, Any]:
-        """The ids of one text or of several."""
-        return {"input_ids": self._bare if isinstance(texts, str) else [self._ids[text] for text in texts]}
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, Any]:
+        """The ids of several texts."""
+        return {"input_ids": [self._ids[text] for text in texts]}
 
 
 def random_prompts(n: int) -> Prompts:

@@ -18,11 +18,12 @@ from tl_latentlens.corpus.paths import absolute_path
 from tl_latentlens.corpus.plan import Plan, PlanSettings, make_plan
 from tl_latentlens.corpus.texts import load_corpus
 from tl_latentlens.errors import BankError
-from tl_latentlens.model.describe import describe_model, is_bidirectional, model_device, require_model
+from tl_latentlens.model.describe import describe_model, is_bidirectional, model_device, require_embedded, require_model
 from tl_latentlens.model.fingerprint import fingerprint
 from tl_latentlens.model.fingerprint_check import check_fingerprint
 from tl_latentlens.model.hook_names import expand_hook_names
 from tl_latentlens.model.running import run_hooked
+from tl_latentlens.model.special_tokens import special_token_ids
 from tl_latentlens.model.token_strings import token_bytes
 from tl_latentlens.model.tokenize import tokenize
 
@@ -40,6 +41,7 @@ def build_bank(
     dtype: str = "float16",
     seed: int = 0,
     repeat: bool = False,
+    keep_special_tokens: bool = False,
     progress: bool = True,
     batch_tokens: int | None = None,
 ) -> Bank:
@@ -60,6 +62,8 @@ def build_bank(
         seed: Seed of that sample.
         repeat: Run each text twice, BOS text text, and read the second copy, in which a token knows what comes after it too
             (echo embeddings, arXiv 2402.15449). The bank holds each text once. Read activations against it with `repeated`.
+        keep_special_tokens: Make rows of the special tokens in the texts too, such as those of a chat template, and decode
+            them against this bank. BOS before a text and padding are never rows.
         progress: Show a progress bar with tokens/s and the time left.
         batch_tokens: Most tokens of one batch, padding included; None: 1024 on the CPU (more fall out of its
             caches; fewer for models of over 5e8 weights), 16384 on a GPU.
@@ -76,9 +80,18 @@ def build_bank(
     require_folder(path)
     path = absolute_path(path)
     _require_no_other_build(path)
-    plan = plan_corpus(model, texts, max_rows_per_token=max_rows_per_token, seed=seed, repeat=repeat)
+    plan = plan_corpus(
+        model,
+        texts,
+        max_rows_per_token=max_rows_per_token,
+        seed=seed,
+        repeat=repeat,
+        keep_special_tokens=keep_special_tokens,
+    )
     if progress and plan.n_truncated:
         tqdm.write(cut_note(model, plan.n_truncated, plan.n_prompts, repeat))
+    if progress and plan.n_own_bos:
+        tqdm.write(own_bos_note(plan.n_own_bos, plan.n_prompts))
     if path.exists():
         bank = _open_finished(path, plan, model, names, dtype)
         if progress:
@@ -159,11 +172,27 @@ def cut_note(model: Any, n_truncated: int, n_texts: int, repeat: bool) -> str:
     return f"{n_truncated} of {n_texts} texts were longer than n_ctx = {model.cfg.n_ctx} tokens{twice} and were cut"
 
 
-def plan_corpus(model: Any, texts: Any, *, max_rows_per_token: int | None = 50, seed: int = 0, repeat: bool = False) -> Plan:
+def own_bos_note(n_own_bos: int, n_texts: int) -> str:
+    """The note to users on texts that begin with BOS themselves, as those of a chat template do."""
+    return (
+        f"{n_own_bos} of {n_texts} texts begin with their own BOS, so none is put before them; give the model such texts with "
+        "prepend_bos=False"
+    )
+
+
+def plan_corpus(
+    model: Any,
+    texts: Any,
+    *,
+    max_rows_per_token: int | None = 50,
+    seed: int = 0,
+    repeat: bool = False,
+    keep_special_tokens: bool = False,
+) -> Plan:
     """Tokenise texts for a model and choose their rows; see `build_bank` for the arguments."""
     corpus: Iterable[str] = load_corpus(texts)
-    settings = PlanSettings(max_rows_per_token, seed, is_bidirectional(model), repeat)
-    return make_plan(tokenize(model, corpus, repeat=repeat), settings)
+    settings = PlanSettings(max_rows_per_token, seed, is_bidirectional(model), repeat, keep_special_tokens=keep_special_tokens)
+    return make_plan(tokenize(model, corpus, repeat=repeat, keep_special_tokens=keep_special_tokens), settings)
 
 
 def record_model(
@@ -171,6 +200,7 @@ def record_model(
 ) -> ModelRecord:
     """The record of a model that a bank stores, for `BankWriter.create`; runs a few prompts of the plan to fingerprint it."""
     require_model(model)
+    require_embedded(model, plan.tokens, plan.prompt_starts)
     names = expand_hook_names(model, hook_names)
     prompts = np.unique(plan.row_prompts[: 50 * _FINGERPRINT_PROMPTS])[:_FINGERPRINT_PROMPTS]
     spans = [(plan.prompt_starts[prompt], plan.prompt_starts[prompt + 1]) for prompt in prompts]
@@ -180,7 +210,7 @@ def record_model(
         widths={name: vectors.shape[1] for name, vectors in model_fingerprint.activations.items()},
         fingerprint=model_fingerprint,
         token_bytes=token_bytes(model, np.unique(plan.tokens).tolist()),
-        special_ids=() if model.tokenizer is None else tuple(int(i) for i in model.tokenizer.all_special_ids),
+        special_ids=tuple(sorted(special_token_ids(model.tokenizer))),
     )
 
 

@@ -35,7 +35,7 @@ class ModelRecord:
         widths: Hook name → width of its vectors, in the order of the bank.
         fingerprint: The model's activations for a few prompts.
         token_bytes: Token id → the bytes of its text, for every id of the plan.
-        special_ids: Ids that are no text (BOS, padding).
+        special_ids: Ids that are no text (BOS, padding and other special tokens).
     """
 
     info: ModelInfo

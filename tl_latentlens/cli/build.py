@@ -27,6 +27,9 @@ def build(
     repeat: Annotated[
         bool, typer.Option("--repeat", help="run each text twice and read the second copy, whose tokens know what comes after")
     ] = False,
+    keep_special_tokens: Annotated[
+        bool, typer.Option("--keep-special-tokens", help="make rows of special tokens in the texts too (chat templates)")
+    ] = False,
     batch_tokens: Annotated[int | None, typer.Option(help="most tokens of one batch; less needs less memory")] = None,
 ) -> None:
     """Run a corpus through a model and keep the contextual vectors of its tokens in a bank.
@@ -45,6 +48,7 @@ def build(
             dtype=dtype or store_dtype,
             seed=seed,
             repeat=repeat,
+            keep_special_tokens=keep_special_tokens,
             batch_tokens=batch_tokens,
         )
     except KeyboardInterrupt as stop:

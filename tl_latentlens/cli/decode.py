@@ -14,7 +14,7 @@ from tl_latentlens.cli.output import console, note, print_table, require_folders
 from tl_latentlens.corpus.words import word_ending_at
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.heads import head_result_layer, is_head_name
-from tl_latentlens.model.tokenize import tokenize
+from tl_latentlens.model.tokenize import run_input, tokenize
 
 
 def decode(
@@ -112,13 +112,15 @@ def _require_tokens(result: tll.LensResult) -> None:
 
 def _read(model: Any, index: tll.ContextualIndex, texts: list[str], settings: dict[str, Any]) -> tll.LensResult:
     hooks = tll.latentlens_hooks(index, model=model, **settings)
-    model.run_with_hooks(texts, fwd_hooks=hooks)
+    given = run_input(model, texts)
+    model.run_with_hooks(given.input, attention_mask=given.attention_mask, fwd_hooks=hooks)
     return hooks.result
 
 
 def _read_repeated(model: Any, index: tll.ContextualIndex, texts: list[str], settings: dict[str, Any]) -> tll.LensResult:
     """Readings of the second copy of each text. The first copy has empty tokens, so that a title shows the text once."""
-    run = tll.repeated(model, texts)
+    keep_special_tokens = index.banks[0].plan.settings.keep_special_tokens
+    run = tll.repeated(model, texts, keep_special_tokens=keep_special_tokens)
     hooks = tll.latentlens_hooks(index, positions=run.second_copy, model=model, **settings)
     model.run_with_hooks(run.tokens, attention_mask=run.attention_mask, fwd_hooks=hooks)
     result = hooks.result

@@ -30,6 +30,7 @@ class PlanSettings:
         repeat: True where a causal model runs each text twice, BOS text text, and rows are read in the second copy, whose
             tokens know what comes after them (echo embeddings, arXiv 2402.15449): only equal prompts share their rows.
         text_start: With repeat, the tokens before the text (BOS), which are not run again. `make_plan` finds them.
+        keep_special_tokens: True where special tokens of the texts, such as those of a chat template, become rows.
     """
 
     max_rows_per_token: int | None = 50
@@ -37,10 +38,11 @@ class PlanSettings:
     bidirectional: bool = False
     repeat: bool = False
     text_start: int = 0
+    keep_special_tokens: bool = False
 
 
 # The first banks had no such fields. They are not recorded where they are 0 or empty, so that digests stay the same.
-OPTIONAL_FIELDS = ("repeat", "text_start", "n_heads", "source")
+OPTIONAL_FIELDS = ("repeat", "text_start", "keep_special_tokens", "n_heads", "source")
 
 
 def to_json_dict(data: Any) -> dict[str, Any]:
@@ -57,14 +59,18 @@ class Prompts:
     Attributes:
         tokens: Token ids of all prompts, int32.
         starts: Where each prompt begins in `tokens`, and the end: [n_prompts + 1], int64.
-        special: True where a token is BOS or padding: never a row.
+        special: True where a token is no text, such as BOS, padding and the marks of a chat template: never a row.
         n_truncated: How many texts were longer than the model's n_ctx and were cut.
+        text_start: How many tokens stand before each text (BOS); None: as many as are special at the start of every prompt.
+        n_own_bos: How many texts brought their own BOS, so that none was put before them.
     """
 
     tokens: Int[np.ndarray, " tokens"]
     starts: Int[np.ndarray, " prompts_and_end"]
     special: Bool[np.ndarray, " tokens"]
     n_truncated: int = 0
+    text_start: int | None = None
+    n_own_bos: int = 0
 
     def as_lists(self) -> list[list[int]]:
         """The token ids of each prompt."""
@@ -81,6 +87,7 @@ class Plan:
         row_tokens: Where each row stands in `tokens`, ascending, int64.
         settings: The settings that decided the rows.
         n_truncated: Prompts cut at n_ctx.
+        n_own_bos: Texts that brought their own BOS; not stored in a bank.
     """
 
     tokens: Int[np.ndarray, " tokens"]
@@ -88,6 +95,7 @@ class Plan:
     row_tokens: Int[np.ndarray, " rows"]
     settings: PlanSettings
     n_truncated: int = 0
+    n_own_bos: int = 0
 
     @property
     def n_rows(self) -> int:
@@ -149,15 +157,18 @@ def make_plan(prompts: Prompts, settings: PlanSettings | None = None) -> Plan:
     row_tokens = np.flatnonzero(is_row)
     if not len(row_tokens):
         raise CorpusError(
-            f"nothing to bank: the corpus's {len(prompts.starts) - 1} texts hold no token besides BOS and padding"
+            f"nothing to bank: the corpus's {len(prompts.starts) - 1} texts hold no token besides BOS and padding, or other "
+            "special tokens (keep_special_tokens=True makes these rows)"
         )
     if cap is not None:
         row_tokens = _sample_per_token(row_tokens, prompts.tokens, cap, settings.seed)
-    return Plan(prompts.tokens, prompts.starts, row_tokens, settings, prompts.n_truncated)
+    return Plan(prompts.tokens, prompts.starts, row_tokens, settings, prompts.n_truncated, prompts.n_own_bos)
 
 
 def _text_start(prompts: Prompts) -> int:
-    """The number of special tokens that every prompt begins with, empty prompts aside."""
+    """The tokens before each text; where the prompts do not say, the special ones that all begin with, empty ones aside."""
+    if prompts.text_start is not None:
+        return prompts.text_start
     starts, ends = prompts.starts[:-1], prompts.starts[1:]
     text_tokens = np.flatnonzero(~prompts.special)
     first_text_tokens = np.append(text_tokens, len(prompts.tokens))[np.searchsorted(text_tokens, starts)]

@@ -13,6 +13,7 @@ from tl_latentlens.corpus.texts import demo_labels
 from tl_latentlens.corpus.words import positions_of_word
 from tl_latentlens.errors import CorpusError, InvalidInputError
 from tl_latentlens.model.activations import prompts_as_run
+from tl_latentlens.model.special_tokens import special_token_ids
 from tl_latentlens.model.token_strings import token_strings
 from tl_latentlens.model.tokenize import tokenize
 
@@ -101,8 +102,7 @@ def find_uses(model: Any, table: pd.DataFrame, settings: PlanSettings) -> Uses:
     """
     prompts = tokenize(model, table["text"], repeat=settings.repeat)
     prompt_ids = prompts.as_lists()
-    special_ids = set() if model.tokenizer is None else set(model.tokenizer.all_special_ids)
-    strings = token_strings(model, np.unique(prompts.tokens).tolist()) | dict.fromkeys(special_ids, "")
+    strings = token_strings(model, np.unique(prompts.tokens).tolist()) | dict.fromkeys(special_token_ids(model.tokenizer), "")
     positions = [
         positions_of_word([strings[i] for i in ids], word) for ids, word in zip(prompt_ids, table["word"], strict=True)
     ]

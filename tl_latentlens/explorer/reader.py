@@ -31,7 +31,7 @@ from tl_latentlens.model.flatten import flat_activation
 from tl_latentlens.model.hook_names import check_hook_names
 from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.model.repeated import repeated
-from tl_latentlens.model.tokenize import tokenize
+from tl_latentlens.model.tokenize import run_input, tokenize
 from tl_latentlens.search.queries import normalize_queries
 from tl_latentlens.views.data import TokenReading
 
@@ -93,7 +93,8 @@ class Reader:
         index.check_model(model)
         self.model, self.sae, self.top_k, self.images = model, sae, top_k, images
         self.hook_names = index.hook_names
-        self.repeat = index.banks[0].plan.settings.repeat
+        settings = index.banks[0].plan.settings
+        self.repeat, self.keep_special_tokens = settings.repeat, settings.keep_special_tokens
         self.sae_reads, self.sae_writes = (None, None) if sae is None else hook_names_of(sae)
         if sae is not None:
             if self.sae_writes in index.hook_names:
@@ -141,11 +142,13 @@ class Reader:
 
     def _read_prompt(self, text: str, transform: str) -> PromptReading:
         if self.repeat:
-            copies = repeated(self.model, text)
+            copies = repeated(self.model, text, keep_special_tokens=self.keep_special_tokens)
             run = partial(self.model.run_with_hooks, copies.tokens, attention_mask=copies.attention_mask)
             positions = copies.second_copy
         else:
-            run, positions = partial(self.model.run_with_hooks, text), None
+            given = run_input(self.model, [text])
+            run = partial(self.model.run_with_hooks, given.input, attention_mask=given.attention_mask)
+            positions = None
         reading = PromptReading(*self._run_with_hooks(run, positions, transform))
         if not len(reading.result.positions):
             raise InvalidInputError("the prompt has no token that can be read, only special ones; type a text")

@@ -20,7 +20,7 @@ class RunTokens:
 
     Attributes:
         ids: [batch, pos].
-        is_skipped: True at padding and BOS.
+        is_skipped: True at padding, BOS and other special tokens.
     """
 
     ids: Int[Tensor, "batch pos"]
@@ -111,8 +111,12 @@ class Captures:
         activation = self._of_hook_name[hook_name][0].activation
         return activation.shape[-1], activation.dtype, activation.device
 
-    def run_tokens(self) -> RunTokens | None:
-        """The run's tokens; None where the run did not show them, or its model is not known."""
+    def run_tokens(self, keep_special_tokens: bool = False) -> RunTokens | None:
+        """The run's tokens; None where the run did not show them, or its model is not known.
+
+        Args:
+            keep_special_tokens: Skip padding and the first BOS alone, as for a bank that was built so.
+        """
         contexts = [capture.context for capture in self._first]
         if self.model is None or any(context.tokens is None for context in contexts):
             return None
@@ -121,7 +125,7 @@ class Captures:
         if mask is not None:  # the mask of the prompt; generated tokens are no padding
             generated = torch.ones((ids.shape[0], ids.shape[1] - mask.shape[1]), dtype=mask.dtype, device=mask.device)
             mask = torch.cat([mask, generated], 1)
-        return RunTokens(ids, skipped_positions(self.model, ids, mask))
+        return RunTokens(ids, skipped_positions(self.model, ids, mask, keep_special_tokens))
 
 
 def _is_repeated_ln1(hook_name: str, last_hook_name: str) -> bool:

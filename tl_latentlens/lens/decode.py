@@ -20,6 +20,7 @@ from tl_latentlens.lens.positions import decoded_positions
 from tl_latentlens.lens.result import LensResult
 from tl_latentlens.lens.settings import LensSettings
 from tl_latentlens.model.heads import head_result_layer
+from tl_latentlens.model.image_tokens import placeholder_ids
 from tl_latentlens.model.token_strings import single_tokens, token_strings
 from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.views.data import TokenReading
@@ -36,7 +37,8 @@ def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSe
     """
     _require_captures(captures)
     _require_model_where_needed(captures, settings)
-    model, run_tokens = captures.model, captures.run_tokens()
+    keeps_special_tokens = any(bank.plan.settings.keep_special_tokens for bank in index.banks)
+    model, run_tokens = captures.model, captures.run_tokens(keeps_special_tokens)
     decoded = decoded_positions(settings, captures, run_tokens)
     if isinstance(settings.positions, str):
         hook_name = captures.hook_names[0]
@@ -52,11 +54,13 @@ def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSe
                 logits |= _by_hook_name(batch.hook_names, logit_lens(model, batch.vectors, settings.top_k))
             if settings.embedding_lens:
                 embeddings |= _by_hook_name(batch.hook_names, embedding_lens(model, batch.vectors, settings.top_k))
-    strings = None
+    strings = is_special = None
     if run_tokens is not None:
+        is_placeholder = np.isin(run_tokens.ids.cpu().numpy(), list(placeholder_ids(model)))
+        is_special = run_tokens.is_skipped.cpu().numpy() | is_placeholder
         string_of = token_strings(model, run_tokens.ids.unique().tolist())
         strings = [[string_of[i] for i in ids] for ids in run_tokens.ids.tolist()]
-    return LensResult(tuple(captures.hook_names), strings, decoded, neighbors, logits, embeddings)
+    return LensResult(tuple(captures.hook_names), strings, decoded, neighbors, logits, embeddings, is_special)
 
 
 @own_arithmetic(full_products=True)

@@ -39,6 +39,8 @@ class LensResult:
         found: Hook name → neighbors of each decoded token.
         logit_lens: Hook name → tokens that the model's own unembedding reads; empty without that lens.
         embedding_lens: Hook name → tokens of the nearest input embeddings; empty without that lens.
+        is_special: True at tokens that are no text: padding, BOS and other special tokens, placeholders of images,
+            [batch, pos]; None where the run's tokens were not known.
     """
 
     hook_names: tuple[str, ...]
@@ -47,6 +49,7 @@ class LensResult:
     found: dict[str, SearchResult] = field(repr=False)
     logit_lens: dict[str, TokenReading] = field(repr=False)
     embedding_lens: dict[str, TokenReading] = field(repr=False)
+    is_special: Bool[np.ndarray, "batch pos"] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return plain_text(self.to_rich())
@@ -212,15 +215,15 @@ class LensResult:
         if self.tokens is None:
             return TokenHeading(label, None)
         tokens = [token.replace("\n", "↵") for token in self.tokens[batch]]
-        # BOS and padding are written like <s>. They stand around the text and not in it.
-        is_special = [token.startswith("<") and token.endswith(">") for token in tokens]
-        shown = [not special or decoded for special, decoded in zip(is_special, self.decoded[batch], strict=True)]
+        # Special tokens are no part of the text, unless they were asked for.
+        is_special = np.zeros(len(tokens), bool) if self.is_special is None else self.is_special[batch]
+        is_text = self.decoded[batch] | ~is_special
         before, after = (
-            "".join(token for i, token in enumerate(tokens) if shown[i] and (i < pos if is_before else i > pos))
+            "".join(token for i, token in enumerate(tokens) if is_text[i] and (i < pos if is_before else i > pos))
             for is_before in (True, False)
         )
         lead = " " if tokens[pos].startswith(" ") and tokens[pos].strip() else ""
-        return TokenHeading(label, Context(before + lead, tokens[pos], after))
+        return TokenHeading(label, Context((before + lead).lstrip(), tokens[pos], after))
 
     def grid(self, batch: int) -> LensGrid:
         """The cells of one text as arrays, as views draw them.

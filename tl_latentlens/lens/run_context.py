@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_latentlens.model.describe import is_model
+from tl_latentlens.model.special_tokens import skippable_token_ids
 
 _GENERATING_FUNCTIONS = ("generate", "generate_stream", "_sample")
 
@@ -88,12 +89,15 @@ def _has_cache(variables: Mapping[str, Any]) -> bool:
 
 
 def skipped_positions(
-    model: Any, tokens: Int[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"] | None
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    attention_mask: Int[Tensor, "batch pos"] | None,
+    keep_special_tokens: bool = False,
 ) -> Bool[Tensor, "batch pos"]:
-    """True at padding and BOS.
+    """True at padding, BOS and the other special tokens; with `keep_special_tokens`, at padding and the first BOS alone.
 
-    Without a mask, padding tokens at either end are padding. Where BOS and padding share an id (GPT-2), the last of the leading
-    ones is BOS.
+    The placeholders of images are no special tokens here: visual tokens stand at their positions. Without a mask, padding
+    tokens at either end are padding. Where BOS and padding share an id (GPT-2), the last of the leading ones is BOS.
     """
     tokenizer = model.tokenizer
     pad = None if tokenizer is None else tokenizer.pad_token_id
@@ -109,4 +113,6 @@ def skipped_positions(
         for start in (tokenizer.bos_token_id, tokenizer.cls_token_id):
             if start is not None:
                 skipped = skipped | (first & (tokens == start))
+    if not keep_special_tokens and (special_ids := sorted(skippable_token_ids(model))):
+        skipped = skipped | torch.isin(tokens, torch.tensor(special_ids, device=tokens.device))
     return skipped

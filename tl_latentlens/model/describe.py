@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
@@ -73,6 +74,35 @@ def _parameters(model: Any) -> Iterator[torch.nn.Parameter]:
     for part in (embedding, model):
         if isinstance(part, torch.nn.Module):
             yield from part.parameters()
+
+
+def require_embedded(model: Any, tokens: Int[np.ndarray, " tokens"], starts: Int[np.ndarray, " prompts_and_end"]) -> None:
+    """Check that a model has an embedding for every token id of some prompts.
+
+    Args:
+        model: A TransformerLens model.
+        tokens: Token ids of all prompts, back to back.
+        starts: Where each prompt begins, and the end.
+
+    Raises:
+        InvalidInputError: Naming the first token that has none, and its prompt.
+    """
+    if not len(tokens):
+        return
+    embedding = getattr(model, "W_E", None)
+    n_embedded = int(model.cfg.d_vocab if embedding is None else embedding.shape[0])
+    if tokens.min() >= 0 and tokens.max() < n_embedded:
+        return
+    place = int(np.argmax((tokens < 0) | (tokens >= n_embedded)))
+    prompt = int(np.searchsorted(starts, place, "right")) - 1
+    token_id = int(tokens[place])
+    token = None if model.tokenizer is None else model.tokenizer.convert_ids_to_tokens(token_id) if token_id >= 0 else None
+    name = f"token {token_id}" if token is None else f"token {token_id}, {token!r},"
+    raise InvalidInputError(
+        f"text {prompt} has {name} at position {place - int(starts[prompt])}; the model embeds ids 0 to {n_embedded - 1:,}, so "
+        "the tokenizer has tokens that the model has no vectors for. Use the tokenizer that the model came "
+        "with, or resize the embedding before the model is loaded"
+    )
 
 
 def is_bidirectional(model: Any) -> bool:

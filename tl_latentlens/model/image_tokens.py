@@ -8,6 +8,9 @@ from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
 
+_IMAGE_FIELDS = ("image_token_id", "image_token_index")
+_OTHER_FIELDS = ("video_token_id", "video_token_index", "audio_token_id", "audio_token_index")
+
 
 def image_positions(model: Any, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
     """True at the visual tokens, which are the ids that the model replaces by vectors of the image.
@@ -36,13 +39,20 @@ def image_token_id(model: Any) -> int:
     Raises:
         InvalidInputError: The model has none: it reads text only, or is a HookedTransformer.
     """
-    config = getattr(getattr(model, "original_model", None), "config", None)
-    placeholder = next(
-        (i for name in ("image_token_id", "image_token_index") if (i := getattr(config, name, None)) is not None), None
-    )
-    if placeholder is None:
+    placeholders = _config_ids(model, _IMAGE_FIELDS)
+    if not placeholders:
         raise InvalidInputError(
             f"this {type(model).__name__} does not say which of its tokens are visual (no image_token_id in its config); give "
             "a mask, True at the visual tokens: positions=mask [batch, pos]"
         )
-    return int(placeholder)
+    return placeholders[0]
+
+
+def placeholder_ids(model: Any) -> frozenset[int]:
+    """The ids that a model replaces by vectors of an image, a video or a sound; none for a model of text."""
+    return frozenset(_config_ids(model, (*_IMAGE_FIELDS, *_OTHER_FIELDS)))
+
+
+def _config_ids(model: Any, fields: tuple[str, ...]) -> list[int]:
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    return [int(i) for name in fields if (i := getattr(config, name, None)) is not None]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tl_latentlens.model.describe import model_device, require_model
-from tl_latentlens.model.tokenize import tokenize, tokens_around_text
+from tl_latentlens.model.tokenize import tokenize
 from tl_latentlens.search.ambient import own_arithmetic
 
 
@@ -22,7 +22,8 @@ class RepeatedTexts:
     Attributes:
         tokens: BOS text text, [batch, pos].
         attention_mask: 1 at tokens, 0 at padding.
-        second_copy: True in the second copy, whose tokens know what comes after them: the `positions` for `latentlens_hooks`.
+        second_copy: True at the text in the second copy, whose tokens know what comes after them: the `positions` for
+            `latentlens_hooks`.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -31,7 +32,7 @@ class RepeatedTexts:
 
 
 @own_arithmetic()
-def repeated(model: Any, texts: str | Sequence[str]) -> RepeatedTexts:
+def repeated(model: Any, texts: str | Sequence[str], *, keep_special_tokens: bool = False) -> RepeatedTexts:
     """Texts to run twice, as for a bank that was built with `repeat=True`.
 
     >>> run = repeated(model, "A boat by the bank.")                              # doctest: +SKIP
@@ -41,18 +42,22 @@ def repeated(model: Any, texts: str | Sequence[str]) -> RepeatedTexts:
     Args:
         model: A causal HookedTransformer or TransformerBridge.
         texts: One text or several, of any lengths; each is cut so that both copies fit n_ctx.
+        keep_special_tokens: Read the special tokens of the texts too, as for a bank that was built with it.
 
     Raises:
         InvalidInputError: The model has no tokenizer, is bidirectional, or puts tokens after a text.
     """
     require_model(model)
-    plan_prompts = tokenize(model, [texts] if isinstance(texts, str) else texts, repeat=True)
-    text_start = len(tokens_around_text(model)[0])
-    prompts = [torch.from_numpy(prompt) for prompt in np.split(plan_prompts.tokens, plan_prompts.starts[1:-1])]
+    texts = [texts] if isinstance(texts, str) else texts
+    plan_prompts = tokenize(model, texts, repeat=True, keep_special_tokens=keep_special_tokens)
+    text_start, inner_starts = plan_prompts.text_start or 0, plan_prompts.starts[1:-1]
+    prompts = [torch.from_numpy(prompt) for prompt in np.split(plan_prompts.tokens, inner_starts)]
+    is_text = [torch.from_numpy(prompt) for prompt in np.split(~plan_prompts.special, inner_starts)]
     runs = [torch.cat([prompt, prompt[text_start:]]).long() for prompt in prompts]
     tokens = pad_sequence(runs, batch_first=True, padding_value=model.tokenizer.pad_token_id or 0)
     positions = torch.arange(tokens.shape[1])
     is_token = positions < torch.tensor([len(run) for run in runs])[:, None]
-    is_second_copy = is_token & (positions >= torch.tensor([len(prompt) for prompt in prompts])[:, None])
+    is_read = [torch.cat([torch.zeros_like(text), text[text_start:]]) for text in is_text]
+    is_second_copy = pad_sequence(is_read, batch_first=True, padding_value=False)
     device = model_device(model)
     return RepeatedTexts(tokens.to(device), is_token.long().to(device), is_second_copy.to(device))

@@ -12,7 +12,7 @@ from torch import Tensor
 from tl_latentlens.corpus.plan import Prompts
 from tl_latentlens.directions.steering.prompts import tokenize_prompts
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.model.activations import activations_at, batches_by_length
+from tl_latentlens.model.activations import activations_at, batches_by_length, pad_prompts
 from tl_latentlens.model.describe import model_device, require_model
 from tl_latentlens.model.flatten import flat_activation
 from tl_latentlens.model.heads import tl_hook_name
@@ -41,7 +41,7 @@ def difference_of_means(
         hook_name: The activation. Several axes after `pos`, such as heads, are laid side by side. `hook_z[1]` is one head.
             A layer stands for its hook_resid_post: 3, or -1 for the last.
         positions: -1: the last token of each prompt, whatever the padding; -2: the one before, and so on. None: the mean over
-            the tokens of each prompt without BOS; every prompt has the same weight, whatever its length.
+            the tokens of each prompt without special ones such as BOS; every prompt has the same weight, whatever its length.
 
     Returns:
         The vector, float32, on the model's device. Its length is the distance of the two means.
@@ -69,11 +69,11 @@ def _mean_activation(model: Any, prompts: Prompts, hook_name: str, positions: in
     if positions is not None:
         token_positions = np.diff(prompts.starts) + positions
         return activations_at(model, tokens, token_positions, [hook_name])[hook_name].double().mean(0)
-    n_bos = np.add.reduceat(prompts.special, prompts.starts[:-1])
+    is_text = np.split(~prompts.special, prompts.starts[1:-1])
     sums: list[Tensor] = []
     for prompt_ids, token_ids, mask in batches_by_length(tokens, model_device(model)):
-        is_after_bos = torch.arange(mask.shape[1]) >= torch.from_numpy(n_bos[prompt_ids])[:, None]
-        sums.append(_sum_of_prompt_means(model, token_ids, mask, mask & is_after_bos.to(mask.device), hook_name))
+        text_mask = pad_prompts([is_text[i] for i in prompt_ids], mask.device)[0].bool()
+        sums.append(_sum_of_prompt_means(model, token_ids, mask, text_mask, hook_name))
     return torch.stack(sums).sum(0) / len(tokens)
 
 
