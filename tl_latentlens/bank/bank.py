@@ -44,8 +44,10 @@ class Row:
 
     @property
     def prompt_text(self) -> str:
-        """The prompt's text, without special tokens."""
-        return self.bank.text(self.bank.prompt(self.prompt_index))
+        """The prompt's text, without special tokens, as the tokenizer's `decode` gives it."""
+        text, dropped_space = self.bank.text(self.bank.prompt(self.prompt_index)), self.bank.file.metadata.dropped_space
+        text = text.removeprefix(" ") if dropped_space == "start" else text
+        return text.removesuffix(" ") if dropped_space == "end" else text
 
     def context(self, width: int = 80, marks: tuple[str, str] = ("«", "»")) -> str:
         """The text around the token, at most `width` characters to each side, the token between `marks`."""

@@ -23,6 +23,7 @@ from tl_latentlens.model.fingerprint import fingerprint
 from tl_latentlens.model.fingerprint_check import check_fingerprint
 from tl_latentlens.model.hook_names import expand_hook_names
 from tl_latentlens.model.running import run_hooked
+from tl_latentlens.model.running_text import running_text
 from tl_latentlens.model.special_tokens import special_token_ids
 from tl_latentlens.model.token_strings import token_bytes
 from tl_latentlens.model.tokenize import tokenize
@@ -211,6 +212,7 @@ def record_model(
         fingerprint=model_fingerprint,
         token_bytes=token_bytes(model, np.unique(plan.tokens).tolist()),
         special_ids=tuple(sorted(special_token_ids(model.tokenizer))),
+        dropped_space="" if model.tokenizer is None else running_text(model.tokenizer).dropped_space,
     )
 
 

@@ -121,6 +121,7 @@ def _metadata(plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int) ->
         batch_tokens=batch_tokens,
         hook_names=tuple(record.widths),
         special_ids=tuple(record.special_ids),
+        dropped_space=record.dropped_space,
         versions={name: version(name) for name in _PACKAGES},
         n_heads={name: n_heads for name, n_heads in record.fingerprint.n_heads.items() if name in record.widths},
     )

@@ -36,6 +36,7 @@ class ModelRecord:
         fingerprint: The model's activations for a few prompts.
         token_bytes: Token id → the bytes of its text, for every id of the plan.
         special_ids: Ids that are no text (BOS, padding and other special tokens).
+        dropped_space: "start" or "end" where the tokenizer drops the first or last space of a text, see `RunningText`.
     """
 
     info: ModelInfo
@@ -43,6 +44,7 @@ class ModelRecord:
     fingerprint: Fingerprint
     token_bytes: Mapping[int, bytes] = field(repr=False)
     special_ids: tuple[int, ...] = ()
+    dropped_space: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class BankMetadata:
         special_ids: Token ids that are no text.
         versions: Package → version that built the bank.
         n_heads: Hook name → number of heads that stand side by side in its vectors; not written where there are none.
+        dropped_space: "start" or "end" where the tokens of a text begin or end with a space that the text has not.
     """
 
     model: ModelInfo
@@ -72,6 +75,7 @@ class BankMetadata:
     special_ids: tuple[int, ...]
     versions: dict[str, str]
     n_heads: dict[str, int] = field(default_factory=dict)
+    dropped_space: str = ""
 
 
 def partial_path(path: Path) -> Path:

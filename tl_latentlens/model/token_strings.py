@@ -1,38 +1,21 @@
 """Texts of token ids, and the ids of single tokens given as text; prompts of whole texts are made in `tokenize`."""
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.model.running_text import running_text
 
 
 def token_bytes(model: Any, ids: Iterable[int]) -> dict[int, bytes]:
-    """Token id → the bytes that the token stands for in running text, with its leading space.
+    """Token id → the bytes of its text in running text, as the tokenizer's `decode` writes it, with the space that parts words.
 
     They are bytes and not strings, since a token of a byte-level vocabulary may be part of a character.
     """
-    tokenizer, ids = model.tokenizer, [int(i) for i in ids]
-    if tokenizer is None:
+    ids = [int(i) for i in ids]
+    if model.tokenizer is None:
         return {i: f"[{i}]".encode() for i in ids}
-    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
-    decoder_json = b"" if decoder is None else decoder.__getstate__()
-    is_byte_level, is_word_piece = b'"ByteLevel"' in decoder_json, b'"WordPiece"' in decoder_json
-    special_ids = set(tokenizer.all_special_ids)
-    alphabet = _byte_alphabet()
-    texts: dict[int, bytes] = {}
-    for i, piece in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
-        if piece is None or i in special_ids:
-            texts[i] = (piece or f"[{i}]").encode()
-        elif is_byte_level and all(c in alphabet for c in piece):
-            texts[i] = bytes(alphabet[c] for c in piece)
-        elif match := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):
-            texts[i] = bytes([int(match[1], 16)])
-        elif is_word_piece:
-            texts[i] = (piece[2:] if piece.startswith("##") else " " + piece).encode()
-        else:
-            texts[i] = piece.replace("▁", " ").encode()
-    return texts
+    return running_text(model.tokenizer).token_bytes(ids)
 
 
 def token_strings(model: Any, ids: Iterable[int]) -> dict[int, str]:
@@ -68,13 +51,3 @@ def _single_token(model: Any, token: str | int) -> int:
             f"got {token!r}, which the model reads as {[strings[i] for i in ids]}; expected one token: one of these, or an id"
         )
     return int(ids[0])
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The printable character by which GPT-2's vocabulary writes each byte, and the byte.
-
-    A printable byte is written as itself. The others are written as the characters from 256 on.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
