@@ -31,6 +31,7 @@ from tl_latentlens.bank.writer import BankWriter
 from tl_latentlens.corpus.plan import PlanSettings
 from tl_latentlens.errors import BankError, InvalidInputError, UnknownHookError
 from tl_latentlens.model.fingerprint import Fingerprint
+from tl_latentlens.views.context import end_of_text, start_of_text
 
 
 @pytest.fixture(params=["bfloat16", "float16", "float32"])
@@ -209,7 +210,8 @@ def test_context_of_a_long_prompt_is_cut_from_its_whole_text(made: Bank, monkeyp
     for at in [*range(0, 600, 41), 599]:
         before, after = made.text(ids[:at]), made.text(ids[at + 1 :])
         start, end = ("…" * (len(text) > width) for text in (before, after))
-        expected = f"{start}{before[max(0, len(before) - width) :]}[x]{after[:width]}{end}".strip()
+        before, after = end_of_text(before, before[max(0, len(before) - width) :]), start_of_text(after, after[:width])
+        expected = f"{start}{before}[x]{after}{end}".strip()
         assert Row(0, 1, "x", at, 0, made).context(width, ("[", "]")) == expected
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from support.pages import page_json
 
 import tl_latentlens as tll
+from tl_latentlens.views.text import short_hook_name
 
 
 def test_notebooks_and_figures_show_markup_as_text(hostile: tll.LensResult, tmp_path: Path) -> None:
@@ -40,8 +41,8 @@ def test_notebook_tables(result: tll.LensResult, index: tll.ContextualIndex, ban
     assert layers == [name.split(".")[1] for name in reversed(result.hook_names)]
     assert f"{bank.n_rows:,} contextual tokens" in bank._repr_html_()
     for name in index.hook_names:
-        assert name in index._repr_html_()
-        assert name in bank._repr_html_()
+        assert f"{short_hook_name(name)} [" in index._repr_html_()
+        assert f"{short_hook_name(name)} [" in bank._repr_html_()
     vectors = np.tile(np.asarray(bank.vectors(index.hook_names[0])[:40], np.float32), (2, 1))
     assert "the first 60 of 80" in index.search(vectors)._repr_html_()
     assert index.search(vectors[0])._repr_html_().count("1 query") == 1

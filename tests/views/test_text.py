@@ -8,7 +8,9 @@ from tl_latentlens.views.text import short_hook_name, visible
 @pytest.mark.parametrize(
     ("name", "short"),
     [
-        ("blocks.3.hook_resid_post", "3 resid_post"),
+        ("blocks.3.hook_resid_post", "3"),
+        ("blocks.3.hook_resid_pre", "3 resid_pre"),
+        ("blocks.3.attn.hook_z[1]", "3 attn.z[1]"),
         ("blocks.11.attn.hook_z", "11 attn.z"),
         ("hook_embed", "hook_embed"),
     ],

@@ -21,9 +21,10 @@ from tl_latentlens.errors import BankCorruptError, BankError, InvalidInputError,
 from tl_latentlens.model.fingerprint import Fingerprint
 from tl_latentlens.model.heads import head_names, head_of, hook_point, is_head_name
 from tl_latentlens.model.info import ModelInfo
-from tl_latentlens.views.context import Context
+from tl_latentlens.views.context import Context, end_of_text, start_of_text
 from tl_latentlens.views.data import PropertyTable
 from tl_latentlens.views.notebook import NOTEBOOK_EXAMPLES, properties_html
+from tl_latentlens.views.text import short_hook_name
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,15 @@ class Row:
         return self.window(width).marked(marks)
 
     def window(self, width: int = 80) -> Context:
-        """The token with the text around it, at most `width` characters to each side, newlines as spaces."""
+        """The token with the text around it, at most `width` characters to each side, newlines as spaces.
+
+        Where the text is cut, it is cut between words.
+        """
         before, after = self._around(width + 4)
-        bare = self.token.lstrip()
-        lead = self.token[: len(self.token) - len(bare)] if bare else ""
-        before = before if len(before) <= width else "…" + before[len(before) - width :]
-        after = after if len(after) <= width else after[:width] + "…"
-        return Context((before + lead).replace("\n", " ").lstrip(), self.token, after.replace("\n", " ").rstrip())
+        before = before if len(before) <= width else "…" + end_of_text(before, before[len(before) - width :])
+        after = after if len(after) <= width else start_of_text(after, after[:width]) + "…"
+        context = Context.around(before, self.token, after)
+        return Context(context.before.replace("\n", " ").lstrip(), self.token, context.after.replace("\n", " ").rstrip())
 
     def _around(self, n_characters: int) -> tuple[str, str]:
         """The text before and after the token: all of it, or at least so many characters.
@@ -146,7 +149,7 @@ class Bank:
             "rows": f"{self.n_rows:,} contextual tokens of {plan.n_prompts:,} prompts",
             "plan": f"{'no cap' if cap is None else f'at most {cap} rows'} a token id, seed {plan.settings.seed}"
             + ", each text run twice" * plan.settings.repeat,
-            "hook names": [f"{name} [{self.d(name)}]" for name in self.hook_names],
+            "hook names": [f"{short_hook_name(name)} [{self.d(name)}]" for name in self.hook_names],
             "stored as": f"{self.dtype}, {self.path.stat().st_size / 1e6:,.1f} MB, {self.path}",
         }
         return properties_html(PropertyTable("Bank", properties, [self.row(row).window() for row in examples]))

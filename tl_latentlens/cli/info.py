@@ -8,7 +8,7 @@ from rich.text import Text
 import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DataOptions
 from tl_latentlens.cli.output import console, print_record
-from tl_latentlens.views.text import printable
+from tl_latentlens.views.text import printable, short_hook_name
 
 _REPEAT_NOTE = ", each text run twice and read in its second copy (repeat)"
 
@@ -63,7 +63,7 @@ def _info_table(bank: tll.Bank) -> Table:
         "rows": f"{bank.n_rows:,} contextual tokens of {len(plan.tokens):,} tokens in {plan.n_prompts:,} prompts",
         "plan": f"{'no cap' if cap is None else f'at most {cap} rows'} a token id, seed {plan.settings.seed}, "
         f"{plan.n_truncated:,} prompts cut at n_ctx {model.n_ctx}{_REPEAT_NOTE if plan.settings.repeat else ''}",
-        "hook names": "\n".join(f"{name}  [{bank.n_rows:,}, {bank.d(name)}]" for name in bank.hook_names),
+        "hook names": "\n".join(f"{short_hook_name(name)}  [{bank.n_rows:,}, {bank.d(name)}]" for name in bank.hook_names),
         "stored as": f"{bank.dtype}, {bank.path.stat().st_size / 1e6:,.1f} MB",
         "built with": ", ".join(f"{name} {number}" for name, number in bank.versions.items()),
     }

@@ -22,8 +22,7 @@ def heading(result: LensResult, hook_name: str, pos: int) -> list[Any]:
     shown = result.positions[:, 1].tolist()
     before, after = ("".join(tokens[i] for i in shown if i != pos and (i < pos) is side) for side in (True, False))
     token = tokens[pos]
-    lead = " " if token.startswith(" ") and token.strip() else ""
-    context = Context(before + lead, token, after).clipped(_HEADING_WIDTH)
+    context = Context.around(before, token, after).clipped(_HEADING_WIDTH)
     text = [html.Span(context.before), html.Mark(context.token), html.Span(context.after)]
     return [
         html.H2([html.Code(visible(token)), f" at {short_hook_name(hook_name)}"], title=hook_name),

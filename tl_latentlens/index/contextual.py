@@ -38,6 +38,7 @@ from tl_latentlens.search.tensors import as_tensor
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import NeighborLine, PropertyTable
 from tl_latentlens.views.notebook import properties_html
+from tl_latentlens.views.text import short_hook_name
 
 
 class ContextualIndex(ReopenedIndex):
@@ -138,7 +139,7 @@ class ContextualIndex(ReopenedIndex):
         properties = {
             "model": self.model_info.name,
             "rows": f"{self.n_rows:,} of {n_banks} bank{'s' * (n_banks > 1)}",
-            "hook names": [f"{name} [{self.d(name)}]" for name in self.hook_names],
+            "hook names": [f"{short_hook_name(name)} [{self.d(name)}]" for name in self.hook_names],
             "transform": self.transform,
             "device": str(self.device),
         }

@@ -222,8 +222,8 @@ class LensResult:
             "".join(token for i, token in enumerate(tokens) if is_text[i] and (i < pos if is_before else i > pos))
             for is_before in (True, False)
         )
-        lead = " " if tokens[pos].startswith(" ") and tokens[pos].strip() else ""
-        return TokenHeading(label, Context((before + lead).lstrip(), tokens[pos], after))
+        context = Context.around(before, tokens[pos], after)
+        return TokenHeading(label, Context(context.before.lstrip(), tokens[pos], context.after))
 
     def grid(self, batch: int) -> LensGrid:
         """The cells of one text as arrays, as views draw them.

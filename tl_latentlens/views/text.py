@@ -16,9 +16,11 @@ _VISIBLE_SIGNS = {
 
 
 def short_hook_name(hook_name: str) -> str:
-    """`blocks.3.hook_resid_post` as `3 resid_post`; other names as they are."""
+    """`blocks.3.hook_resid_post` as `3`, `blocks.3.attn.hook_z[1]` as `3 attn.z[1]`; other names as they are."""
     match = _BLOCK_HOOK.fullmatch(hook_name)
-    return f"{match[1]} {match[2].replace('.hook_', '.')}" if match else hook_name
+    if match is None:
+        return hook_name
+    return match[1] if match[2] == "resid_post" else f"{match[1]} {match[2].replace('.hook_', '.')}"
 
 
 def hook_headings(hook_names: Sequence[str]) -> tuple[list[str], str]:
