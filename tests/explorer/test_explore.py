@@ -308,7 +308,7 @@ def test_a_browser_clicks_through(
         tokens = tab.locator("#grid thead th").all_inner_texts()[1:]
         assert [token.strip() for token in tokens] == [visible(t).strip() for t in (expected.tokens or [[]])[0][1:]]
         tab.click(f'#grid td[data-hook="{HOOK}"][data-pos="3"]')
-        playwright.expect(tab.locator(".panel h2")).to_have_text("the at 3 resid_post")
+        playwright.expect(tab.locator(".panel h2")).to_have_text("the at layer 3")
         want = [n.context.replace("«", "").replace("»", "") for n in expected.cell(HOOK, 3).neighbors]
         assert all(shown.startswith(one) for shown, one in zip(contexts(4), want, strict=True))
         assert tab.locator(".panel .text").inner_text() == TEXT

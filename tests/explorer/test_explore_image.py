@@ -155,7 +155,7 @@ def test_patches_show_what_the_api_reads(page: Page, vlm: Vlm, text_index: tll.C
     assert np.array_equal(Image.open(io.BytesIO(base64.b64decode(sent["uri"].partition(",")[2]))), picture())
 
     shown = page.panel({"hook": LAYERS[0], "pos": int(grid.positions[5])}, reading, "LatentLens", "raw")
-    assert texts_of(shown[:2]) == f"row 2, column 3 at 0 resid_preposition {grid.positions[5]}, pixels 22, 8 to 30, 16"
+    assert texts_of(shown[:2]) == f"row 2, column 3 at layer 0 resid_preposition {grid.positions[5]}, pixels 22, 8 to 30, 16"
     want = expected.cell(LAYERS[0], int(grid.positions[5]))
     contexts = [texts_of(one.children[:3]) for one in found(shown, "context")]
     assert contexts == [n.context.replace("«", "").replace("»", "") for n in want.neighbors]
@@ -328,7 +328,7 @@ def test_scenes_are_read_by_the_embedded_model(kind: str, scene_index: tll.Conte
     assert page.picture(seventh, "raw")
     assert (
         page.panel({"hook": layers[0], "pos": 8}, seventh, "embedding lens", "raw")[0].children
-        == "row 2, column 2 at 0 resid_pre"
+        == "row 2, column 2 at layer 0 resid_pre"
     )
     assert "data:image/png" in page.export("html", seventh, "raw", layers)["content"]
     with pytest.raises(tll.InvalidInputError, match=r"got 'cat.png #1'; this page's model sees scenes"):
@@ -414,21 +414,21 @@ def test_a_browser_looks_at_an_image(
         assert tab.input_value("#prompt") == f"{IMAGE}\nsaw"
         expect(tab.locator(".stage img")).to_have_js_property("naturalWidth", 36)
         tab.click(".stage button >> nth=4")
-        expect(tab.locator(".panel h2")).to_have_text("row 2, column 2 at 1 resid_post")
+        expect(tab.locator(".panel h2")).to_have_text("row 2, column 2 at layer 1")
         tab.keyboard.press("ArrowRight")
-        expect(tab.locator(".panel h2")).to_have_text("row 2, column 3 at 1 resid_post")
+        expect(tab.locator(".panel h2")).to_have_text("row 2, column 3 at layer 1")
         tab.keyboard.press("ArrowUp")
-        expect(tab.locator(".panel h2")).to_have_text("row 1, column 3 at 1 resid_post")
+        expect(tab.locator(".panel h2")).to_have_text("row 1, column 3 at layer 1")
         assert tab.evaluate("document.activeElement.dataset.at") == "2"
         tab.focus(".looks input >> nth=0")
         tab.keyboard.press("ArrowLeft")
-        expect(tab.locator(".panel h2")).to_have_text("row 1, column 3 at 0 resid_pre")
+        expect(tab.locator(".panel h2")).to_have_text("row 1, column 3 at layer 0 resid_pre")
         tab.click("#lens label:has-text('embedding lens')")
         expect(tab.locator(".panel h3").first).to_have_text("embedding lens")
         best = tab.locator(".panel .chips code").first.inner_text().strip()
         expect(tab.locator(".stage button >> nth=2")).to_have_attribute("title", re.compile(rf"{re.escape(best)}  0\.\d+"))
         tab.click("#layers label >> nth=0")
-        expect(tab.locator(".panel h2")).to_have_text("row 1, column 3 at 1 resid_post")
+        expect(tab.locator(".panel h2")).to_have_text("row 1, column 3 at layer 1")
         tab.locator(".panel .where button").first.click()
         expect(tab.locator("#grid table")).to_be_visible()
         tab.locator("#past button", has_text="cat").click()

@@ -34,7 +34,7 @@ PROMISED = {
         r"\+v \(water\)\n  \+0\.\d\d  .*«.+»",
         r"-v \(forest\)\n  \+0\.\d\d  .*«.+»",
         r"unsteered +× 1 +× 2 +× 4",
-        r"5 resid_post +0\.\d\d( +0\.\d\d · 0\.\d\d){3}",
+        r"5 +0\.\d\d( +0\.\d\d · 0\.\d\d){3}",
     ],
     "decode_visual_tokens.py": [
         r"PatchGrid\(4 × 4 patches of a 32 × 32 image, batch 0\), at positions 1 to 16",

@@ -11,7 +11,7 @@ from tl_latentlens.views.chance import format_chance, is_chance
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import NeighborLine, TokenScores
 from tl_latentlens.views.lens_names import LENSES
-from tl_latentlens.views.text import short_hook_name, visible
+from tl_latentlens.views.text import place_name, short_hook_name, visible
 
 _HEADING_WIDTH = 220  # characters of the text around a chosen token
 
@@ -25,7 +25,7 @@ def heading(result: LensResult, hook_name: str, pos: int) -> list[Any]:
     context = Context.around(before, token, after).clipped(_HEADING_WIDTH)
     text = [html.Span(context.before), html.Mark(context.token), html.Span(context.after)]
     return [
-        html.H2([html.Code(visible(token)), f" at {short_hook_name(hook_name)}"], title=hook_name),
+        html.H2([html.Code(visible(token)), f" at {place_name(hook_name)}"], title=hook_name),
         html.P(text, className="text"),
     ]
 
@@ -38,7 +38,7 @@ def patch_heading(image: ShownImage, hook_name: str, pos: int) -> list[Any]:
     left, top, right, bottom = grid.boxes[token].round().astype(int).tolist()
     part = " of the whole image" if len(grid.shapes) > 1 and grid.levels[token] == 0 else ""
     return [
-        html.H2(f"row {row}, column {column}{part} at {short_hook_name(hook_name)}", title=hook_name),
+        html.H2(f"row {row}, column {column}{part} at {place_name(hook_name)}", title=hook_name),
         html.P(f"position {pos}, pixels {left}, {top} to {right}, {bottom}", className="note"),
     ]
 
@@ -101,5 +101,5 @@ def feature_chips(active: Sequence[tuple[int, float]], hook_name: str | None) ->
     if not active:
         return []
     chips = [html.Button([f"feature {i} ", html.Small(f"{value:.2f}")], id={"link": "feature", "to": i}) for i, value in active]
-    title = f"SAE features active on this token, {short_hook_name(hook_name or '')}"
+    title = f"SAE features active on this token, {place_name(hook_name or '')}"
     return [html.H3(title), html.Div(chips, className="chips")]

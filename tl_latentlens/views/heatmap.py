@@ -15,7 +15,7 @@ from tl_latentlens.views.context import Context
 from tl_latentlens.views.grids import LensGrid
 from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.optional import plotly_graph_objects, plotly_subplots
-from tl_latentlens.views.text import hook_headings, short_hook_name, visible
+from tl_latentlens.views.text import hook_headings, place_name, short_hook_name, visible
 
 _MAX_CELLS_WITH_WORDS = 2500  # With more cells, or in a wider figure, words are shown in the hover only.
 _MAX_PIXELS_WITH_WORDS = 9000
@@ -222,7 +222,7 @@ def _hovers(grid: LensGrid, contexts: dict[int, Context], lenses: Sequence[str] 
     lens_lines = {lens: _lens_lines(grid, lens, _n_hover_neighbors(grid)) for lens in grid.readings if lens in lenses}
     hovers = []
     for i, hook_name in enumerate(grid.hook_names):
-        heading = f" at {plotly_text(short_hook_name(hook_name))}"
+        heading = f" at {plotly_text(place_name(hook_name))}"
         row_ids, hook_ids, cosines = (array[i, :, :k].tolist() for array in (grid.rows, grid.hook_ids, grid.similarities))
         forms = [["{:.3f}  {}  <i>{}</i>"] * k] * len(row_ids)
         if grid.chances is not None:

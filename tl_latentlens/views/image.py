@@ -16,7 +16,7 @@ from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.optional import pillow
 from tl_latentlens.views.page import grid_data
 from tl_latentlens.views.template import render_template
-from tl_latentlens.views.text import short_hook_name
+from tl_latentlens.views.text import place_name
 
 _MAX_PAGE_PIXELS = 1600  # Of a picture's longer side in a page; larger ones are averaged down.
 _MAX_TINT = 110  # Of 255: the most that color covers of the picture.
@@ -73,7 +73,7 @@ def draw_image(
     faint = grid.is_explained_by_chance[layer, columns] & (lens == "latentlens")
     words, hue = _words(grid.select_positions(columns), lens, layer), LENSES[lens].hue
     drawing = _draw_patches(image, image.boxes[columns], words, shares, faint, hue, font)
-    caption = f"{LENSES[lens].label}, {short_hook_name(grid.hook_names[layer])}"
+    caption = f"{LENSES[lens].label}, {place_name(grid.hook_names[layer])}"
     name = score_name.replace("−log₁₀", "-log10")  # Pillow's own font has no such signs.
     return _with_caption(drawing, caption, f"{name} {low:.2f}", f"{high:.2f}", hue, font)
 

@@ -23,6 +23,11 @@ def short_hook_name(hook_name: str) -> str:
     return match[1] if match[2] == "resid_post" else f"{match[1]} {match[2].replace('.hook_', '.')}"
 
 
+def place_name(hook_name: str) -> str:
+    """A hook name in a sentence: "layer 3", "layer 3 attn.z[1]"; other names as they are."""
+    return f"layer {short_hook_name(hook_name)}" if _BLOCK_HOOK.fullmatch(hook_name) else hook_name
+
+
 def hook_headings(hook_names: Sequence[str]) -> tuple[list[str], str]:
     """A short heading for each hook name, and what they have in common.
 

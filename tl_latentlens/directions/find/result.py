@@ -16,7 +16,7 @@ from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import WordReading
 from tl_latentlens.views.terminal.components import component_table, word_lines
 from tl_latentlens.views.terminal.layout import plain_text
-from tl_latentlens.views.text import short_hook_name
+from tl_latentlens.views.text import place_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Meaning:
             neighbors: Most uses.
             width: In characters; None: the terminal's.
         """
-        place = f"read at {short_hook_name(self.hook_name)}"
+        place = f"read at {place_name(self.hook_name)}"
         if self.by_token:
             note = f"{place}: what these uses share, and {self.n_uses} others lack"
             lines = [self.found.index.neighbor_line(row, hook_id, cosine) for row, hook_id, cosine in self._alike_hits()]

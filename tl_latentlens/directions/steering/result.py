@@ -14,7 +14,7 @@ from tl_latentlens.lens.result import LensResult
 from tl_latentlens.views.data import SteeringCell, SteeringColumn
 from tl_latentlens.views.terminal.layout import plain_text
 from tl_latentlens.views.terminal.steering import steering_tables
-from tl_latentlens.views.text import short_hook_name
+from tl_latentlens.views.text import place_name
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class SteeringResult:
 
     def _notes(self) -> list[str]:
         """Notes to the tables: where the vector was added, and which figures are shown."""
-        place = f"added at {short_hook_name(self.hook_name)}"
+        place = f"added at {place_name(self.hook_name)}"
         if self.relative_length is not None:
             place += f"; the vector is {self.relative_length:.2f} as long as a median row there"
         figures = "cos with the nearest neighbor" + " · with the unsteered activation" * bool(self.cosines)
