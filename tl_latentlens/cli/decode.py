@@ -11,7 +11,7 @@ import tl_latentlens as tll
 from tl_latentlens.bank.build import cut_note
 from tl_latentlens.cli.options import BankArgument, DataOptions, HookOption, ModelOptions
 from tl_latentlens.cli.output import console, note, print_table, require_folders
-from tl_latentlens.corpus.words import word_ending_at
+from tl_latentlens.corpus.words import positions_ending_word
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.heads import head_result_layer, is_head_name
 from tl_latentlens.model.tokenize import run_input, tokenize
@@ -24,7 +24,7 @@ def decode(
     model: ModelOptions,
     data: DataOptions,
     hook_name: HookOption = None,
-    word: Annotated[str | None, typer.Option(help="read only the token that ends this word; default: all")] = None,
+    word: Annotated[str | None, typer.Option(help="read only the tokens that end this word, in any case; default: all")] = None,
     top_k: Annotated[int, typer.Option(help="neighbors for each token and hook name")] = 3,
     repeat: Annotated[
         bool, typer.Option("--repeat", help="run each text twice and read the second copy, as for a bank built with --repeat")
@@ -54,7 +54,9 @@ def decode(
     settings: dict[str, Any] = {"hook_names": hook_name, "top_k": top_k, "calibrate": calibrate}
     result = _read_repeated(loaded, index, text, settings) if repeat else _read(loaded, index, text, settings)
     _require_tokens(result)
-    positions = positions_ending_word(result, word)
+    positions = positions_of(result, word)
+    for i in sorted({batch for batch, _ in result.positions.tolist()} - {batch for batch, _ in positions}):
+        note(f"text {i} does not have the word {word!r}", "note")
     if data.as_json is not None:
         print_table(data.as_json, readings_at(result, positions))
     elif html is None:
@@ -64,17 +66,20 @@ def decode(
         note(f"wrote {html}")
 
 
-def positions_ending_word(result: tll.LensResult, word: str | None) -> list[tuple[int, int]]:
+def positions_of(result: tll.LensResult, word: str | None) -> list[tuple[int, int]]:
     """(batch, pos) of the decoded tokens that end a word; None: of all decoded tokens.
 
     Raises:
         InvalidInputError: No token ends it.
     """
-    tokens = result.tokens or []
     decoded = [(int(batch), int(pos)) for batch, pos in result.positions]
-    positions = [(b, p) for b, p in decoded if word is None or word_ending_at(tokens[b], p) == word.strip()]
+    if word is None:
+        return decoded
+    found = {(b, p) for b, tokens in enumerate(result.text_tokens) for p in positions_ending_word(tokens, word)}
+    positions = [place for place in decoded if place in found]
     if not positions:
-        raise InvalidInputError(f"no token of the text ends the word {word!r}; its tokens are {result.tokens}")
+        tokens = [[token for token in tokens if token] for tokens in result.text_tokens]
+        raise InvalidInputError(f"no token of the text ends the word {word!r}; its tokens are {tokens}")
     return positions
 
 

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 import tl_latentlens as tll
-from tl_latentlens.cli.decode import positions_ending_word, readings_at
+from tl_latentlens.cli.decode import positions_of, readings_at
 from tl_latentlens.cli.options import DataOptions, KindOption
 from tl_latentlens.cli.output import console, notes, print_tables
 from tl_latentlens.model.activations import activations_at
@@ -40,7 +40,7 @@ def demo(
     progress.print("[dim]2. run two sentences with lens hooks, and read their last word at every layer[/]")
     hooks = tll.latentlens_hooks(tll.ContextualIndex(built))
     model.run_with_hooks(list(DEMO_SENTENCES), fwd_hooks=hooks)
-    positions = positions_ending_word(hooks.result, DEMO_WORD)
+    positions = positions_of(hooks.result, DEMO_WORD)
     if data.as_json is None:
         console.print(hooks.result.to_rich(3, positions, width=console.width))
     progress.print("[dim]3. label the features of a small SAE that are active on these sentences[/]")

@@ -7,33 +7,67 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool
 
+from tl_latentlens.corpus.unicode import require_unicode
 from tl_latentlens.errors import InvalidInputError
 
 
 def positions_of_word(tokens: Sequence[str], word: str) -> list[int]:
-    """The position of the last token of each occurrence of a whole word, in any case."""
+    """The position of the last token of each occurrence of a whole word, in any case.
+
+    Raises:
+        InvalidInputError: A word without a letter or sign, or one that cannot be encoded.
+    """
+    require_unicode([word], name="word")
+    if not word.strip():
+        raise InvalidInputError(f"got the word {word!r}; expected one with a letter or a sign at least")
     ends = np.cumsum([len(token) for token in tokens])
     matches = re.finditer(rf"(?<!\w){re.escape(word.strip())}(?!\w)", "".join(tokens), re.IGNORECASE)
     return [int(np.searchsorted(ends, match.end(), "left")) for match in matches]
+
+
+def positions_ending_word(tokens: Sequence[str], word: str) -> list[int]:
+    """The position of the last token of each occurrence of a word, in any case.
+
+    Where it is no whole word of the text, its occurrences as one or more whole tokens: a part of a word, or a word of a script
+    without spaces.
+
+    Args:
+        tokens: The text's tokens; empty for those that are no text.
+        word: The word; spaces around it are left out.
+
+    Raises:
+        InvalidInputError: As `positions_of_word`.
+    """
+    if positions := positions_of_word(tokens, word):
+        return positions
+    ends = np.cumsum([len(token) for token in tokens]).tolist()
+    placed = [(i, token, end) for i, (token, end) in enumerate(zip(tokens, ends, strict=True)) if token.strip()]
+    starts = {end - len(token.lstrip()) for _, token, end in placed}
+    position_at_end = {end - len(token) + len(token.rstrip()): i for i, token, end in placed}
+    matches = re.finditer(re.escape(word.strip()), "".join(tokens), re.IGNORECASE)
+    return [position_at_end[m.end()] for m in matches if m.start() in starts and m.end() in position_at_end]
 
 
 def find_position(position_or_word: int | str, tokens: Sequence[str], special: Bool[np.ndarray, " pos"]) -> int:
     """The position of one token of a text, counted from its start.
 
     Args:
-        position_or_word: A position, negative to count from the end; or a word, whose last occurrence is meant. A word's
-            position is that of the token that ends it.
+        position_or_word: A position, negative to count from the end; or a word in any case, whose last occurrence is meant. A
+            word's position is that of the token that ends it.
         tokens: The text's tokens.
-        special: True at BOS and padding.
+        special: True at tokens that are no text, such as BOS and padding.
 
     Raises:
-        InvalidInputError: No such position, BOS or padding, or no token that ends the word.
+        InvalidInputError: No such position, a special token, or no token that ends the word.
     """
     if isinstance(position_or_word, str):
-        word = position_or_word.strip()
-        matches = [pos for pos in range(len(tokens)) if not special[pos] and word_ending_at(tokens, pos) == word]
+        text_tokens = ["" if is_special else token for token, is_special in zip(tokens, special, strict=True)]
+        matches = positions_ending_word(text_tokens, position_or_word)
         if not matches:
-            raise InvalidInputError(f"no token of the text ends the word {position_or_word!r}; its tokens are {list(tokens)}")
+            text = "".join(text_tokens).strip()
+            raise InvalidInputError(
+                f"no token of the text ends the word {position_or_word!r}; the text is {text!r}, its tokens are {list(tokens)}"
+            )
         return matches[-1]
     position = operator.index(position_or_word)
     if not -len(tokens) <= position < len(tokens) or special[position]:
@@ -41,14 +75,6 @@ def find_position(position_or_word: int | str, tokens: Sequence[str], special: B
             f"got position {position_or_word}, expected one of a word in the {len(tokens)} tokens {list(tokens)}"
         )
     return position % len(tokens)
-
-
-def word_ending_at(tokens: Sequence[str], pos: int) -> str:
-    """The word that the token at `pos` ends: this token, and the ones before it back to one that starts with a space."""
-    start = pos
-    while start > 0 and not tokens[start].startswith(" ") and not tokens[start - 1].startswith("<"):
-        start -= 1
-    return "".join(tokens[start : pos + 1]).strip()
 
 
 def starts_word(tokens: Sequence[str], pos: int) -> bool:

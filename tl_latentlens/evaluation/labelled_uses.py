@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 
 from tl_latentlens.corpus.plan import PlanSettings
 from tl_latentlens.corpus.texts import demo_labels
+from tl_latentlens.corpus.unicode import require_unicode
 from tl_latentlens.corpus.words import positions_of_word
 from tl_latentlens.errors import CorpusError, InvalidInputError
 from tl_latentlens.model.activations import prompts_as_run
@@ -59,6 +60,7 @@ def load_senses(source: str | Path | pd.DataFrame = "demo") -> pd.DataFrame:
         raise CorpusError(f"the labelled uses have no column {missing[0]!r}; expected {expected}, got {list(table)}")
     if not len(table) or not all(isinstance(text, str) for text in table["text"]):
         raise CorpusError("the labelled uses have no lines, or lines without a text; expected a text in each")
+    require_unicode(table["text"], error=CorpusError)
     if "held_out" in table:
         table = table.assign(held_out=_as_bool(list(table["held_out"])))
     columns = [*_REQUIRED_COLUMNS, *(["held_out"] if "held_out" in table else [])]

@@ -86,6 +86,13 @@ class LensResult:
             raise InvalidInputError(f"batch {batch}, position {pos} was not decoded; decoded: {self.positions.tolist()}")
         return int(cell_ids[0])
 
+    @property
+    def text_tokens(self) -> list[list[str]]:
+        """[batch][pos] texts of the input, empty at special tokens; no lists where the run's tokens were not known."""
+        is_special = np.zeros(self.decoded.shape, bool) if self.is_special is None else self.is_special & ~self.decoded
+        lines = zip(self.tokens or [], is_special, strict=False)
+        return [["" if skip else token for token, skip in zip(tokens, skipped, strict=True)] for tokens, skipped in lines]
+
     def token(self, batch: int, pos: int) -> str | None:
         """The input token at a position; None where the run's tokens were not known."""
         return None if self.tokens is None else self.tokens[batch][pos]
@@ -215,11 +222,9 @@ class LensResult:
         if self.tokens is None:
             return TokenHeading(label, None)
         tokens = [token.replace("\n", "↵") for token in self.tokens[batch]]
-        # Special tokens are no part of the text, unless they were asked for.
-        is_special = np.zeros(len(tokens), bool) if self.is_special is None else self.is_special[batch]
-        is_text = self.decoded[batch] | ~is_special
+        text_tokens = [token.replace("\n", "↵") for token in self.text_tokens[batch]]
         before, after = (
-            "".join(token for i, token in enumerate(tokens) if is_text[i] and (i < pos if is_before else i > pos))
+            "".join(token for i, token in enumerate(text_tokens) if (i < pos if is_before else i > pos))
             for is_before in (True, False)
         )
         context = Context.around(before, tokens[pos], after)

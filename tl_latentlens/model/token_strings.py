@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tl_latentlens.corpus.unicode import require_unicode
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.running_text import running_text
 
@@ -31,6 +32,7 @@ def single_tokens(model: Any, tokens: Sequence[str | int]) -> list[int]:
     """
     if not tokens:
         raise InvalidInputError('got no tokens; expected at least one, for instance " the"')
+    require_unicode([token for token in tokens if isinstance(token, str)], name="token")
     return [_single_token(model, token) for token in tokens]
 
 
