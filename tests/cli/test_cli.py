@@ -58,7 +58,8 @@ def test_build_info_verify_decode(run, tmp_path: Path, texts: list[str]) -> None
     hook = "blocks.2.hook_resid_post"
     code, out, _ = run("build", str(corpus), str(bank), "--model", "demo", "-n", hook, "-n", "blocks.4.hook_resid_post")
     assert code == 0
-    assert hook in out
+    assert re.search(r"hook names +│ 2  \[", out), "hook names print as layers do"
+    assert list(json_of(run, "info", str(bank))["hook_names"]) == [hook, "blocks.4.hook_resid_post"]
     assert tll.Bank.open(bank).hook_names == (hook, "blocks.4.hook_resid_post")
     code, out, _ = run("info", str(bank))
     assert code == 0
@@ -127,7 +128,7 @@ def test_repeat(run, tmp_path: Path, texts: list[str]) -> None:
     assert code == 0
     assert "She put the money in the «bank» before noon." in out, "the text once, and all of it"
     assert out.count("batch 0") == 1
-    assert "note" not in err
+    assert [line for line in err.splitlines() if "note" in line] == ["note: text 1 does not have the word 'bank'"]
     read = csv_of(run, "decode", str(bank), texts[1], "A small", "--repeat").query("rank == 1 and batch == 0")
     assert (read.similarity > 0.999).all()
     assert "".join(read.token) == texts[1]
@@ -306,6 +307,38 @@ def test_a_word_that_is_no_token_is_named(run, bank: tll.Bank) -> None:
     code, _, err = run("decode", str(bank.path), "The river bank", "--word", "ocean")
     assert code == 1
     assert "no token of the text ends the word 'ocean'" in err
+
+
+def test_a_word_is_found_in_any_case(run, bank: tll.Bank) -> None:
+    command = ("decode", str(bank.path), "The river bank", "A boat", "By the Bank, he said", "--word", "BANK")
+    read = csv_of(run, *command)
+    assert set(zip(read.batch, read.token, strict=True)) == {(0, " bank"), (2, "ank")}
+    assert "note: text 1 does not have the word 'BANK'" in run(*command)[2]
+    code, out, _ = run("find-features", "demo", str(bank.path), "He sat on the Bank", "--word", "bank", "--top-k", "1")
+    assert (code, "«" in out) == (0, True)
+
+
+def test_arguments_that_cannot_be_encoded(run, bank: tll.Bank) -> None:
+    """A shell gives bytes that are no UTF-8 as lone surrogates."""
+    for arguments in (["caf\udce9 bank"], ["The bank", "--word", "b\udce9"]):
+        code, _, err = run("decode", str(bank.path), *arguments)
+        assert code == 1
+        assert "has a lone surrogate" in err
+
+
+def test_chat_texts(run, tmp_path: Path) -> None:
+    """A text with its own BOS is read with one, and special tokens are neither rows nor decoded, unless they are kept."""
+    corpus, bank, hook = tmp_path / "chat.json", tmp_path / "chat.h5", "blocks.2.hook_resid_post"
+    bos = tll.load_demo_model().tokenizer.bos_token
+    corpus.write_text(json.dumps({"data": [{"text": f"{bos}The river bank{bos} A boat"}]}))
+    for option, tokens in (((), "The river bank A boat"), (("--keep-special-tokens",), f"The river bank{bos} A boat")):
+        code, _, err = run("build", str(corpus), str(bank), "--model", "demo", "-n", hook, "--field", "data", *option)
+        assert code == 0
+        assert "1 of 1 texts begin with their own BOS" in err
+        read = csv_of(run, "decode", str(bank), f"{bos}The river bank{bos} A boat").query("rank == 1")
+        assert "".join(read.token) == tokens
+        assert (read.similarity > 0.999).all()
+        bank.unlink()
 
 
 @pytest.mark.parametrize(

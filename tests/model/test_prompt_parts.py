@@ -69,6 +69,12 @@ def test_later_texts_that_begin_otherwise_are_noticed(tmp_path: Path, monkeypatc
     assert prompts_of(model, texts) == [model.to_tokens(text)[0].tolist() for text in texts]
 
 
+def test_many_tokens(any_model: Any) -> None:
+    prompts = tokenize(any_model, ["the boat " * 30] * 1500)
+    assert len(prompts.tokens) > 2**16
+    assert (prompts.text_start, int(prompts.special.sum())) == (1, 1500)
+
+
 def test_truncation_at_the_left_is_that_of_to_tokens(tmp_path: Path) -> None:
     tokenizer = wrapped(byte_level())
     tokenizer.truncation_side = "left"

@@ -15,7 +15,7 @@ import tl_latentlens as tll
 from tl_latentlens.directions.features.page import N_BEFORE
 from tl_latentlens.directions.features.sae import TensorSAE
 from tl_latentlens.views.features import UNKNOWN_SHADE
-from tl_latentlens.views.text import printable, visible
+from tl_latentlens.views.text import printable, short_hook_name, visible
 
 HOOK = "blocks.3.hook_resid_post"
 HOSTILE_TEXTS = [HOSTILE, "火山爆发了 🌋 near the bank.", "A boat\nlay there."]
@@ -123,7 +123,7 @@ def test_a_decoder_alone_leaves_out_what_needs_an_encoder(index: tll.ContextualI
     }  # fmt: skip
     assert [score["name"] for score in data["scores"]] == ["similarity"]
     assert [data["hooks"][i] for i in array(data, "positive_hooks")[0]] == [
-        near.hook_name.replace("blocks.", "").replace(".hook_", " ") for near in result.neighbors(0)[0]
+        short_hook_name(near.hook_name) for near in result.neighbors(0)[0]
     ]
     none = tll.label_features(tll.load_sae("demo"), index, [], hook_name=HOOK, progress=False)
     assert page_data(none.to_html(tmp_path / "none.html", progress=False))["features"] == []

@@ -11,13 +11,21 @@ from tl_latentlens.cli.options import DataOptions, HookOption, ModelOptions
 
 
 def build(
-    corpus: Annotated[str, typer.Argument(help="a .txt, .csv, .jsonl or .parquet file, `demo`, or the id of a hub dataset")],
+    corpus: Annotated[
+        str,
+        typer.Argument(
+            help="a .txt, .csv, .tsv, .jsonl, .json or .parquet file, a folder of them, `demo`, or the id of a hub dataset"
+        ),
+    ],
     bank: Annotated[Path, typer.Argument(help="the bank file to make (.h5); an interrupted build resumes")],
     *,
     model: ModelOptions,
     data: DataOptions,
     hook_name: HookOption = None,
-    text_column: Annotated[str, typer.Option(help="column that holds the text (csv, jsonl, parquet, datasets)")] = "text",
+    text_column: Annotated[
+        str, typer.Option(help="column that holds the text (tables, datasets); dots lead into nested fields")
+    ] = "text",
+    field: Annotated[str | None, typer.Option(help="where the records are in a .json file, for instance data.rows")] = None,
     split: Annotated[str, typer.Option(help="split of a hub dataset")] = "train",
     limit: Annotated[int | None, typer.Option(help="read at most this many texts")] = None,
     max_rows_per_token: Annotated[int, typer.Option(help="most rows of one token id, a uniform sample; 0: no cap")] = 50,
@@ -38,7 +46,7 @@ def build(
     """
     try:
         loaded = model.load()
-        texts = tll.load_corpus(corpus, text_column=text_column, split=split, limit=limit)
+        texts = tll.load_corpus(corpus, text_column=text_column, field=field, split=split, limit=limit)
         built = tll.build_bank(
             loaded,
             texts,

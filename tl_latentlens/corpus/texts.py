@@ -1,10 +1,10 @@
 """The texts of a corpus: a list-like of strings from a file, a list, a `datasets` dataset, a hub id, or the embedded corpus.
 
-Nothing is guessed, filtered or reordered: a csv, jsonl or parquet file is read by column name. `plan` decides what becomes of
-a text.
+Nothing is guessed, filtered or reordered. `files` reads each format of file; `plan` decides what becomes of a text.
 """
 
-import json
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,13 +13,16 @@ from typing import Any
 
 import datasets
 import pandas as pd
-import pyarrow.csv
-import pyarrow.parquet
 
+from tl_latentlens.corpus.fields import require_column, text_of_record, top_column
+from tl_latentlens.corpus.files import is_corpus_name, read_file, read_folder
+from tl_latentlens.corpus.unicode import require_unicode
 from tl_latentlens.errors import CorpusError
 
 DEMO_CORPUS = Path(__file__).parents[1] / "data" / "corpus.txt"
 DEMO_LABELS = Path(__file__).parents[1] / "data" / "corpus_labels.csv"
+_SAVED_DATASET = ("dataset_info.json", "dataset_dict.json")
+_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class TextStream:
             CorpusError: An example lacks the column, or holds something that is not text.
         """
         for number, example in enumerate(self.source):
-            text = example if self.text_column is None else _text(example, self.text_column)
+            text = example if self.text_column is None else text_of_record(example, self.text_column)
             _require_text([text], number)
             yield text
 
@@ -50,16 +53,21 @@ def load_corpus(
     source: str | Path | Iterable[str] | datasets.Dataset | datasets.IterableDataset,
     *,
     text_column: str = "text",
+    field: str | None = None,
     split: str = "train",
     limit: int | None = None,
 ) -> Sequence[str] | TextStream:
     """The texts of a corpus.
 
     Args:
-        source: `"demo"` (the embedded corpus); a path to a .txt (one text a line, blank lines skipped), .csv, .jsonl or
-            .parquet file; a list or generator of strings; a `datasets.Dataset` or `IterableDataset`; or the id of a hub
-            dataset.
-        text_column: Column that holds the text, for everything but .txt and lists.
+        source: `"demo"` (the embedded corpus); a path to a .txt or .md (one text a line, blank lines skipped), .csv, .tsv,
+            .jsonl, .json or .parquet file, packed (.gz, .bz2, .xz) or not; a folder of such files, read in the order of their
+            names, or one that a dataset was saved to; a list or generator of strings; a `datasets.Dataset` or
+            `IterableDataset`; or the id of a hub dataset.
+        text_column: Column that holds the text, for everything but .txt, .md and lists. Dots lead into nested fields
+            ("meta.body"), and through lists in .json and .jsonl ("messages.content").
+        field: Where the texts or records are in a .json file, or in each line of a .jsonl file ("data.rows"); None: the file
+            is a list of texts or of records, or an object that has a list for each column.
         split: Split of a hub dataset.
         limit: Read at most this many texts, from the start.
 
@@ -67,18 +75,22 @@ def load_corpus(
         A list-like of str; a `TextStream` for an `IterableDataset` or a generator without `limit`.
 
     Raises:
-        CorpusError: The source is missing, empty, lacks the column, or holds something that is not text.
+        CorpusError: The source is missing, empty, damaged, lacks the column, or holds something that is not text; a text
+            given as one str.
     """
     if limit is not None and limit < 0:
         raise CorpusError(f"got limit={limit}; expected a number of texts, or None for all")
     if isinstance(source, str | Path):
-        texts = _load_named(str(source), text_column, split, limit)
+        texts = _load_named(str(source), text_column, field, split, limit)
     elif isinstance(source, datasets.Dataset):
-        _require_column(text_column, source.column_names, "the dataset")
-        texts = source[text_column]
+        top = top_column(text_column, source.column_names)
+        require_column(top, source.column_names, "the dataset")
+        texts = source[top]
+        if top != text_column:
+            texts = [text_of_record({top: value}, text_column) for value in texts]
     elif isinstance(source, datasets.IterableDataset):
         if source.column_names is not None:
-            _require_column(text_column, source.column_names, "the dataset")
+            require_column(top_column(text_column, source.column_names), source.column_names, "the dataset")
         texts = TextStream(source, text_column)
     elif isinstance(source, TextStream):
         texts = source
@@ -97,18 +109,21 @@ def load_corpus(
     return texts
 
 
-def _load_named(name: str, column: str, split: str, limit: int | None) -> Sequence[str] | TextStream:
-    path = DEMO_CORPUS if name == "demo" else Path(name).expanduser()
-    readers = {".txt": _read_txt, ".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    if path.is_file():
-        if path.suffix.lower() not in readers:
-            known = ", ".join(readers)
-            raise CorpusError(f"got {path}: cannot tell its format from the ending {path.suffix!r}; expected one of {known}")
-        try:
-            return readers[path.suffix.lower()](path, column)
-        except (UnicodeDecodeError, pyarrow.ArrowInvalid) as error:
-            raise CorpusError(f"{path} cannot be read as {path.suffix.lower()} in UTF-8: {error}") from error
-    if path.suffix.lower() in readers or path.is_absolute():
+def _load_named(name: str, column: str, field: str | None, split: str, limit: int | None) -> Sequence[str] | TextStream:
+    path = DEMO_CORPUS if name == "demo" else _as_path(name)
+    if os.path.isfile(path):
+        return read_file(path, column, field)
+    if os.path.isdir(path):
+        if any((path / marker).is_file() for marker in _SAVED_DATASET):
+            return _load_saved_dataset(path, column, split)
+        return read_folder(path, column, field)
+    if _HUB_ID.fullmatch(name) is None and not (path.is_absolute() or is_corpus_name(path)):
+        shown = name if len(name) <= 60 else f"{name[:60]}…"
+        raise CorpusError(
+            f"got the text {shown!r} as one str; a str is a path or the id of a hub dataset: give texts as a list, [text]. No "
+            "file of this name exists"
+        )
+    if is_corpus_name(path) or path.is_absolute():
         raise CorpusError(f"no corpus file at {path}; check the path (the current directory is {Path.cwd()})")
     try:
         dataset = datasets.load_dataset(name, split=split, streaming=limit is not None)
@@ -117,54 +132,28 @@ def _load_named(name: str, column: str, split: str, limit: int | None) -> Sequen
     return load_corpus(dataset, text_column=column, limit=limit)
 
 
-def _read_txt(path: Path, column: str) -> list[str]:
-    with path.open(encoding="utf-8-sig") as file:  # Windows editors start a file with a byte-order mark
-        lines = (line.rstrip("\n") for line in file)
-        return [line for line in lines if line.strip()]
+def _as_path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # "~approx" names no user
+        return Path(name)
 
 
-def _read_csv(path: Path, column: str) -> list[str]:
-    # pandas would drop fields beyond the header, and read "NA" as a missing value; pyarrow does neither.
-    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    with pyarrow.csv.open_csv(path, parse_options=parse) as reader:
-        _require_column(column, reader.schema.names, str(path))
-    convert = pyarrow.csv.ConvertOptions(include_columns=[column], column_types={column: pyarrow.string()})
-    return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert)[column].to_pylist()
-
-
-def _read_jsonl(path: Path, column: str) -> list[str]:
-    texts = []
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                texts.append(_text(json.loads(line), column))
-            except json.JSONDecodeError as error:
-                raise CorpusError(f"{path}, line {number} is not JSON: {error}") from error
-    return texts
-
-
-def _read_parquet(path: Path, column: str) -> list[str]:
-    _require_column(column, pyarrow.parquet.read_schema(path).names, str(path))
-    return pyarrow.parquet.read_table(path, columns=[column])[column].to_pylist()
-
-
-def _text(example: Any, column: str) -> str:
-    if not isinstance(example, dict) or column not in example:
-        _require_column(column, list(example) if isinstance(example, dict) else [], "an example")
-    return example[column]
-
-
-def _require_column(column: str, columns: list[str], source: str) -> None:
-    if column not in columns:
-        raise CorpusError(f"{source} has no column {column!r}; it has {columns}; pass text_column=...")
+def _load_saved_dataset(path: Path, column: str, split: str) -> Sequence[str] | TextStream:
+    """The texts of a dataset that `save_to_disk` wrote."""
+    dataset = datasets.load_from_disk(str(path))
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise CorpusError(f"{path} has no split {split!r}; it has {list(dataset)}")
+        dataset = dataset[split]
+    return load_corpus(dataset, text_column=column)
 
 
 def _require_text(texts: Iterable[Any], first: int = 0) -> None:
     for number, text in enumerate(texts, start=first):
         if not isinstance(text, str):
             raise CorpusError(f"text {number} is {type(text).__name__} ({text!r}), expected str; drop or convert it first")
+        require_unicode([text], number, error=CorpusError)
 
 
 def demo_labels() -> pd.DataFrame:

@@ -62,7 +62,7 @@ def tokenize(model: Any, texts: Iterable[str], *, repeat: bool = False, keep_spe
     tokens = np.asarray(buffer, np.int32)
     starts = np.r_[0, np.cumsum(lengths)].astype(np.int64)
     require_embedded(model, tokens, starts)
-    text_start = int(np.min(n_before, initial=len(tokens)))
+    text_start = min(n_before, default=0)
     special = _special_mask(tokenizer, tokens, starts, np.asarray(n_before), np.asarray(n_after), keep_special_tokens)
     return Prompts(tokens, starts, special, n_truncated, text_start, n_own_bos)
 
