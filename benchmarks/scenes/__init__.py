@@ -17,7 +17,7 @@ from benchmarks.measure import Settings
 from benchmarks.scenes.reading import RowWords, hook_names, region_phrases, visual_activations
 from benchmarks.scenes.report import Figures, draw, tables
 from tl_latentlens.data.scenes.train import trained
-from tl_latentlens.vision.scenes.connector import ConnectorSettings, SceneModel, new_connector, words_told
+from tl_latentlens.vision.scenes.connector import ConnectorSettings, SceneModel, caption_accuracy, new_connector
 from tl_latentlens.vision.scenes.render import draw_scenes
 
 SEEDS = (0, 1, 2)
@@ -63,10 +63,10 @@ def measure(scene_model: SceneModel, accuracy: float, seed: int, words: dict[str
     """Read the held-out scenes of a seed with each index and add what is found."""
     rng = np.random.default_rng((seed, HELD_OUT))
     scenes, others = draw_scenes(SCENES, rng), draw_scenes(SCENES, rng)
-    told = [words_told(scene_model, scenes, seen, np.random.default_rng(seed)) for seen in (scenes, others)]
-    figures.add_training(seed, accuracy, scene_model.losses, *told)
+    accuracies = [caption_accuracy(scene_model, scenes, seen, np.random.default_rng(seed)) for seen in (scenes, others)]
+    figures.add_training(seed, accuracy, scene_model.losses, *accuracies)
     untrained = SceneModel(scene_model.model, scene_model.encoder, new_connector(scene_model.model, seed), [])
     activations, without = visual_activations(scene_model, scenes), visual_activations(untrained, scenes)
-    for name, one in tqdm(words.items(), desc=f"reading, seed {seed}"):
-        figures.add_readings(name, scene_model.model, scenes, activations, one, rng)
+    for name, row_words in tqdm(words.items(), desc=f"reading, seed {seed}"):
+        figures.add_readings(name, scene_model.model, scenes, activations, row_words, rng)
     figures.add_untrained(scenes, without, words["100.0%"])

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -12,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from support.forge import INT32, INT64, arrays_of_one_row, assemble, forge, poke, read_all, read_or_refuse, record_of, refused
+from support.fresh import run_fresh
 from support.golden import MID, POST, head_of
 
 import tl_latentlens as tll
 from tl_latentlens.bank.bank import Bank
 from tl_latentlens.bank.head import MAX_USER_BLOCK
-from tl_latentlens.errors import BankCorruptError
+from tl_latentlens.errors import BankCorruptError, BankError
 
 ROWS = [1, 2, 3, 6, 7, 8, 9, 11, 12, 13]
 
@@ -175,20 +174,18 @@ def test_a_terabyte_of_holes_costs_nothing(tmp_path: Path) -> None:
     assert vectors[-1, -1] == 0
 
 
-LIMITED = """
-import resource, sys
-from pathlib import Path
-from tl_latentlens.bank.bank import Bank
-from tl_latentlens.errors import BankError
-in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (in_use + int(sys.argv[2]), -1))
-for path in sorted(Path(sys.argv[1]).glob("*.h5")):
-    try:
-        Bank.open(path)
-        print(path.stem, "opened")
-    except BankError as error:
-        print(path.stem, "refused")
-"""
+def open_all(folder: Path, n_bytes: int) -> None:
+    """Open every bank of a folder with so many bytes of memory beside what is in use."""
+    import resource
+
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + n_bytes, -1))
+    for path in sorted(folder.glob("*.h5")):
+        try:
+            Bank.open(path)
+            sys.stdout.write(f"{path.stem} opened\n")
+        except BankError:
+            sys.stdout.write(f"{path.stem} refused\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -212,8 +209,6 @@ def test_heads_that_ask_for_much_are_refused_in_little_memory(path: Path, tmp_pa
             file.write(start + b"}" if name == "holes" else b"")
         if line:
             forge(folder / f"{name}.h5", line, size)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", LIMITED, str(folder), str(2**29)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split("\n")[:-1] == [f"{name} refused" for name in sorted(fill)]
+    ended = run_fresh(open_all, folder, 2**29, cwd=folder)
+    assert ended.code == 0, ended.err[-2000:]
+    assert ended.out.split("\n")[:-1] == [f"{name} refused" for name in sorted(fill)]

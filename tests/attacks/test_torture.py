@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
+from attacks import torture
+from support.fresh import run_fresh
 
 COMPUTING = ["anywhere", "planning", "fingerprint", "model", "verification", "moments"]
 WRITING = ["lock", "creation", "block", "journal", "head, copy 2", "head, copy 1", "rename", "folder", "unlock"]
@@ -20,11 +19,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     if not hasattr(os, "fork"):
         pytest.skip("builds are killed in forked children")
     folder = tmp_path_factory.mktemp("torture")
-    settings = "--kills 17 --seed 1 --texts 50".split()
-    places = ["--folder", folder / "work", "--record", folder / "record.json"]
-    script = [sys.executable, Path(__file__).with_name("torture.py"), *settings, *places]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    ended = run_fresh(torture.main, 17, 1, 50, folder / "work", folder / "record.json")
+    assert ended.code == 0, ended.out + ended.err
     return json.loads((folder / "record.json").read_text())
 
 

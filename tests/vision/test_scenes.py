@@ -18,12 +18,12 @@ from tl_latentlens.vision.scenes import encoder as encoder_module
 from tl_latentlens.vision.scenes.connector import (
     ConnectorSettings,
     SceneModel,
+    caption_accuracy,
     caption_loss,
     new_connector,
     run_embeddings,
     train_connector,
     with_bos,
-    words_told,
 )
 from tl_latentlens.vision.scenes.encoder import PatchEncoder, train_encoder
 from tl_latentlens.vision.scenes.loading import load_scene_model
@@ -97,7 +97,7 @@ def test_an_encoder_learns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_shipped_model_is_read_at_every_layer(demo_model: Any, tmp_path: Path) -> None:
     scene_model = load_scene_model(demo_model)
     scenes = draw_scenes(20, np.random.default_rng(11))
-    assert words_told(scene_model, scenes, scenes, np.random.default_rng(0)) > 0.8
+    assert caption_accuracy(scene_model, scenes, scenes, np.random.default_rng(0)) > 0.8
     texts = [text for text in tll.load_corpus("demo") if any(word in text.lower() for word in WORDS)][::4]
     names = hook_names(demo_model)
     bank = tll.build_bank(demo_model, texts, tmp_path / "text.h5", hook_names=names, progress=False)
@@ -171,7 +171,7 @@ def test_visual_tokens_are_as_long_as_embeddings_and_see_their_patch_alone_in_th
         expected.append(-log_probs[GRID**2 : -1].gather(1, ids[:, None])[:, 0])
     loss = caption_loss(scene_model, few, np.random.default_rng(0))
     torch.testing.assert_close(loss, torch.cat(expected), atol=0.15, rtol=0)  # the training rounds to bfloat16
-    assert words_told(scene_model, few, few, np.random.default_rng(0)) < 0.5
+    assert caption_accuracy(scene_model, few, few, np.random.default_rng(0)) < 0.5
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ def train_connector(
         model: The language model; its weights are frozen.
         encoder: Frozen too.
         path: The checkpoint, written every so many steps and at the end.
-        settings: Of the training.
+        settings: Seed, steps, batch and learning rate.
         every: Steps between checkpoints.
 
     Raises:
@@ -163,37 +163,37 @@ def _rate(step: int, steps: int) -> float:
 
 def caption_loss(scene_model: SceneModel, scenes: Scenes, rng: np.random.Generator) -> Float[Tensor, " tokens"]:
     """Cross-entropy in nats of every caption token, each caption behind the visual tokens of its scene."""
-    logits, ids = _captioned(scene_model, scenes, rng)
+    logits, ids = _caption_logits(scene_model, scenes, rng)
     return F.cross_entropy(logits.float(), ids, reduction="none")
 
 
 @torch.no_grad()
-def words_told(scene_model: SceneModel, scenes: Scenes, seen: Scenes, rng: np.random.Generator) -> float:
-    """Share of the color and shape words of captions that are the model's first choice, told what goes before.
+def caption_accuracy(scene_model: SceneModel, scenes: Scenes, seen: Scenes, rng: np.random.Generator) -> float:
+    """Share of the color and shape words of captions that are the model's first choice, given the words before them.
 
     Args:
-        scene_model: Whose captions.
-        scenes: What the captions tell.
-        seen: What the model sees: the same scenes, or others as a control.
+        scene_model: The model that writes the captions.
+        scenes: The scenes that the captions describe.
+        seen: The scenes that the model sees: the same, or others as a control.
         rng: Chooses the captions' sentences.
     """
-    logits, ids = _captioned(scene_model, scenes, rng, seen)
+    logits, ids = _caption_logits(scene_model, scenes, rng, seen)
     words = torch.tensor([_ids(scene_model.model, f" {word}")[0] for word in (*COLORS, *SHAPES)])
-    asked = torch.isin(ids, words)
-    return float((logits.argmax(-1) == ids)[asked].float().mean())
+    is_word = torch.isin(ids, words)
+    return float((logits.argmax(-1) == ids)[is_word].float().mean())
 
 
-def _captioned(
+def _caption_logits(
     scene_model: SceneModel, scenes: Scenes, rng: np.random.Generator, seen: Scenes | None = None
 ) -> tuple[Float[Tensor, "tokens d_vocab"], Int[Tensor, " tokens"]]:
     """The logits for each caption token, and its id; padding is left out."""
     model = scene_model.model
     captions = [torch.tensor(_ids(model, ". " + caption(scenes, i, rng))) for i in range(len(scenes.colors))]
     ids = pad_sequence(captions, batch_first=True, padding_value=-1)
-    told: Bool[Tensor, "scene pos"] = ids >= 0
+    is_token: Bool[Tensor, "scene pos"] = ids >= 0
     with fast_products():
         logits = run_embeddings(model, with_bos(model, scene_model.visual_tokens(seen or scenes), ids.clamp(min=0)))
-    return logits[:, -ids.shape[1] - 1 : -1][told], ids[told]
+    return logits[:, -ids.shape[1] - 1 : -1][is_token], ids[is_token]
 
 
 def with_bos(

@@ -1,0 +1,78 @@
+"""Functions that run in a process of their own, forked from one that has imported what they need, so it starts at once."""
+
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["support.preloaded"])
+
+
+class Ended(NamedTuple):
+    """What became of a process.
+
+    Attributes:
+        code: Its exit code; negative: the signal that ended it.
+        out: What it printed.
+        err: What it printed as errors.
+    """
+
+    code: int
+    out: str
+    err: str
+
+
+def run_fresh(
+    function: Callable[..., None],
+    *arguments: Any,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout: float = 300,
+) -> Ended:
+    """Call a function of a module in a process that nothing else has run in, and wait for its end.
+
+    Args:
+        function: Importable by name, with arguments that can be pickled.
+        arguments: For it.
+        env: Environment variables to set beside those of the tests.
+        cwd: Where to run.
+        timeout: Seconds after which it is killed.
+    """
+    with TemporaryDirectory() as folder:
+        streams = [Path(folder) / "out", Path(folder) / "err"]
+        process = _context.Process(target=_enter, args=(function, arguments, {**os.environ, **(env or {})}, cwd, streams))
+        process.start()
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        assert process.exitcode is not None
+        return Ended(process.exitcode, *(stream.read_text() for stream in streams))
+
+
+def _enter(
+    function: Callable[..., None], arguments: tuple[Any, ...], env: dict[str, str], cwd: Path | None, streams: list[Path]
+) -> None:
+    for descriptor, stream in zip((1, 2), streams, strict=True):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    os.environ.clear()
+    os.environ.update(env)
+    if cwd is not None:
+        os.chdir(cwd)
+    code = 0
+    try:
+        function(*arguments)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
