@@ -104,8 +104,8 @@ def fine_tune(model: Any, optimizer: torch.optim.Optimizer, texts: list[str]) ->
 def overflowing(model: Any) -> Any:
     """The model with inf at BOS of its last activation, as float16 models have."""
 
-    def overflow(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+    def overflow(activation: torch.Tensor) -> torch.Tensor:
         return torch.cat([torch.full_like(activation[:, :1], torch.inf), activation[:, 1:]], 1)
 
-    model.add_hook(RESIDUAL[-1], overflow)
+    model.hook_dict[RESIDUAL[-1]].forward = overflow  # a part of the model: hooks of a user are left out of the check
     return model

@@ -1,6 +1,7 @@
 """The corpus run: texts → plan → batches → the model with bank hooks → a bank."""
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +22,7 @@ from tl_latentlens.corpus.texts import load_corpus
 from tl_latentlens.errors import BankError
 from tl_latentlens.model.describe import describe_model, is_bidirectional, model_device, require_embedded, require_model
 from tl_latentlens.model.fingerprint import fingerprint
+from tl_latentlens.model.fingerprint_causes import some
 from tl_latentlens.model.fingerprint_check import check_fingerprint
 from tl_latentlens.model.hook_names import expand_hook_names
 from tl_latentlens.model.running import run_hooked
@@ -28,6 +30,7 @@ from tl_latentlens.model.running_text import running_text
 from tl_latentlens.model.special_tokens import special_token_ids
 from tl_latentlens.model.token_strings import token_bytes
 from tl_latentlens.model.tokenize import tokenize
+from tl_latentlens.model.user_hooks import user_hook_points
 
 _CPU_BATCH_WEIGHTS = 2**39  # Weights times tokens of one batch: some 20 seconds on a slow CPU.
 _FINGERPRINT_PROMPTS, _FINGERPRINT_TOKENS = 4, 16  # So many prompts, and tokens of each, identify the model.
@@ -205,6 +208,12 @@ def record_model(
     require_model(model)
     require_embedded(model, plan.tokens, plan.prompt_starts)
     names = expand_hook_names(model, hook_names)
+    if hooked := tuple(user_hook_points(model)):
+        warnings.warn(
+            f"the model has hooks at {some(hooked)}: what they change goes into the bank, which then belongs to a model with "
+            "these hooks; model.reset_hooks() removes them",
+            stacklevel=3,
+        )
     prompts = np.unique(plan.row_prompts[: 50 * _FINGERPRINT_PROMPTS])[:_FINGERPRINT_PROMPTS]
     spans = [(plan.prompt_starts[prompt], plan.prompt_starts[prompt + 1]) for prompt in prompts]
     model_fingerprint = fingerprint(model, [plan.tokens[a:b][:_FINGERPRINT_TOKENS].tolist() for a, b in spans], names)
@@ -215,6 +224,7 @@ def record_model(
         token_bytes=token_bytes(model, np.unique(plan.tokens).tolist()),
         special_ids=tuple(sorted(special_token_ids(model.tokenizer))),
         dropped_space="" if model.tokenizer is None else running_text(model.tokenizer).dropped_space,
+        hooked=hooked,
     )
 
 
@@ -231,5 +241,5 @@ def _open_finished(path: Path, plan: Plan, model: Any, names: list[str], dtype: 
             f"{path} exists and differs in {'; '.join(differences)}. Repeat the old call, choose another path, or delete the "
             "file"
         )
-    check_fingerprint(model, bank.fingerprint, bank.model_info)
+    check_fingerprint(model, bank.fingerprint, bank.model_info, hooked=bank.file.metadata.hooked)
     return bank

@@ -123,6 +123,7 @@ def _metadata(plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int) ->
         special_ids=tuple(record.special_ids),
         dropped_space=record.dropped_space,
         versions={name: version(name) for name in _PACKAGES},
+        hooked=tuple(record.hooked),
         n_heads={name: n_heads for name, n_heads in record.fingerprint.n_heads.items() if name in record.widths},
     )
 

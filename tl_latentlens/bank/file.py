@@ -185,7 +185,9 @@ class BankFile:
             compare("the fingerprint prompts", stored.prompts, record.fingerprint.prompts)
             agree = not differences and all(stored.agrees(record.fingerprint, name, record.info.dtype) for name in self.widths)
             if not differences and not agree:
-                differences.append("the model's activations: other weights under the same name")
+                sides = f"{list(metadata.hooked)} in the file, {list(record.hooked)} in this call"
+                why = f", or other hooks on it: {sides}" if metadata.hooked != record.hooked else ""
+                differences.append(f"the model's activations: other weights under the same name{why}")
         return differences
 
     def map(self, name: str) -> np.ndarray:

@@ -37,6 +37,7 @@ class ModelRecord:
         token_bytes: Token id → the bytes of its text, for every id of the plan.
         special_ids: Ids that are no text (BOS, padding and other special tokens).
         dropped_space: "start" or "end" where the tokenizer drops the first or last space of a text, see `RunningText`.
+        hooked: Hook points, or modules, at which the model's user has hooks.
     """
 
     info: ModelInfo
@@ -45,6 +46,7 @@ class ModelRecord:
     token_bytes: Mapping[int, bytes] = field(repr=False)
     special_ids: tuple[int, ...] = ()
     dropped_space: str = ""
+    hooked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class BankMetadata:
         versions: Package → version that built the bank.
         n_heads: Hook name → number of heads that stand side by side in its vectors; not written where there are none.
         dropped_space: "start" or "end" where the tokens of a text begin or end with a space that the text has not.
+        hooked: Where hooks of the user were attached to the model while it ran; not written where there were none.
     """
 
     model: ModelInfo
@@ -76,6 +79,7 @@ class BankMetadata:
     versions: dict[str, str]
     n_heads: dict[str, int] = field(default_factory=dict)
     dropped_space: str = ""
+    hooked: tuple[str, ...] = ()
 
 
 def partial_path(path: Path) -> Path:

@@ -32,7 +32,7 @@ from tl_latentlens.model.fingerprint_check import check_fingerprint
 from tl_latentlens.model.heads import hook_point
 from tl_latentlens.model.info import ModelInfo
 from tl_latentlens.model.layers import one_hook_name
-from tl_latentlens.search.ambient import own_arithmetic
+from tl_latentlens.search.ambient import autocast_state, own_arithmetic
 from tl_latentlens.search.device import as_device
 from tl_latentlens.search.tensors import as_tensor
 from tl_latentlens.views.context import Context
@@ -55,7 +55,7 @@ class ContextualIndex(ReopenedIndex):
     device: torch.device
     _searches: dict[str, HookNameSearch]
     _is_approximate: bool
-    _checked_models: WeakKeyDictionary[Any, bool]
+    _checked_models: WeakKeyDictionary[Any, set[Any]]  # the states of autocast in which each was checked
 
     @own_arithmetic()
     def __init__(
@@ -240,19 +240,21 @@ class ContextualIndex(ReopenedIndex):
         return {row: self.row(row).window(width).clipped(width) for row in set(rows)}
 
     def check_model(self, model: Any, *, force: bool = False) -> None:
-        """Replay the bank's fingerprint on a model; done once for each model unless `force`.
+        """Replay the bank's fingerprint on a model; done once for each model, with autocast and without, unless `force`.
 
         Raises:
             ModelMismatchError: Another model, tokenizer, or weight processing than the bank's; with `allow_mismatch` a
                 warning instead.
         """
-        if force or model not in self._checked_models:
+        checked, state = self._checked_models.setdefault(model, set()), autocast_state()
+        if force or state not in checked:
             for bank in self.banks:
                 try:
-                    check_fingerprint(model, bank.fingerprint, bank.model_info, without_means=self._ignores_centering)
+                    hooked, without_means = bank.file.metadata.hooked, self._ignores_centering
+                    check_fingerprint(model, bank.fingerprint, bank.model_info, without_means=without_means, hooked=hooked)
                 except ModelMismatchError as error:
                     self._mismatch(str(error))
-            self._checked_models[model] = True
+            checked.add(state)
 
     @own_arithmetic()
     def transform_activations(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -14,10 +15,10 @@ from tl_latentlens.lens.followed import FollowedTokens
 from tl_latentlens.lens.result import LensResult
 from tl_latentlens.lens.run_context import find_run_context
 from tl_latentlens.lens.settings import LensSettings
+from tl_latentlens.model.fingerprint import is_replaying
 from tl_latentlens.model.flatten import activations_by_name
 from tl_latentlens.model.hook_names import require_language_model
-from tl_latentlens.model.running import without_hooks
-from tl_latentlens.search.ambient import own_arithmetic
+from tl_latentlens.search.ambient import autocast_as, autocast_state, own_arithmetic
 
 
 class LatentLensHook:
@@ -30,7 +31,9 @@ class LatentLensHook:
     index: ContextualIndex
     settings: LensSettings
     captures: Captures
+    only_reads = True  # said to those who look for hooks that change activations
     _result: LensResult | None
+    _autocast: tuple[tuple[str, torch.dtype], ...] = ()  # as it was in the last run
 
     def __init__(
         self,
@@ -76,6 +79,8 @@ class LatentLensHook:
             InvalidInputError: An activation without a vector for each token, or without the heads that are named; or one of
                 an image encoder.
         """
+        if is_replaying():
+            return
         name = str(name or hook.name)
         require_language_model(name)
         batch, pos = activation.shape[:2]
@@ -84,6 +89,7 @@ class LatentLensHook:
             with own_arithmetic():
                 self.captures.add(hook_name, vectors.clone(), context)
         self._result = None
+        self._autocast = autocast_state()
 
     @property
     def result(self) -> LensResult:
@@ -95,7 +101,7 @@ class LatentLensHook:
         """
         if self._result is None:
             if (model := self.captures.model) is not None:
-                with without_hooks(model):  # hooks of the user may change what a replay gives
+                with autocast_as(self._autocast):
                     self.index.check_model(model)
             self._result = decode_captures(self.captures, self.index, self.settings)
         return self._result

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from tl_latentlens.model.running import run_hooked
 TOLERANCES = {"float32": 5e-3, "float16": 2e-2, "bfloat16": 5e-2}
 """Dtype of the weights → by how much activations of one model may differ between two runs, as a share of their length."""
 _DEFAULT_TOLERANCE = 5e-3
+_is_replaying = ContextVar("is_replaying", default=False)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Fingerprint:
         return replace(self, activations=centered)
 
 
+def is_replaying() -> bool:
+    """True in a run for a fingerprint, which is no run of the user's."""
+    return _is_replaying.get()
+
+
 def fingerprint(model: Any, prompts: Sequence[Sequence[int]], hook_names: Sequence[str]) -> Fingerprint:
     """The activations that the model gives for each prompt alone, in float32.
 
@@ -87,12 +94,16 @@ def fingerprint(model: Any, prompts: Sequence[Sequence[int]], hook_names: Sequen
 
         return hook_fn
 
-    for prompt in prompts:
-        tokens = torch.tensor([list(prompt)], device=model_device(model))
-        fired: dict[str, np.ndarray] = {}
-        run_hooked(model, tokens, None, [(name, keep(name)) for name in hook_names])
-        for name, rows in fired.items():
-            rows_of_prompts[name].append(rows)
+    replaying = _is_replaying.set(True)
+    try:
+        for prompt in prompts:
+            tokens = torch.tensor([list(prompt)], device=model_device(model))
+            fired: dict[str, np.ndarray] = {}
+            run_hooked(model, tokens, None, [(name, keep(name)) for name in hook_names])
+            for name, rows in fired.items():
+                rows_of_prompts[name].append(rows)
+    finally:
+        _is_replaying.reset(replaying)
     silent = [name for name, rows in rows_of_prompts.items() if len(rows) < len(prompts)]
     if silent:
         hints = [hint for name in silent if (hint := switch_on_hint(model, name))]

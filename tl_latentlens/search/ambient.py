@@ -3,7 +3,7 @@
 A model runs under its user's settings. What is computed from its activations must not depend on them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import Lock
 from typing import Any
@@ -34,8 +34,31 @@ def own_arithmetic(*, full_products: bool = False) -> Iterator[None]:
         if torch.get_default_device() != _CPU:
             stack.enter_context(_CPU)
         if full_products:
-            stack.enter_context(_full_products())
+            stack.enter_context(full_products_only())
         yield
+
+
+def autocast_state() -> tuple[tuple[str, torch.dtype], ...]:
+    """The kinds of devices for which autocast is on in this thread, each with its dtype."""
+    return tuple(
+        (device, torch.get_autocast_dtype(device)) for device in _AUTOCAST_DEVICES if torch.is_autocast_enabled(device)
+    )
+
+
+@contextmanager
+def autocast_as(state: Sequence[tuple[str, torch.dtype]]) -> Iterator[None]:
+    """A context in which autocast is as it was when `autocast_state` was asked."""
+    with ExitStack() as stack:
+        for device, _ in autocast_state():
+            stack.enter_context(torch.autocast(device, enabled=False))
+        for device, dtype in state:
+            stack.enter_context(torch.autocast(device, dtype))
+        yield
+
+
+def has_full_products() -> bool:
+    """True where float32 matrices are multiplied in float32 in this process."""
+    return _reduced_precisions() is None
 
 
 class _Precisions:
@@ -47,7 +70,8 @@ class _Precisions:
 
 
 @contextmanager
-def _full_products() -> Iterator[None]:
+def full_products_only() -> Iterator[None]:
+    """A context in which float32 matrices are multiplied in float32, in the whole process."""
     with _Precisions.lock:
         _Precisions.n_contexts += 1
         if _Precisions.n_contexts == 1:
@@ -62,19 +86,25 @@ def _full_products() -> Iterator[None]:
 
 
 def _set_full_precision() -> tuple[str | None, list[str]] | None:
-    """Switch reduced precision off, and return what it was, in all and for each backend; None where it was off."""
+    """Switch reduced precision off, and return what it was; None where it was off."""
+    before = _reduced_precisions()
+    if before is not None:
+        if before[0] is not None:
+            torch.set_float32_matmul_precision("highest")
+        for backend in _backends():
+            backend.fp32_precision = "ieee"
+    return before
+
+
+def _reduced_precisions() -> tuple[str | None, list[str]] | None:
+    """The precision of float32 products in all, where torch can say it, and of each backend; None where none is reduced."""
     try:
         overall = torch.get_float32_matmul_precision()
     except RuntimeError:  # it was set for each backend, which this getter does not sum up
         overall = None
     of_backends = [backend.fp32_precision for backend in _backends()]
-    if overall in (None, "highest") and all(precision in ("none", "ieee") for precision in of_backends):
-        return None
-    if overall is not None:
-        torch.set_float32_matmul_precision("highest")
-    for backend in _backends():
-        backend.fp32_precision = "ieee"
-    return overall, of_backends
+    is_full = overall in (None, "highest") and all(precision in ("none", "ieee") for precision in of_backends)
+    return None if is_full else (overall, of_backends)
 
 
 def _set_precision(overall: str | None, of_backends: list[str]) -> None:
