@@ -5,7 +5,7 @@ A group is a dataclass, under `OptionGroup`, whose fields are annotated as the p
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import wraps
 from inspect import Parameter, Signature
 from typing import Any, get_type_hints
@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 from tl_latentlens.errors import LatentLensError
 
 
+@dataclass
 class OptionGroup:
     """The values of options that belong together."""
 

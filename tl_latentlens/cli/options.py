@@ -128,7 +128,7 @@ class ModelOptions(OptionGroup):
 
     def _settings(self) -> dict[str, Any]:
         names = ("kind", "device", "n_devices")
-        device_map = _json_object(self.device_map) if (self.device_map or "").startswith("{") else self.device_map
+        device_map = None if self.device_map is None else _device_map(self.device_map)
         memory = None if self.max_memory is None else dict(map(_memory_of_device, self.max_memory))
         device = None if device_map is not None else self.device
         return {
@@ -144,9 +144,9 @@ def hook_name_in_bank(hook_name: str | None, bank: tll.Bank) -> str | None:
     return None if hook_name is None else one_hook_name(hook_name, bank.model_info.n_layers)
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def _device_map(text: str) -> str | dict[str, Any]:
     try:
-        return json.loads(text)
+        return json.loads(text) if text.startswith("{") else text
     except ValueError as error:
         raise InvalidInputError(f"got --device-map {text!r}, which is no JSON: {error}") from None
 

@@ -53,9 +53,11 @@ def expand_layers(
         UnknownHookError: A layer that the model does not have.
         InvalidInputError: Something that is neither a hook name nor a layer, or a range that ends before it starts.
     """
-    several = isinstance(choice, Iterable) and not isinstance(choice, str) and not _is_number(choice)
     every_layer = list(map(layer_hook_name, range(n_layers))) if every_layer is None else every_layer
-    return [name for one in (choice if several else [choice]) for name in _hook_names_of_one(one, n_layers, every_layer)]
+    choices: list[Any] = [choice]
+    if isinstance(choice, Iterable) and not isinstance(choice, str) and not _is_number(choice):
+        choices = list(choice)
+    return [name for one in choices for name in _hook_names_of_one(one, n_layers, every_layer)]
 
 
 def one_hook_name(choice: int | str, n_layers: int) -> str:
