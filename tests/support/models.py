@@ -114,3 +114,19 @@ def load_any(folder: Path, kind: str) -> Any:
         state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
     return model.eval()
+
+
+def random_bridge(config: transformers.PretrainedConfig, folder: Path) -> Any:
+    """A randomly initialised model of a Hugging Face config, on a bridge, with the tokenizer of `make_tokenizer`."""
+    tokenizer = make_tokenizer()
+    config.vocab_size = len(tokenizer)
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = (
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )
+    auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    torch.manual_seed(0)
+    auto.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return load_model(str(folder), kind="bridge")

@@ -20,7 +20,8 @@ from tl_latentlens.corpus.paths import absolute_path
 from tl_latentlens.corpus.plan import Plan, PlanSettings, make_plan
 from tl_latentlens.corpus.texts import load_corpus
 from tl_latentlens.errors import BankError
-from tl_latentlens.model.describe import describe_model, is_bidirectional, model_device, require_embedded, require_model
+from tl_latentlens.model.describe import describe_model, model_device, require_embedded, require_model
+from tl_latentlens.model.direction import is_bidirectional
 from tl_latentlens.model.fingerprint import fingerprint
 from tl_latentlens.model.fingerprint_causes import some
 from tl_latentlens.model.fingerprint_check import check_fingerprint
@@ -88,6 +89,7 @@ def build_bank(
     plan = plan_corpus(
         model,
         texts,
+        hook_names=names,
         max_rows_per_token=max_rows_per_token,
         seed=seed,
         repeat=repeat,
@@ -190,14 +192,21 @@ def plan_corpus(
     model: Any,
     texts: Any,
     *,
+    hook_names: int | str | Iterable[int | str] | Callable[[str], bool] | None = None,
     max_rows_per_token: int | None = 50,
     seed: int = 0,
     repeat: bool = False,
     keep_special_tokens: bool = False,
 ) -> Plan:
-    """Tokenise texts for a model and choose their rows; see `build_bank` for the arguments."""
+    """Tokenise texts for a model and choose their rows; see `build_bank` for the arguments.
+
+    Texts that begin alike share rows, unless later tokens change an activation that is banked. `hook_names` are those of the
+    bank; None: any of the model's stacks counts.
+    """
     corpus: Iterable[str] = load_corpus(texts)
-    settings = PlanSettings(max_rows_per_token, seed, is_bidirectional(model), repeat, keep_special_tokens=keep_special_tokens)
+    names = None if hook_names is None else expand_hook_names(model, hook_names)
+    is_bidirectional_there = is_bidirectional(model, names)
+    settings = PlanSettings(max_rows_per_token, seed, is_bidirectional_there, repeat, keep_special_tokens=keep_special_tokens)
     return make_plan(tokenize(model, corpus, repeat=repeat, keep_special_tokens=keep_special_tokens), settings)
 
 

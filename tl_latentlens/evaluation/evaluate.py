@@ -22,7 +22,8 @@ from tl_latentlens.evaluation.senses import activations_of_uses, sense_accuracy,
 from tl_latentlens.evaluation.substitution import substitution
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.index.transforms import TRANSFORMS
-from tl_latentlens.model.describe import is_bidirectional, require_model
+from tl_latentlens.model.describe import require_model
+from tl_latentlens.model.direction import is_bidirectional
 from tl_latentlens.model.heads import is_head_name
 from tl_latentlens.statistics.intervals import Measure, ReaderKey
 from tl_latentlens.views.curves import measure_curves

@@ -13,8 +13,9 @@ from tl_latentlens.evaluation.labelled_uses import Uses
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
 from tl_latentlens.model.activations import activations_at
-from tl_latentlens.model.describe import is_bidirectional, model_device
+from tl_latentlens.model.describe import model_device
 from tl_latentlens.model.hook_points import in_residual_stream
+from tl_latentlens.model.readout import readout_problem
 from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.statistics.intervals import Measure, ReaderKey
 from tl_latentlens.views.data import TokenReading
@@ -77,7 +78,7 @@ def votes_of_baselines(
         if hook_name == layer_0_hook(model):
             units = torch.nn.functional.normalize(vectors, dim=-1)
             votes[ReaderKey("layer 0")] = vote_of_nearest(uses, (units @ units.T).numpy(), top_k)
-        elif not is_bidirectional(model) and in_residual_stream(hook_name):
+        elif in_residual_stream(hook_name) and readout_problem(model) is None:
             for reader, lens in (("logit lens", logit_lens), ("embedding lens", embedding_lens)):
                 reading = lens(model, vectors.to(model_device(model)), _N_LENS_TOKENS)
                 votes[ReaderKey(reader, hook_name)] = vote_of_nearest(uses, _reading_similarity(reading), top_k, above=0)

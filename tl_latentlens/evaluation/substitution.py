@@ -13,9 +13,10 @@ from tqdm.auto import tqdm
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.evaluation.held_out import HeldOutRows, random_rows_in_other_prompts
 from tl_latentlens.model.activations import batches_by_length, prompts_as_run
-from tl_latentlens.model.describe import is_bidirectional, model_device
+from tl_latentlens.model.describe import model_device
+from tl_latentlens.model.direction import is_bidirectional
 from tl_latentlens.model.hook_points import in_residual_stream
-from tl_latentlens.model.running import evaluating
+from tl_latentlens.model.state import evaluating
 from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.statistics.intervals import Measure, ReaderKey
 

@@ -26,10 +26,10 @@ from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.lens.lens_hooks import latentlens_hooks
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
 from tl_latentlens.lens.result import LensResult
-from tl_latentlens.model.describe import is_bidirectional
 from tl_latentlens.model.flatten import flat_activation
 from tl_latentlens.model.hook_names import check_hook_names
 from tl_latentlens.model.hook_points import in_residual_stream
+from tl_latentlens.model.readout import readout_problem
 from tl_latentlens.model.repeated import repeated
 from tl_latentlens.model.tokenize import run_input, tokenize
 from tl_latentlens.search.queries import normalize_queries
@@ -182,7 +182,7 @@ class Reader:
         hooks = latentlens_hooks(
             self.index(transform),
             top_k=self.top_k,
-            logit_lens=not is_bidirectional(self.model),
+            logit_lens=readout_problem(self.model) is None,
             embedding_lens=True,
             positions=positions,
             model=self.model,
@@ -267,7 +267,7 @@ class Reader:
         if len(vector) == self.model.cfg.d_model and (hook_name is None or in_residual_stream(hook_name)):
             ends = torch.stack([vector, -vector])
             lenses = {"embedding_lens": embedding_lens(self.model, ends.to(self.model.W_E), self.top_k)}
-            if not is_bidirectional(self.model):
+            if readout_problem(self.model) is None:
                 lenses = {"logit_lens": logit_lens(self.model, ends, self.top_k), **lenses}
         return DirectionReading(f"{title}, length {float(vector.norm()):.3g}", result, lenses)
 

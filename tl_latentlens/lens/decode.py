@@ -20,7 +20,9 @@ from tl_latentlens.lens.positions import decoded_positions
 from tl_latentlens.lens.result import LensResult
 from tl_latentlens.lens.settings import LensSettings
 from tl_latentlens.model.heads import head_result_layer
+from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.model.image_tokens import placeholder_ids
+from tl_latentlens.model.readout import readout_problem
 from tl_latentlens.model.token_strings import single_tokens, token_strings
 from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.views.data import TokenReading
@@ -43,6 +45,7 @@ def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSe
     if isinstance(settings.positions, str):
         hook_name = captures.hook_names[0]
         _warn_where_no_image_was(hook_name, captures.vectors(hook_name, decoded))
+    settings = _without_missing_readout(captures, settings)
     neighbors, logits, embeddings = {}, {}, {}
     for batch in vector_batches(captures, decoded, index):
         search_result = index.search(
@@ -96,9 +99,9 @@ def follow_tokens(
         rows = index.search(batch.vectors, top_k, query_hook_name=batch.query_hook_name).rows.cpu().numpy()
         shares |= _by_hook_name(batch.hook_names, neighbor_ranks(row_token_ids[rows], ids))
         if batch.is_residual:
-            if settings.logit_lens:
+            if result.logit_lens:
                 logits |= _by_hook_name(batch.hook_names, logit_ranks(model, batch.vectors, token_ids))
-            if settings.embedding_lens:
+            if result.embedding_lens:
                 embeddings |= _by_hook_name(batch.hook_names, embedding_ranks(model, batch.vectors, token_ids))
     string_of = token_strings(model, ids)
     return FollowedTokens(tuple(string_of[i] for i in ids), result, top_k, shares, logits, embeddings)
@@ -110,6 +113,7 @@ def _require_captures(captures: Captures) -> None:
             "nothing was captured: run the model with these hooks first, "
             "model.run_with_hooks(text, fwd_hooks=latentlens_hooks(index)); where it ran, none of the hook names fired"
         )
+    captures.require_whole()
 
 
 def _require_model_where_needed(captures: Captures, settings: LensSettings) -> None:
@@ -119,6 +123,16 @@ def _require_model_where_needed(captures: Captures, settings: LensSettings) -> N
         raise InvalidInputError("the logit lens needs the model: LatentLensHook(index, model=model), or logit_lens=False")
     if any(head_result_layer(name) is not None for name in captures.hook_names):
         raise InvalidInputError("hook_result[head] is computed with the model's W_O: LatentLensHook(index, model=model)")
+
+
+def _without_missing_readout(captures: Captures, settings: LensSettings) -> LensSettings:
+    """The settings, without the logit lens where it cannot read the model; a warning says why."""
+    if not settings.logit_lens or captures.model is None or not any(map(in_residual_stream, captures.hook_names)):
+        return settings
+    if problem := readout_problem(captures.model):
+        warnings.warn(f"the result is without the logit lens: {problem}; logit_lens=False says so at once", stacklevel=5)
+        return replace(settings, logit_lens=False)
+    return settings
 
 
 def _warn_where_no_image_was(hook_name: str, vectors: Float[Tensor, "cells d"]) -> None:

@@ -1,13 +1,17 @@
 """The lens hook: it captures activations while the model runs, and decodes them when its result is asked for."""
 
+import sys
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass, replace
+from threading import get_ident
 from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.lens.captures import Captures
 from tl_latentlens.lens.decode import decode_captures, follow_tokens
@@ -15,10 +19,30 @@ from tl_latentlens.lens.followed import FollowedTokens
 from tl_latentlens.lens.result import LensResult
 from tl_latentlens.lens.run_context import find_run_context
 from tl_latentlens.lens.settings import LensSettings
+from tl_latentlens.lens.threads import note_thread
 from tl_latentlens.model.fingerprint import is_replaying
 from tl_latentlens.model.flatten import activations_by_name
 from tl_latentlens.model.hook_names import require_language_model
 from tl_latentlens.search.ambient import autocast_as, autocast_state, own_arithmetic
+
+
+@dataclass
+class _Reading:
+    """What a thread ran.
+
+    Attributes:
+        captures: The activations of its last run.
+        result: Their reading; None before it is asked for.
+        autocast: Autocast as it was in the last run.
+    """
+
+    captures: Captures
+    result: LensResult | None = None
+    autocast: tuple[tuple[str, torch.dtype], ...] = ()
+
+    def __bool__(self) -> bool:
+        """True where there is something to read."""
+        return bool(self.captures) or self.result is not None
 
 
 class LatentLensHook:
@@ -26,14 +50,15 @@ class LatentLensHook:
 
     It never changes the activation, keeps no graph, and returns None. A new run replaces the last one. The tokens that
     `generate` adds one by one are joined to their prompt.
+
+    TransformerLens puts hooks on the model itself, so they fire in the runs of other threads too. What a thread ran is kept
+    apart: a thread reads its own last run, or, where it ran nothing, that of the one other thread that did.
     """
 
     index: ContextualIndex
     settings: LensSettings
-    captures: Captures
     only_reads = True  # said to those who look for hooks that change activations
-    _result: LensResult | None
-    _autocast: tuple[tuple[str, torch.dtype], ...] = ()  # as it was in the last run
+    _readings: dict[int, _Reading]
 
     def __init__(
         self,
@@ -49,22 +74,23 @@ class LatentLensHook:
         """Make a hook; see `latentlens_hooks` for the arguments."""
         self.index = index
         self.settings = LensSettings(top_k, logit_lens, embedding_lens, positions, calibrate)
-        self.captures = Captures(model)
-        self._result = None
+        self._given_model = model
+        self._readings = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Index, settings, and the reading of the last run, which is made now; the model stays in its process."""
-        result = self.result if self.captures else self._result
-        return {"index": self.index, "settings": self.settings, "_result": result}
+        return {"index": self.index, "settings": self.settings, "result": self.result if self._reading() else None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Begin with no run but the one that was read."""
-        self.__dict__.update(state, captures=Captures())
+        self.index, self.settings, self._given_model = state["index"], state["settings"], None
+        self._readings = {get_ident(): _Reading(Captures(), state["result"])}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LatentLensHook":
         """A hook with the same index and model, and the same run so far."""
         memo[id(self)] = same = type(self).__new__(type(self))
-        same.__dict__.update(vars(self), captures=copy(self.captures))
+        copies = {thread: replace(reading, captures=copy(reading.captures)) for thread, reading in self._readings.items()}
+        same.__dict__.update(vars(self), _readings=copies)
         return same
 
     def __call__(self, activation: Tensor, hook: Any, name: str | None = None) -> None:
@@ -84,12 +110,46 @@ class LatentLensHook:
         name = str(name or hook.name)
         require_language_model(name)
         batch, pos = activation.shape[:2]
-        context = find_run_context(batch, pos)
+        context = find_run_context(batch, pos, name)
+        reading = self._reading_of_thread()
         for hook_name, vectors in activations_by_name(name, activation).items():
             with own_arithmetic():
-                self.captures.add(hook_name, vectors.clone(), context)
-        self._result = None
-        self._autocast = autocast_state()
+                reading.captures.add(hook_name, vectors.clone(), context)
+        reading.result, reading.autocast = None, autocast_state()
+        if context.model is not None:
+            note_thread(context.model)
+
+    def _reading_of_thread(self) -> _Reading:
+        """What the calling thread ran; what threads that have ended ran is let go of when another begins."""
+        thread = get_ident()
+        if thread not in self._readings:
+            running = sys._current_frames()
+            for ended in [other for other in self._readings if other not in running]:
+                del self._readings[ended]
+            self._readings[thread] = _Reading(Captures(self._given_model))
+        return self._readings[thread]
+
+    def _reading(self) -> _Reading:
+        """What the calling thread ran, or the one other thread that ran something.
+
+        Raises:
+            InvalidInputError: Several other threads did.
+        """
+        own = self._readings.get(get_ident())
+        others = [reading for reading in list(self._readings.values()) if reading]
+        if own:
+            return own
+        if len(others) > 1:
+            raise InvalidInputError(
+                f"{len(others)} other threads ran the model with these hooks on it, and this one did not; expected one: read "
+                "the result in the thread that ran, or call clear() before each run"
+            )
+        return others[0] if others else _Reading(Captures(self._given_model))
+
+    @property
+    def captures(self) -> Captures:
+        """The activations of the last run, of the calling thread where it ran something."""
+        return self._reading().captures
 
     @property
     def result(self) -> LensResult:
@@ -99,22 +159,22 @@ class LatentLensHook:
             InvalidInputError: No run was captured, or a NaN activation.
             ModelMismatchError: The model that ran is not the bank's.
         """
-        if self._result is None:
-            if (model := self.captures.model) is not None:
-                with autocast_as(self._autocast):
+        reading = self._reading()
+        if reading.result is None:
+            if (model := reading.captures.model) is not None:
+                with autocast_as(reading.autocast):
                     self.index.check_model(model)
-            self._result = decode_captures(self.captures, self.index, self.settings)
-        return self._result
+            reading.result = decode_captures(reading.captures, self.index, self.settings)
+        return reading.result
 
     @property
     def is_decoded(self) -> bool:
         """True where the last run was decoded already."""
-        return self._result is not None
+        return self._reading().result is not None
 
     def clear(self) -> None:
-        """Forget what was captured."""
-        self.captures.clear()
-        self._result = None
+        """Forget what was captured, in every thread."""
+        self._readings = {}
 
     def follow_tokens(self, tokens: str | int | Sequence[str | int], *, top_k: int = 50) -> FollowedTokens:
         """The scores and ranks that each lens gives chosen tokens, at every layer and decoded position of the last run.

@@ -15,6 +15,7 @@ from tl_latentlens.index.hook_names import requested_hook_names
 from tl_latentlens.lens.followed import FollowedTokens
 from tl_latentlens.lens.hook import LatentLensHook
 from tl_latentlens.lens.result import LensResult
+from tl_latentlens.lens.threads import is_shared
 from tl_latentlens.model.heads import head_of, head_result_layer, hook_point, is_all_heads_name, is_head_name, tl_hook_name
 from tl_latentlens.model.hook_names import check_hook_names, require_firing
 from tl_latentlens.model.hook_points import forward_order
@@ -60,6 +61,12 @@ class LensHooks(list[tuple[str, Callable[..., Any]]]):
         silent = [name for name in self.hook_names if name not in captured and hook_point(name) not in captured_points]
         if captures.model is not None:
             require_firing(silent, captures.model)
+            if silent and captured and not captures.stopped_early and is_shared(captures.model):
+                raise InvalidInputError(
+                    f"{silent} did not fire, and other threads ran this model with hooks on it: TransformerLens keeps hooks on "
+                    "the model, and takes those of other threads off; let one thread at a time run it and read its result (by "
+                    "a lock), or give each thread a copy (copy.deepcopy(model))"
+                )
         if captured:
             last = max(forward_order(name) for name in captured)
             if skipped := [name for name in silent if forward_order(name) <= last]:

@@ -1,7 +1,6 @@
 """The logit lens and the embedding lens: the tokens whose unembedding or embedding a vector is nearest to."""
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,8 +11,7 @@ from torch.nn.functional import normalize
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.lens.followed import TokenRanks
-from tl_latentlens.model.describe import is_bidirectional
-from tl_latentlens.model.running import evaluating, without_hooks
+from tl_latentlens.model.readout import embedding_matrix, on_readout, reading_logits, require_readout, residual_logits
 from tl_latentlens.model.token_strings import token_strings
 from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.search.vectors import VectorSearch
@@ -28,7 +26,8 @@ def logit_lens(model: Any, vectors: Float[Tensor, "... d_model"], top_k: int = 5
     """The likeliest next tokens if the model ended at these vectors: softmax(unembed(ln_final(v))).
 
     Uses `logit_readout` of TransformerLens 4.3 where there is one, else `ln_final`, `W_U`, `b_U` and the model's own logit
-    transform (softcap, logit scale).
+    transform (softcap, logit scale). A model without a final norm is read without one. Before the first reading, what is read
+    at the last layer is compared with the logits that the model itself gives.
 
     Args:
         model: A decoder-only TransformerLens model.
@@ -39,7 +38,8 @@ def logit_lens(model: Any, vectors: Float[Tensor, "... d_model"], top_k: int = 5
         Token ids and probabilities in [0, 1], the leading shape flattened.
 
     Raises:
-        InvalidInputError: An encoder, whose MLM head this would skip, or a wrong width.
+        InvalidInputError: An encoder, whose MLM head this would skip; a model that lacks an unembedding, or makes its logits in
+            another way; or a wrong width.
     """
     ids, scores = _read_logits(
         model, vectors, lambda logits: logits.softmax(-1).topk(min(top_k, logits.shape[-1]), dim=-1)[::-1]
@@ -68,47 +68,25 @@ def _read_logits(
     model: Any, vectors: Float[Tensor, "... d_model"], read: Callable[[Float[Tensor, "n d_vocab"]], tuple[Tensor, ...]]
 ) -> list[Tensor]:
     """The tensors that `read` makes of the logits of all vectors, on the CPU; a part of the logits is held at a time."""
-    if is_bidirectional(model):
-        raise InvalidInputError("the logit lens needs a decoder: an encoder's MLM head would be skipped; pass logit_lens=False")
+    require_readout(model)
     flat = vectors.detach().reshape(-1, vectors.shape[-1])
     if flat.shape[-1] != model.cfg.d_model:
         raise InvalidInputError(f"got vectors of width {flat.shape[-1]}; the logit lens reads d_model = {model.cfg.d_model}")
-    parameter = next(model.ln_final.parameters(), None)
-    weight = model.W_U
-    flat = flat.to(weight.device, weight.dtype if parameter is None else parameter.dtype)
-    with evaluating(model), without_hooks(model.ln_final):
-        chunks = flat.split(max(1, _MAX_SCORE_BYTES // (4 * model.cfg.d_vocab)))
-        readings = [[tensor.cpu() for tensor in read(_logits(model, chunk).float())] for chunk in chunks]
+    with reading_logits(model):
+        chunks = on_readout(model, flat).split(max(1, _MAX_SCORE_BYTES // (4 * model.cfg.d_vocab)))
+        readings = [[tensor.cpu() for tensor in read(residual_logits(model, chunk).float())] for chunk in chunks]
     return [torch.cat(parts) for parts in zip(*readings, strict=True)]
-
-
-def _logits(model: Any, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
-    readout = _native_readout(model)
-    if readout is not None and len(vectors):  # it refuses an empty batch
-        return readout(model, vectors, chunk_size=len(vectors)).values
-    logits = model.ln_final(vectors[:, None])[:, 0] @ model.W_U + model.b_U
-    adapter = getattr(model, "adapter", None)
-    if adapter is not None and hasattr(adapter, "apply_output_logits_transform"):
-        return adapter.apply_output_logits_transform(logits)
-    cap = getattr(model.cfg, "output_logits_soft_cap", None)
-    return cap * torch.tanh(logits / cap) if cap is not None and cap > 0 else logits
-
-
-def _native_readout(model: Any) -> Any:
-    """The `logit_readout` of TransformerLens, for bridges and for versions that have it; else None."""
-    if not hasattr(model, "adapter"):
-        return None
-    try:
-        return getattr(import_module("transformer_lens.tools.analysis"), "logit_readout", None)
-    except ImportError:
-        return None
 
 
 @own_arithmetic()
 def embedding_lens(model: Any, vectors: Float[Tensor, "... d_model"], top_k: int = 5) -> TokenReading:
-    """The input embeddings (rows of W_E) nearest to each vector by cosine, in [-1, 1], the leading shape flattened."""
+    """The input embeddings (rows of W_E) nearest to each vector by cosine, in [-1, 1], the leading shape flattened.
+
+    Raises:
+        InvalidInputError: A model without W_E, or vectors of another width.
+    """
     if model not in _embedding_searches:
-        weight = model.W_E.detach()
+        weight = embedding_matrix(model)
         _embedding_searches[model] = VectorSearch(weight, weight.device, unit_length=False)
     nearest = _embedding_searches[model].top_k(vectors.detach().reshape(-1, vectors.shape[-1]), top_k)
     return _token_reading(model, nearest.rows.cpu(), nearest.similarities.cpu())
@@ -117,7 +95,7 @@ def embedding_lens(model: Any, vectors: Float[Tensor, "... d_model"], top_k: int
 @own_arithmetic(full_products=True)
 def embedding_ranks(model: Any, vectors: Float[Tensor, "... d_model"], token_ids: Int[Tensor, " tokens"]) -> TokenRanks:
     """Cosine of chosen tokens' input embeddings with each vector, and their ranks among all rows of W_E."""
-    weight = model.W_E.detach()
+    weight = embedding_matrix(model)
     units = normalize(vectors.detach().reshape(-1, vectors.shape[-1]).to(weight.device).float(), dim=-1)
     token_ids = token_ids.to(weight.device)
     chosen = units @ normalize(weight[token_ids].float(), dim=-1).T

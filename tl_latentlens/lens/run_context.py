@@ -1,5 +1,6 @@
 """The run that a hook is called in: its model, its tokens, and which of them are padding or BOS."""
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +11,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_latentlens.model.describe import is_model
+from tl_latentlens.model.key_cache import n_cached_tokens
 from tl_latentlens.model.special_tokens import skippable_token_ids
 
-_GENERATING_FUNCTIONS = ("generate", "generate_stream", "_sample")
+_GENERATING_FUNCTIONS = ("generate", "generate_stream", "_generate_tokens", "_sample")
+_SEARCH = re.compile(r"_?(\w*beam_search|contrastive_search|assisted_decoding)")
+"""Functions of transformers that reorder, repeat or take back what they run, so that no row is one text to the end."""
 
 
 @dataclass(frozen=True)
@@ -23,46 +27,100 @@ class RunContext:
         model: The outermost TransformerLens model that is running, or None.
         tokens: Token ids that the activation belongs to, or None.
         attention_mask: The mask given to the model, or None.
-        continues_generation: True where the run adds tokens to those of an earlier run, as every step of `generate` after
-            the first does.
+        n_cached: The number of tokens before these whose keys and values the run was given; 0 for a run of its own; None where
+            `generate` adds tokens and the cache does not show how many.
+        cache: The cache of keys and values, or None.
+        search: The name of the search that generates and does not keep the rows of the batch, or None.
+        stops_early: True where the caller asked to stop at a layer.
+        source: What entered the hook point. Hooks that fire in one call of a hook point have the same.
     """
 
     model: Any
     tokens: Int[Tensor, "batch pos"] | None
     attention_mask: Int[Tensor, "batch pos"] | None
-    continues_generation: bool = False
+    n_cached: int | None = 0
+    cache: Any = None
+    search: str | None = None
+    stops_early: bool = False
+    source: Tensor | None = None
 
 
-def find_run_context(batch: int, pos: int) -> RunContext:
-    """The context of the forward pass that is calling, for an activation of these sizes.
+@dataclass
+class _Found:
+    """What the frames above a hook show, the innermost first."""
+
+    model: Any = None
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    cache: Any = None
+    search: str | None = None
+    stops_early: bool = False
+    source: Tensor | None = None
+    is_later_step: bool | None = None
+
+
+def find_run_context(batch: int, pos: int, hook_name: str = "") -> RunContext:
+    """The context of the forward pass that is calling, for an activation of these sizes at a hook name.
 
     TransformerLens gives a hook the activation and its HookPoint, and neither leads to the model or the tokens. They are
     arguments of the forward passes that are on the stack. Those arguments have had the same names in all versions.
     """
-    model = tokens = mask = is_later_step = None
-    has_cache = False
+    found = _Found()
     frame = sys._getframe(1)
     while frame is not None:
         variables = frame.f_locals
-        module = variables.get("self")
-        if isinstance(module, torch.nn.Module):
-            tokens = _input_ids(variables, batch, pos) if tokens is None else tokens
-            mask = _attention_mask(variables, batch, pos) if mask is None else mask
-            prompt, sampled = variables.get("input_tokens"), variables.get("sampled_tokens_list")
-            if isinstance(prompt, Tensor) and isinstance(sampled, list):
-                # HookedTransformer.generate runs on embeddings, and has their ids beside them. 2.16 makes up ids for the
-                # forward pass, and a mask that follows from them.
-                ids = torch.cat([prompt, *sampled], 1)[:, -pos:]
-                tokens = ids if tuple(ids.shape) == (batch, pos) else tokens
-                mask = mask if "initial_attention_mask" in variables else None
-            if is_later_step is None and frame.f_code.co_name in _GENERATING_FUNCTIONS:
-                is_later_step = bool(variables["sampled_tokens_list"]) if "sampled_tokens_list" in variables else True
-            # Few classes have `run_with_hooks`, so the cheap question comes first.
-            if hasattr(type(module), "run_with_hooks") and is_model(module):
-                model = module
-                has_cache = has_cache or _has_cache(variables)
+        if found.source is None:
+            found.source = _first_tensor(variables.get("module_input"))
+        if isinstance(variables.get("self"), torch.nn.Module):
+            _read_frame(frame.f_code.co_name, variables, found, batch, pos)
         frame = frame.f_back
-    return RunContext(model, tokens, mask, has_cache if is_later_step is None else is_later_step)
+    n_cached = None if found.is_later_step else 0
+    if found.cache is not None and found.model is not None:
+        measured = n_cached_tokens(found.cache, int(found.model.cfg.n_layers), pos, hook_name)
+        n_cached = n_cached if measured is None else measured
+    return RunContext(
+        found.model, found.tokens, found.mask, n_cached, found.cache, found.search, found.stops_early, found.source
+    )
+
+
+def _read_frame(function: str, variables: Mapping[str, Any], found: _Found, batch: int, pos: int) -> None:
+    """Take from the frame of a module's method what is not found yet."""
+    if found.tokens is None:
+        found.tokens = _input_ids(variables, batch, pos)
+    if found.mask is None:
+        found.mask = _attention_mask(variables, batch, pos)
+    if found.cache is None:
+        found.cache = _cache(variables)
+    prompt, sampled = variables.get("input_tokens"), variables.get("sampled_tokens_list")
+    if isinstance(prompt, Tensor) and isinstance(sampled, list):
+        # HookedTransformer.generate runs on embeddings, and has their ids beside them. 2.16 makes up ids for the
+        # forward pass, and a mask that follows from them.
+        ids = torch.cat([prompt, *sampled], 1)[:, -pos:]
+        found.tokens = ids if tuple(ids.shape) == (batch, pos) else found.tokens
+        found.mask = found.mask if "initial_attention_mask" in variables else None
+    if found.is_later_step is None and function in _GENERATING_FUNCTIONS:
+        found.is_later_step = _is_later_step(variables, batch, pos)
+    if found.search is None and _SEARCH.fullmatch(function):
+        found.search = function
+    found.stops_early = found.stops_early or variables.get("stop_at_layer") is not None
+    # Few classes have `run_with_hooks`, so the cheap question comes first.
+    module = variables["self"]
+    if hasattr(type(module), "run_with_hooks") and is_model(module):
+        found.model = module
+
+
+def _is_later_step(variables: Mapping[str, Any], batch: int, pos: int) -> bool:
+    """True in a generating function whose texts are longer than what is run."""
+    if "sampled_tokens_list" in variables:
+        return bool(variables["sampled_tokens_list"])
+    texts = (variables.get(name) for name in ("current_tokens", "tokens", "input_ids"))
+    return not any(isinstance(ids, Tensor) and tuple(ids.shape) == (batch, pos) for ids in texts)
+
+
+def _first_tensor(module_input: Any) -> Tensor | None:
+    """The activation that entered a hook point, from the arguments of its forward hook."""
+    first = module_input[0] if isinstance(module_input, tuple) and module_input else module_input
+    return first if isinstance(first, Tensor) else None
 
 
 def _input_ids(variables: Mapping[str, Any], batch: int, pos: int) -> Int[Tensor, "batch pos"] | None:
@@ -82,10 +140,12 @@ def _attention_mask(variables: Mapping[str, Any], batch: int, pos: int) -> Int[T
     return None
 
 
-def _has_cache(variables: Mapping[str, Any]) -> bool:
-    """True for a forward pass that was given keys and values of earlier tokens."""
-    caches = (variables.get("past_kv_cache"), (variables.get("kwargs") or {}).get("past_key_values"))
-    return any(cache is not None for cache in caches)
+def _cache(variables: Mapping[str, Any]) -> Any:
+    """The keys and values of earlier tokens that a forward pass was given, or None."""
+    keywords = variables.get("kwargs")
+    given = keywords.get("past_key_values") if isinstance(keywords, dict) else None
+    caches = (variables.get("past_kv_cache"), given, variables.get("past_key_values"))
+    return next((cache for cache in caches if cache is not None), None)
 
 
 def skipped_positions(

@@ -1,4 +1,4 @@
-"""A TransformerLens model's description: the check for one, its device and direction, and the record that a bank stores.
+"""A TransformerLens model's description: the check for one, its device, and the record that a bank stores.
 
 A model is recognised by what it has (`cfg`, `hook_dict`, `run_with_hooks`) and never by its class: TransformerLens 3 and 4
 share no class for models.
@@ -103,13 +103,6 @@ def require_embedded(model: Any, tokens: Int[np.ndarray, " tokens"], starts: Int
         "the tokenizer has tokens that the model has no vectors for. Use the tokenizer that the model came "
         "with, or resize the embedding before the model is loaded"
     )
-
-
-def is_bidirectional(model: Any) -> bool:
-    """True for encoders such as BERT, whose activations depend on the whole prompt."""
-    if getattr(model.cfg, "attention_dir", "causal") == "bidirectional":
-        return True
-    return "bert" in str(getattr(model.cfg, "architecture", "") or getattr(model.cfg, "original_architecture", "")).lower()
 
 
 def describe_model(model: Any) -> ModelInfo:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.model.output_weights import head_weight
 from tl_latentlens.search.ambient import own_arithmetic
 
 
@@ -20,9 +21,9 @@ def head_outputs(model: Any, layer: int, z: Float[Tensor, "... head d_head"]) ->
         z: `blocks.{layer}.attn.hook_z`, all heads.
 
     Raises:
-        InvalidInputError: z has another shape than the layer's W_O takes.
+        InvalidInputError: z has another shape than the layer's W_O takes, or the layer has no attention heads.
     """
-    weight = _output_weight(model, layer)
+    weight = head_weight(model, layer)
     if tuple(z.shape[-2:]) != tuple(weight.shape[:2]):
         raise InvalidInputError(
             f"got z of shape {tuple(z.shape)}; expected [..., {weight.shape[0]} heads, d_head {weight.shape[1]}], the "
@@ -34,9 +35,5 @@ def head_outputs(model: Any, layer: int, z: Float[Tensor, "... head d_head"]) ->
 @own_arithmetic(full_products=True)
 def head_output(model: Any, layer: int, head: int, z: Float[Tensor, "... d_head"]) -> Float[Tensor, "... d_model"]:
     """The vector that one attention head adds to the output of its layer; see `head_outputs`."""
-    weight = _output_weight(model, layer)
+    weight = head_weight(model, layer)
     return z.to(weight.device, weight.dtype) @ weight[head]
-
-
-def _output_weight(model: Any, layer: int) -> Float[Tensor, "head d_head d_model"]:
-    return model.blocks[layer].attn.W_O.detach()

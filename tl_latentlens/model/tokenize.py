@@ -16,7 +16,8 @@ from tl_latentlens.corpus.plan import Prompts
 from tl_latentlens.corpus.unicode import require_unicode
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.activations import pad_prompts
-from tl_latentlens.model.describe import is_bidirectional, model_device, require_embedded
+from tl_latentlens.model.describe import model_device, require_embedded
+from tl_latentlens.model.direction import is_bidirectional
 from tl_latentlens.model.prompt_parts import PromptParts, PromptSplitter
 from tl_latentlens.model.special_tokens import special_token_ids
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tl_latentlens.model.running import without_hooks
+from tl_latentlens.model.state import without_hooks
 
 _LIBRARIES = ("transformer_lens", "transformers", "accelerate", "sae_lens", "torch")  # Their own hooks are parts of a model.
 

@@ -19,8 +19,10 @@ from tl_latentlens.directions.features.steering_scores import steering_scores
 from tl_latentlens.index.contextual import ContextualIndex, require_index
 from tl_latentlens.index.words import common_words
 from tl_latentlens.lens.lenses import logit_lens
-from tl_latentlens.model.describe import is_bidirectional, require_model
+from tl_latentlens.model.describe import require_model
+from tl_latentlens.model.direction import is_bidirectional
 from tl_latentlens.model.layers import one_hook_name
+from tl_latentlens.model.readout import readout_problem
 
 
 def label_features(
@@ -120,8 +122,8 @@ def _refusal_reason(scores: dict[str, Any], label: str) -> str:
 
 
 def _logit_lens_columns(selected: FeatureSelection, model: Any) -> dict[str, list[list[str]]]:
-    """The tokens that each direction and its opposite promote; none where the width is not d_model."""
-    if selected.decoder.shape[1] != model.cfg.d_model:
+    """The tokens that each direction and its opposite promote; none where the model cannot read them."""
+    if selected.decoder.shape[1] != model.cfg.d_model or readout_problem(model):
         return {}
     readings = {
         "logit_tokens": logit_lens(model, selected.directions),

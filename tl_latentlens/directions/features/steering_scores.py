@@ -15,7 +15,7 @@ from tl_latentlens.directions.features.controls import draw_shuffled_decoders
 from tl_latentlens.directions.features.selection import FeatureSelection
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.model.describe import model_device
-from tl_latentlens.model.running import evaluating
+from tl_latentlens.model.state import evaluating
 
 _N_PROMPTS, _PROMPT_TOKENS = 4, 12
 _N_NULLS = 100

@@ -13,6 +13,8 @@ from torch import Tensor
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.activations import activations_at
 from tl_latentlens.model.describe import model_device
+from tl_latentlens.model.hook_names import require_firing
+from tl_latentlens.model.output_weights import head_weight, neuron_weight, output_bias
 from tl_latentlens.model.running import run_hooked
 from tl_latentlens.search.ambient import own_arithmetic
 
@@ -107,15 +109,22 @@ def layers_before(hook_name: str) -> LayersBefore:
 
 
 def output_weights(model: Any, hook_name: str) -> OutputWeights:
-    """The output weights of heads and neurons that write before `hook_name`."""
+    """The output weights of heads and neurons that write before `hook_name`; the model does not run for them.
+
+    Raises:
+        InvalidInputError: A layer without such heads or neurons, as in mixtures of experts and state-space models.
+    """
     n_attn, n_mlp = layers_before(hook_name)
-    attentions = [model.blocks[layer].attn for layer in range(n_attn)]
-    mlps = [model.blocks[layer].mlp for layer in range(n_mlp)]
-    biases = [attention.b_O for attention in attentions] + [mlp.b_out for mlp in mlps]
+    try:
+        out_heads = [head_weight(model, layer) for layer in range(n_attn)]
+        out_neurons = [neuron_weight(model, layer) for layer in range(n_mlp)]
+        require_firing([*_z_names(n_attn), *_post_names(n_mlp)], model)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{error}. Use find_features") from error
+    biases = [output_bias(model, layer, "attn") for layer in range(n_attn)]
+    biases += [output_bias(model, layer, "mlp") for layer in range(n_mlp)]
     return OutputWeights(
-        [attention.W_O.detach() for attention in attentions],
-        [mlp.W_out.detach() for mlp in mlps],
-        _stack([bias for bias in biases if bias is not None], (model.cfg.d_model,)).sum(0),
+        out_heads, out_neurons, _stack([bias for bias in biases if bias is not None], (model.cfg.d_model,)).sum(0)
     )
 
 
@@ -123,11 +132,10 @@ def record_component_outputs(model: Any, prompts: Sequence[Sequence[int]], hook_
     """The activations of heads and neurons before `hook_name` at the last token of each prompt, from one run of the model.
 
     Raises:
-        UnknownHookError: The model lacks one of the hooks, as a mixture of experts lacks mlp.hook_post.
+        UnknownHookError: The model lacks one of the hooks.
     """
     n_attn, n_mlp = layers_before(hook_name)
-    z_names = [f"blocks.{layer}.attn.hook_z" for layer in range(n_attn)]
-    post_names = [f"blocks.{layer}.mlp.hook_post" for layer in range(n_mlp)]
+    z_names, post_names = _z_names(n_attn), _post_names(n_mlp)
     hook_names = ["blocks.0.hook_resid_pre", *z_names, *post_names, hook_name]
     activations = activations_at(model, prompts, [len(prompt) - 1 for prompt in prompts], hook_names)
     n = len(prompts)
@@ -152,6 +160,14 @@ def attention_at_end(model: Any, prompt: Sequence[int], n_layers: int) -> Float[
     tokens = torch.tensor([list(prompt)], device=model_device(model))
     run_hooked(model, tokens, None, [(name, capture) for name in hook_names])
     return torch.stack(captured) if len(captured) == n_layers else None
+
+
+def _z_names(n_layers: int) -> list[str]:
+    return [f"blocks.{layer}.attn.hook_z" for layer in range(n_layers)]
+
+
+def _post_names(n_layers: int) -> list[str]:
+    return [f"blocks.{layer}.mlp.hook_post" for layer in range(n_layers)]
 
 
 def _project(weight: Float[Tensor, "... d"], vector: Float[Tensor, " d"]) -> Float[Tensor, "..."]:

@@ -11,7 +11,6 @@ from torch import Tensor
 from tl_latentlens.directions.find.component_outputs import (
     ComponentOutputs,
     OutputWeights,
-    layers_before,
     output_weights,
     record_component_outputs,
 )
@@ -19,6 +18,7 @@ from tl_latentlens.directions.find.component_ranking import Contributions, Ranke
 from tl_latentlens.directions.find.word_in_context import WordInContext, locate_word
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
+from tl_latentlens.model.describe import require_model
 from tl_latentlens.model.layers import one_hook_name
 from tl_latentlens.search.ambient import own_arithmetic
 
@@ -89,15 +89,16 @@ def run_components(
     """The outputs of heads and neurons at a word and at the rows to compare it with.
 
     Raises:
-        InvalidInputError: As `locate_word`; an activation outside the residual stream; components that do not add up to it.
+        InvalidInputError: As `locate_word`; an activation outside the residual stream; a model without the weights of heads or
+            neurons; components that do not add up to the activation.
     """
     require_index(index)
+    require_model(model)
     read_hook = _default_hook_name(index) if hook_name is None else one_hook_name(hook_name, index.model_info.n_layers)
-    layers_before(read_hook)  # Raises for an activation outside the residual stream, before the model runs.
+    weights = output_weights(model, read_hook)  # It refuses what cannot be parted into components before the model runs.
     word = locate_word(text, at, index, model, read_hook, _MAX_RUNS, seed)
     rows = [index.row(row) for row in [*word.contrast_rows.tolist(), *word.random_rows.tolist()]]
     prompts = [row.bank.prompt(row.prompt_index)[: row.position + 1] for row in rows]
-    weights = output_weights(model, read_hook)
     outputs = record_component_outputs(model, [word.tokens, *prompts], read_hook)
     weights.require_sum(outputs, read_hook)
     return ComponentRuns(word, weights, outputs)

@@ -47,7 +47,8 @@ def find_heads(
 
     Raises:
         InvalidInputError: No such position or word; an activation outside the residual stream; a model that changes the
-            outputs of heads or neurons before it adds them (Gemma 2's norms), or has no mlp.hook_post.
+            outputs of heads or neurons before it adds them (Gemma 2's norms), or has none in a layer (mixtures of experts,
+            state-space models).
         UnknownHookError: The index lacks the activation.
         ModelMismatchError: `model` is not the bank's.
     """

@@ -17,7 +17,8 @@ from tl_latentlens.directions.find.result import Meaning
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
 from tl_latentlens.model.activations import activations_at
-from tl_latentlens.model.describe import is_bidirectional, require_model
+from tl_latentlens.model.describe import require_model
+from tl_latentlens.model.direction import is_bidirectional
 from tl_latentlens.model.token_strings import token_strings
 from tl_latentlens.model.tokenize import tokenize
 from tl_latentlens.search.ambient import own_arithmetic
@@ -146,12 +147,12 @@ def _check_inputs(text: str, index: ContextualIndex, model: Any, hook_name: str)
     require_model(model)
     if not isinstance(text, str):
         raise InvalidInputError(f"got a text of type {type(text).__name__}; expected one str")
-    if is_bidirectional(model):
-        raise InvalidInputError("got an encoder; expected a causal model, which has seen the text up to the word and no more")
     if any(bank.plan.settings.repeat for bank in index.banks):
         raise InvalidInputError("got a bank of texts read twice (repeat); expected one of texts read once: build it without")
     if hook_name not in index.hook_names:
         raise UnknownHookError(f"the index has no hook name {hook_name!r}; it has {list(index.hook_names)}")
+    if is_bidirectional(model, [hook_name]):
+        raise InvalidInputError("got an encoder; expected a causal model, which has seen the text up to the word and no more")
     index.check_model(model)
 
 

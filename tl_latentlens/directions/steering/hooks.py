@@ -37,7 +37,10 @@ class AddVector:
         if self.positions is None:
             return changed
         # `generate` adds tokens one by one. Their positions go on from those of the prompt.
-        self._length = self._length + 1 if pos == 1 and find_run_context(batch, pos).continues_generation else pos
+        n_cached = find_run_context(batch, pos, self.name).n_cached
+        if n_cached is None:  # one more token, of a cache that does not show its length
+            n_cached = self._length if pos == 1 else 0
+        self._length = n_cached + pos
         is_chosen_position = np.zeros(self._length, bool)
         try:
             is_chosen_position[self.positions if isinstance(self.positions, slice) else list(self.positions)] = True

@@ -1,0 +1,42 @@
+"""The state in which a model is run or its parts are called: evaluation mode, and without the hooks on it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """A context in which the model is in evaluation mode, without dropout; the mode is put back afterwards.
+
+    A new HookedTransformer is in training mode. A model in evaluation mode is left alone, since switching a bridge takes many
+    milliseconds.
+    """
+    was_training = model.training
+    must_switch = any(module.training for module in model.modules())
+    try:
+        if must_switch:
+            model.eval()
+        yield
+    finally:
+        if must_switch:
+            model.train(was_training)
+
+
+@contextmanager
+def without_hooks(module: torch.nn.Module) -> Iterator[None]:
+    """A context in which a part of a model can be called without firing any hook on it, the user's or ours."""
+    hooked = [(part, part._forward_hooks) for part in module.modules() if part._forward_hooks and hasattr(part, "fwd_hooks")]
+    try:
+        for part, hooks in hooked:
+            part._forward_hooks = type(hooks)()
+        yield
+    finally:
+        for part, hooks in hooked:
+            part._forward_hooks = hooks
+
+
+class StopRun(Exception):  # noqa: N818 - it ends a run, it is no error
+    """Raised by a hook after the last one that is needed."""
