@@ -41,7 +41,9 @@ def test_rows_are_whole_prompts_once(bert: Any, tmp_path: Path) -> None:
     assert {row.prompt_index for row in rows} == {0, 1, 3}, "the repeated prompt shares the rows of the first"
     for prompt in (0, 1, 3):
         tokens = bert.to_tokens(TEXTS[prompt])[0].tolist()
-        assert [row.token_id for row in rows if row.prompt_index == prompt] == tokens[1:], "all but [CLS], shared prefixes too"
+        assert [row.token_id for row in rows if row.prompt_index == prompt] == tokens[1:-1], (
+            "all between [CLS] and [SEP], shared prefixes too"
+        )
     index = tll.ContextualIndex(bank, device="cpu")
     hooks = tll.latentlens_hooks(index, logit_lens=False)
     bert.run_with_hooks(TEXTS[3], fwd_hooks=hooks)
@@ -52,7 +54,7 @@ def test_rows_are_whole_prompts_once(bert: Any, tmp_path: Path) -> None:
 
 def test_an_encoder_is_not_given_a_text_twice(bert: Any, tmp_path: Path) -> None:
     with pytest.raises(
-        tll.InvalidInputError, match="got repeat=True for a model that cannot read a text twice: to_tokens puts"
+        tll.InvalidInputError, match="got repeat=True for a model that cannot read a text twice: it sees the whole text"
     ):
         tll.build_bank(bert, TEXTS, tmp_path / "bert.h5", repeat=True, progress=False)
     with pytest.raises(tll.InvalidInputError, match="leave repeat out"):
