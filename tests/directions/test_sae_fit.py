@@ -1,6 +1,7 @@
 """An SAE of another model than the bank's is named as such, wherever the two meet."""
 
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,3 +59,33 @@ def test_what_saelens_says_of_its_model_counts(index: tll.ContextualIndex) -> No
     sae = SimpleNamespace(W_dec=torch.randn(3, 256), cfg=SimpleNamespace(metadata=metadata))
     with pytest.warns(UserWarning, match="trained on 'gemma-2-2b'"):
         tll.label_features(sae, index, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore")  # SAELens' own
+@pytest.mark.parametrize("kind", ["BatchTopKTraining", "Temporal", "TopK", "JumpReLU", "Standard"])
+def test_an_encoder_that_reads_rows_together_is_refused(any_model: Any, index: tll.ContextualIndex, kind: str) -> None:
+    sae_lens = pytest.importorskip("sae_lens", exc_type=ImportError)
+    from sae_lens.saes.sae import SAEMetadata
+
+    settings = {"k": 5} if "TopK" in kind else {"n_heads": 1, "bottleneck_factor": 16} if kind == "Temporal" else {}
+    config = getattr(sae_lens, f"{kind}SAEConfig")(
+        d_in=256, d_sae=64, device="cpu", metadata=SAEMetadata(hook_name=HOOK), **settings
+    )
+    sae = getattr(sae_lens, f"{kind}SAE")(config)
+    for way in (ways(any_model, index)["label"], ways(any_model, index)["find"]):
+        if kind in ("BatchTopKTraining", "Temporal"):
+            with pytest.raises(tll.InvalidInputError, match=rf"the encoder of {kind}SAE (gives|does not take)"):
+                way(sae)
+        else:
+            way(sae)
+
+
+def test_an_sae_of_one_head_reads_that_head(any_model: Any, texts: list[str], tmp_path: Path) -> None:
+    hook = "blocks.1.attn.hook_z"
+    bank = tll.build_bank(any_model, texts, tmp_path / "z.h5", hook_names=hook, progress=False)
+    decoder = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
+    sae = TensorSAE(decoder, {"W_enc": decoder.T.contiguous(), "b_enc": torch.zeros(6)}, hook_name=f"{hook}[2]")
+    result = tll.label_features(sae, tll.ContextualIndex(bank, sae.hook_name, device="cpu"), progress=False)
+    heads = torch.from_numpy(bank.activations(hook)).view(bank.n_rows, 4, 64)
+    assert result.activity is not None
+    assert result.activity.count.tolist() == (sae.encode(heads[:, 2]) > 0).sum(0).tolist()

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_latentlens.directions.features.sae import decoder_of, encode, rows_per_step
+from tl_latentlens.directions.features.sae_fit import require_encoder_of_rows
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.search.ambient import own_arithmetic
@@ -96,7 +97,7 @@ def bank_activity(
         progress: Show a progress bar.
 
     Raises:
-        InvalidInputError: The encoder gives NaN or inf.
+        InvalidInputError: The encoder gives NaN or inf, or other features for a row among other rows.
     """
     no_pairs = np.zeros(0, np.int64)
     probes = _Probes(no_pairs if probe_rows is None else probe_rows, no_pairs if probe_features is None else probe_features)
@@ -124,6 +125,7 @@ def _encoded_chunks(
 ) -> Iterator[tuple[int, Float[Tensor, "rows d_sae"]]]:
     """The first row of each chunk of rows, and the features' activations on them."""
     banks, step = index.bank_rows.of(hook_name), rows_per_step(sae)
+    require_encoder_of_rows(sae, torch.from_numpy(banks[0][1].activations(hook_name, slice(0, 1))))
     n_rows = sum(bank.n_rows for _, bank in banks)
     with tqdm(total=n_rows, desc="encoding the bank", unit=" rows", unit_scale=True, delay=2, disable=not progress) as bar:
         for bank_start, bank in banks:

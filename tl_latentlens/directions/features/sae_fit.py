@@ -1,12 +1,19 @@
-"""Checks that an SAE is of the model whose rows it is read with."""
+"""Checks that an SAE is of the model whose rows it is read with, and that its encoder reads each row by itself."""
 
 import re
 import warnings
 from typing import Any
 
-from tl_latentlens.directions.features.sae import decoder_of, model_name_of
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_latentlens.directions.features.sae import TensorSAE, decoder_of, encode, model_name_of
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
+
+_N_PROBE_ROWS = 15  # Zeros that are encoded beside an activation.
+_MAX_CHANGED = 0.2  # Share of the active features that rounding may change.
 
 
 def require_width(sae: Any, index: ContextualIndex, hook_name: str | None) -> None:
@@ -45,6 +52,36 @@ def warn_of_other_model(sae: Any, index: ContextualIndex, stacklevel: int = 2) -
             f"the SAE says that it was trained on {trained_on!r}, the bank is of {bank_model!r}; if these are not one model, "
             "its features mean nothing here",
             stacklevel=stacklevel + 1,
+        )
+
+
+def require_encoder_of_rows(sae: Any, activation: Float[Tensor, "1 d_in"]) -> None:
+    """Check that an encoder gives an activation the same features alone and among others.
+
+    An SAE in training by batches (BatchTopK) does not, nor does one that reads whole texts (Temporal). `load_sae` gives none of
+    these.
+
+    Args:
+        sae: What `label_features` takes, with an encoder.
+        activation: One that is not zero.
+
+    Raises:
+        InvalidInputError: It does not.
+    """
+    if isinstance(sae, TensorSAE):
+        return
+    others = torch.zeros_like(activation).expand(_N_PROBE_ROWS, -1)
+    try:
+        alone, among = encode(sae, activation)[0], encode(sae, torch.cat([activation, others]))[0]
+    except ValueError as error:  # Of the axes that an encoder expects.
+        raise InvalidInputError(
+            f"the encoder of {type(sae).__name__} does not take activations [n, d_in] ({error}); pass its W_dec alone"
+        ) from error
+    n_active = int(((alone != 0) | (among != 0)).sum())
+    if int(((alone != 0) != (among != 0)).sum()) > _MAX_CHANGED * n_active:
+        raise InvalidInputError(
+            f"the encoder of {type(sae).__name__} gives an activation other features alone than among others; expected an SAE "
+            "for inference: save it with save_inference_model and load that, or pass its W_dec alone"
         )
 
 

@@ -17,7 +17,7 @@ from tl_latentlens.directions.features.sae import (
     require_sae,
     rows_per_step,
 )
-from tl_latentlens.directions.features.sae_fit import require_width, warn_of_other_model
+from tl_latentlens.directions.features.sae_fit import require_encoder_of_rows, require_width, warn_of_other_model
 from tl_latentlens.directions.find.component_ranking import Contributions, rank_components
 from tl_latentlens.directions.find.result import FindResult
 from tl_latentlens.directions.find.word_in_context import MAX_STORED_ROWS, N_NEIGHBORS, locate_word, stored_activations
@@ -89,6 +89,7 @@ def find_features(
     require_width(sae, index, read_hook)
     if not label:
         warn_of_other_model(sae, index)  # `label_features` does so too.
+    require_encoder_of_rows(sae, word.activation[None])
     activations = encode(sae, word.activation[None])[0].cpu()
     active = torch.from_numpy(np.flatnonzero((activations != 0).numpy() & nonzero_features(sae)))
     if not len(active):
