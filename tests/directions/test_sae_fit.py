@@ -86,6 +86,6 @@ def test_an_sae_of_one_head_reads_that_head(any_model: Any, texts: list[str], tm
     decoder = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
     sae = TensorSAE(decoder, {"W_enc": decoder.T.contiguous(), "b_enc": torch.zeros(6)}, hook_name=f"{hook}[2]")
     result = tll.label_features(sae, tll.ContextualIndex(bank, sae.hook_name, device="cpu"), progress=False)
-    heads = torch.from_numpy(bank.activations(hook)).view(bank.n_rows, 4, 64)
+    heads = torch.from_numpy(bank.activations(hook, slice(None))).view(bank.n_rows, 4, 64)
     assert result.activity is not None
     assert result.activity.count.tolist() == (sae.encode(heads[:, 2]) > 0).sum(0).tolist()
