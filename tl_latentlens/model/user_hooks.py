@@ -14,12 +14,10 @@ def user_hook_points(model: Any) -> list[str]:
     """The hook points, and the modules, on which functions of the user may change what passes."""
     names = []
     for path, module in model.named_modules():
-        if hasattr(module, "fwd_hooks"):
-            hooks = [hook for hook in module._forward_hooks.values() if not _only_reads(hook)]
-        else:
-            hooks = [hook for _, _, hook in _torch_hooks(module)]
-        if hooks:
-            names.append(getattr(module, "name", None) or path)
+        if not hasattr(module, "fwd_hooks"):
+            names += [path] * bool(_torch_hooks(module))
+        elif not all(map(_only_reads, module._forward_hooks.values())):
+            names.append(module.name or path)
     return names
 
 

@@ -1,6 +1,7 @@
 """Labels of SAE features, with neighbors and scores, as `label_features` returns them."""
 
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from jaxtyping import Float
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.directions.features.activity import Activity
 from tl_latentlens.directions.features.label_summary import summarize
 from tl_latentlens.directions.features.page import feature_page_data
+from tl_latentlens.directions.features.sae import TensorSAE
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.views.data import FeatureLine
@@ -43,7 +46,8 @@ class FeatureResult(DirectionResult):
             and steered_next in [0, 1], their nulls.
         activity: Max-activating rows and histograms, from the pass over the bank; None without an encoder.
         nulls: Score → what wrong directions score: similarity (random directions), auroc and auroc_same_token (shuffled).
-        sae, model: What the features were labelled with.
+        sae, model: What the features were labelled with. Another process gets neither the model nor an object of SAELens; give
+            them back there where `to_html` is to run them: `dataclasses.replace(result, sae=sae, model=model)`.
     """
 
     table: pd.DataFrame = field(repr=False)
@@ -61,6 +65,16 @@ class FeatureResult(DirectionResult):
     def _repr_html_(self) -> str:
         lines = (self._feature_line(record) for record in self.table.to_dict("records"))
         return features_html(lines, len(self.table), self._n_labelled)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the model, and an SAE that is code of another library."""
+        sae = self.sae if isinstance(self.sae, TensorSAE | Tensor | np.ndarray) else None
+        return {**vars(self), "sae": sae, "model": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FeatureResult":
+        """A copy with the same SAE and model."""
+        memo |= {id(shared): shared for shared in (self.sae, self.model)}
+        return replace(self, **{part.name: deepcopy(getattr(self, part.name), memo) for part in fields(self)})
 
     @cached_property
     def places(self) -> dict[int, int]:
@@ -99,8 +113,12 @@ class FeatureResult(DirectionResult):
             The file's path.
 
         Raises:
-            InvalidInputError: No such folder.
+            InvalidInputError: No such folder; or the result came from another process without its SAE.
         """
+        if self.activity is not None and self.sae is None:
+            raise InvalidInputError(
+                "got a result of another process, which came without its SAE; give it back: dataclasses.replace(found, sae=sae)"
+            )
         path = output_path(path)
         data = feature_page_data(
             self.table,
