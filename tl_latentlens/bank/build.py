@@ -20,7 +20,7 @@ from tl_latentlens.corpus.paths import absolute_path
 from tl_latentlens.corpus.plan import Plan, PlanSettings, make_plan
 from tl_latentlens.corpus.texts import load_corpus
 from tl_latentlens.errors import BankError
-from tl_latentlens.model.describe import describe_model, model_device, require_embedded, require_model
+from tl_latentlens.model.describe import describe_model, model_device, parameters_of, require_embedded, require_model
 from tl_latentlens.model.direction import is_bidirectional
 from tl_latentlens.model.fingerprint import fingerprint
 from tl_latentlens.model.fingerprint_causes import some
@@ -155,7 +155,7 @@ def default_batch_tokens(model: Any) -> int:
     """
     if model_device(model).type != "cpu":
         return 16384
-    n_weights = sum(parameter.numel() for parameter in model.parameters())
+    n_weights = sum(parameter.numel() for parameter in parameters_of(model))
     return max(64, min(1024, _CPU_BATCH_WEIGHTS // max(1, n_weights)))
 
 

@@ -99,7 +99,8 @@ def _nearest_embeddings(model: Any, held_out: HeldOutRows, hook_name: str) -> In
     """The token, among those that have rows, whose W_E row has the largest cosine to each held-out activation."""
     plan = held_out.bank.plan
     token_ids = np.unique(plan.tokens[plan.row_tokens])
-    rows = model.W_E.detach()[torch.from_numpy(token_ids).long().to(model.W_E.device)].float()
+    weight = model.W_E.detach()
+    rows = weight[torch.from_numpy(token_ids).long().to(weight.device)].float()
     units = torch.nn.functional.normalize(rows, dim=-1)
     activations = torch.from_numpy(held_out.activations(hook_name)).to(units)
     nearest = torch.cat([(part @ units.T).argmax(-1) for part in activations.split(_EMBEDDING_BATCH)])
@@ -178,12 +179,13 @@ class _Window:
         def replace(activation: Tensor, hook: Any) -> Tensor:
             assert vectors is not None
             changed = activation.clone()
-            changed[lines, self.positions] = vectors.to(activation).view(len(vectors), *activation.shape[2:])
+            here = changed.device  # the layer's own, where a model is on several
+            changed[lines.to(here), self.positions.to(here)] = vectors.to(activation).view(len(vectors), *activation.shape[2:])
             return changed
 
         with evaluating(self.model):
             hooks = [] if hook_name is None else [(hook_name, replace)]
-            logits = self.model.run_with_hooks(self.tokens, fwd_hooks=hooks, return_type="logits")
+            logits = self.model.run_with_hooks(self.tokens, fwd_hooks=hooks, return_type="logits").to(self.tokens.device)
         places = self._places().clamp(max=self.tokens.shape[1] - 1)
         return logits[lines[:, None], places].float().log_softmax(-1)
 

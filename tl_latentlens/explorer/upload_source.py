@@ -11,7 +11,7 @@ from torch import Tensor
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.explorer.image_source import MAX_KEPT_IMAGES, ShownImage
 from tl_latentlens.explorer.picture_files import read_picture
-from tl_latentlens.model.describe import model_device
+from tl_latentlens.model.describe import model_device, model_dtype
 from tl_latentlens.model.image_tokens import image_positions, image_token_id
 from tl_latentlens.views.grids import Pixels
 from tl_latentlens.views.optional import pillow
@@ -150,7 +150,7 @@ class UploadSource:
 
     def _other_inputs(self, inputs: Any) -> dict[str, Tensor]:
         """All outputs of the processor but the ids, on the model's device; pixels in the model's dtype."""
-        device, dtype = model_device(self.model), next(self.model.parameters()).dtype
+        device, dtype = model_device(self.model), model_dtype(self.model)
         tensors = {name: value for name, value in inputs.items() if name != "input_ids" and isinstance(value, Tensor)}
         return {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in tensors.items()}
 

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.describe import is_model
-from tl_latentlens.model.key_cache import n_cached_tokens
+from tl_latentlens.model.key_cache import is_empty, n_cached_tokens
 from tl_latentlens.model.special_tokens import skippable_token_ids
 
 _GENERATING_FUNCTIONS = ("generate", "generate_stream", "_generate_tokens", "_sample")
@@ -64,6 +65,9 @@ def find_run_context(batch: int, pos: int, hook_name: str = "") -> RunContext:
 
     TransformerLens gives a hook the activation and its HookPoint, and neither leads to the model or the tokens. They are
     arguments of the forward passes that are on the stack. Those arguments have had the same names in all versions.
+
+    Raises:
+        InvalidInputError: A later step of `generate` whose cache holds none of the earlier tokens.
     """
     found = _Found()
     frame = sys._getframe(1)
@@ -74,6 +78,12 @@ def find_run_context(batch: int, pos: int, hook_name: str = "") -> RunContext:
         if isinstance(variables.get("self"), torch.nn.Module):
             _read_frame(frame.f_code.co_name, variables, found, batch, pos)
         frame = frame.f_back
+    if found.is_later_step and found.cache is not None and is_empty(found.cache):
+        raise InvalidInputError(
+            "the model generates as if it had not read the prompt: the cache of keys and values that it was given is empty, as "
+            "with a TransformerBridge up to TransformerLens 4.3 and transformers from 5.24 on; expected a cache that holds the "
+            "earlier tokens: pass generate(..., use_past_kv_cache=False)"
+        )
     n_cached = None if found.is_later_step else 0
     if found.cache is not None and found.model is not None:
         measured = n_cached_tokens(found.cache, int(found.model.cfg.n_layers), pos, hook_name)

@@ -39,6 +39,8 @@ def require_model(model: Any) -> None:
 
 def _require_weights(model: Any) -> None:
     """Refuse weights on the meta device, which have no numbers; accelerate brings those that it offloaded as they are used."""
+    if not isinstance(model, torch.nn.Module):  # it runs elsewhere, as a RemoteBridge
+        return
     empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
     if empty is not None and not any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise InvalidInputError(
@@ -58,22 +60,25 @@ def model_device(model: Any) -> torch.device:
 
     The layers may be on other devices, so whatever meets an activation is moved to the activation's own device.
     """
-    devices = (parameter.device for parameter in _parameters(model))
+    devices = (parameter.device for parameter in parameters_of(model))
     return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
 def model_dtype(model: Any) -> torch.dtype:
     """The dtype of the weights: that of the embedding; where no weights are on this machine, the one that `cfg` names."""
-    dtype = next((parameter.dtype for parameter in _parameters(model) if parameter.is_floating_point()), None)
+    dtype = next((parameter.dtype for parameter in parameters_of(model) if parameter.is_floating_point()), None)
     return dtype or getattr(model.cfg, "dtype", None) or torch.float32
 
 
-def _parameters(model: Any) -> Iterator[torch.nn.Parameter]:
+def parameters_of(model: Any) -> Iterator[torch.nn.Parameter]:
     """The parameters that are on this machine, those of the embedding first; none of a model that runs elsewhere."""
+    if not isinstance(model, torch.nn.Module):
+        return
     embedding = getattr(model, "embed", None)
-    for part in (embedding, model):
-        if isinstance(part, torch.nn.Module):
-            yield from part.parameters()
+    first = list(embedding.parameters()) if isinstance(embedding, torch.nn.Module) else []
+    yield from first
+    seen = set(map(id, first))
+    yield from (parameter for parameter in model.parameters() if id(parameter) not in seen)
 
 
 def require_embedded(model: Any, tokens: Int[np.ndarray, " tokens"], starts: Int[np.ndarray, " prompts_and_end"]) -> None:

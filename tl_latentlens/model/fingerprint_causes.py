@@ -12,6 +12,7 @@ from tl_latentlens.model.describe import model_device
 from tl_latentlens.model.fingerprint import TOLERANCES, Fingerprint
 from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.model.info import ModelInfo
+from tl_latentlens.model.state import named_parts
 from tl_latentlens.search.ambient import autocast_as, autocast_state, full_products_only, has_full_products
 
 _READ_ON = "or read on with ContextualIndex(bank, allow_mismatch=True)"
@@ -203,7 +204,7 @@ def _movement(stored: Fingerprint, replayed: Fingerprint, names: Sequence[str]) 
 
 def _quantized_weights(model: Any) -> str:
     """The dtypes of whole numbers in which a model holds matrices of weights; empty where it holds none."""
-    tensors = [*model.parameters(), *model.buffers()]
+    tensors = [tensor for _, part in named_parts(model) for tensor in (*part.parameters(False), *part.buffers(False))]
     whole = [t for t in tensors if t.ndim == 2 and min(t.shape) >= _MATRIX_SIDE and not t.is_floating_point()]
     return ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in whole if t.dtype != torch.bool}))
 

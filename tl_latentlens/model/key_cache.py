@@ -38,6 +38,12 @@ def n_cached_tokens(cache: Any, n_layers: int, pos: int, hook_name: str) -> int 
     return max(0, lengths[0] - pos) if is_last else lengths[0]
 
 
+def is_empty(cache: Any) -> bool:
+    """True for a cache that holds no token of any layer; False where it does not say."""
+    lengths = _lengths(cache)
+    return lengths is not None and not any(lengths)
+
+
 def first_keys(cache: Any, n_tokens: int) -> Float[Tensor, "batch pos d_head"] | None:
     """The first layer's keys of one head for the first tokens in the cache; None where the cache does not hold them all.
 

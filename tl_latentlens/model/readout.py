@@ -47,18 +47,19 @@ def require_readout(model: Any) -> None:
 
 
 def residual_logits(model: Any, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
-    """The logits if the model ended at these vectors, which are on the device of `W_U`.
+    """The logits if the model ended at these vectors, as `on_readout` gives them.
 
     Where a model has no final norm (normalization_type None, GPT-1), none is applied.
     """
     norm = _final_norm(model)
     native = _native_readout(model)
-    if native is not None and norm is not None and len(vectors):  # it refuses an empty batch
+    # The native one refuses an empty batch, and does not move what its norm gives to another device.
+    if native is not None and norm is not None and len(vectors) and vectors.device == model.W_U.device:
         return native(model, vectors, chunk_size=len(vectors)).values
     normed = vectors if norm is None else norm(vectors[:, None])[:, 0]
-    logits = normed @ model.W_U
+    logits = normed.to(model.W_U.device) @ model.W_U  # the norm of a model on several devices may be on another
     if (bias := getattr(model, "b_U", None)) is not None:
-        logits = logits + bias
+        logits = logits + bias.to(logits.device)
     adapter = getattr(model, "adapter", None)
     if adapter is not None and hasattr(adapter, "apply_output_logits_transform"):
         return adapter.apply_output_logits_transform(logits)
@@ -68,9 +69,9 @@ def residual_logits(model: Any, vectors: Float[Tensor, "n d_model"]) -> Float[Te
 
 def on_readout(model: Any, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
     """The vectors in the device and dtype of the parts that read them."""
-    norm, weight = _final_norm(model), model.W_U
-    parameter = None if norm is None else next(norm.parameters(), None)
-    return vectors.to(weight.device, weight.dtype if parameter is None else parameter.dtype)
+    norm = _final_norm(model)
+    first = None if norm is None else next(norm.parameters(), None)
+    return vectors.to(first if first is not None else model.W_U)
 
 
 @contextmanager

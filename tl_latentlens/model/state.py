@@ -7,13 +7,25 @@ from typing import Any
 import torch
 
 
+def named_parts(model: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Path and module of each part of a model, each once; of a model that runs elsewhere, the hook points alone."""
+    if isinstance(model, torch.nn.Module):
+        yield from model.named_modules()
+        return
+    paths = {part: path for path, part in reversed(model.hook_dict.items())}
+    yield from ((path, part) for part, path in paths.items())
+
+
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """A context in which the model is in evaluation mode, without dropout; the mode is put back afterwards.
 
     A new HookedTransformer is in training mode. A model in evaluation mode is left alone, since switching a bridge takes many
-    milliseconds.
+    milliseconds. One that runs elsewhere has no such mode.
     """
+    if not isinstance(model, torch.nn.Module):
+        yield
+        return
     was_training = model.training
     must_switch = any(module.training for module in model.modules())
     try:
@@ -26,9 +38,10 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def without_hooks(module: torch.nn.Module) -> Iterator[None]:
-    """A context in which a part of a model can be called without firing any hook on it, the user's or ours."""
-    hooked = [(part, part._forward_hooks) for part in module.modules() if part._forward_hooks and hasattr(part, "fwd_hooks")]
+def without_hooks(module: Any) -> Iterator[None]:
+    """A context in which a model, or a part of one, can be called without firing any hook on it, the user's or ours."""
+    parts = (part for _, part in named_parts(module) if part._forward_hooks and hasattr(part, "fwd_hooks"))
+    hooked = [(part, part._forward_hooks) for part in parts]
     try:
         for part, hooks in hooked:
             part._forward_hooks = type(hooks)()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tl_latentlens.model.state import without_hooks
+from tl_latentlens.model.state import named_parts, without_hooks
 
 _LIBRARIES = ("transformer_lens", "transformers", "accelerate", "sae_lens", "torch")  # Their own hooks are parts of a model.
 
@@ -13,7 +13,7 @@ _LIBRARIES = ("transformer_lens", "transformers", "accelerate", "sae_lens", "tor
 def user_hook_points(model: Any) -> list[str]:
     """The hook points, and the modules, on which functions of the user may change what passes."""
     names = []
-    for path, module in model.named_modules():
+    for path, module in named_parts(model):
         if not hasattr(module, "fwd_hooks"):
             names += [path] * bool(_torch_hooks(module))
         elif not all(map(_only_reads, module._forward_hooks.values())):
@@ -24,7 +24,7 @@ def user_hook_points(model: Any) -> list[str]:
 @contextmanager
 def without_user_hooks(model: Any) -> Iterator[None]:
     """A context in which the model runs without the hooks of its user, those of torch included, and without ours."""
-    taken = [hook for module in model.modules() if not hasattr(module, "fwd_hooks") for hook in _torch_hooks(module)]
+    taken = [hook for _, module in named_parts(model) if not hasattr(module, "fwd_hooks") for hook in _torch_hooks(module)]
     kept = [(hooks, dict(hooks)) for hooks in {id(hooks): hooks for hooks, _, _ in taken}.values()]
     try:
         for hooks, key, _ in taken:

@@ -201,8 +201,9 @@ def with_bos(
 ) -> Float[Tensor, "scene all_pos d_model"]:
     """Embeddings of BOS, visual tokens, and the tokens after them."""
     bos = torch.full((len(visual), 1), model.tokenizer.bos_token_id)
-    visual = visual.to(model.W_E.device)  # the encoder stays on the CPU
-    parts = [model.W_E[bos], visual] if after is None else [model.W_E[bos], visual, model.W_E[after]]
+    embedding = model.W_E
+    visual = visual.to(embedding.device)  # the encoder stays on the CPU
+    parts = [embedding[bos], visual] if after is None else [embedding[bos], visual, embedding[after]]
     return torch.cat(parts, 1)
 
 
