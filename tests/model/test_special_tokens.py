@@ -156,6 +156,13 @@ def test_unknown_token_stands_for_text() -> None:
     assert names_of(wrapped(end_of_word(), unk_token="<s>")) >= {"<s>"}, "GPT-2 has one token in all roles"
 
 
+def test_unknown_token_of_a_vocabulary_that_writes_any_text_is_special() -> None:
+    """No text becomes it: it parts documents, as `<|endoftext|>` does."""
+    tokenizer = wrapped(byte_level(chat=True), unk_token="<|im_end|>", eos_token=None)
+    assert "<|im_end|>" in names_of(tokenizer)
+    assert "<unk>" in names_of(wrapped(metaspace())), "its bytes write what it lacks"
+
+
 def test_role_whose_token_the_vocabulary_lacks_has_no_id() -> None:
     """TransformerLens gives tokenizers without EOS one of GPT-2's, which reads as the unknown token."""
     tokenizer = wrapped(word_level())

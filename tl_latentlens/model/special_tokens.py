@@ -6,6 +6,7 @@ from weakref import WeakKeyDictionary
 
 from tl_latentlens.model.image_tokens import placeholder_ids
 
+_RARE_LETTERS = "ꙮ𐎀ᚠⰀ𒀀꡶"
 _MARKS = ("bos_token", "eos_token", "pad_token", "cls_token", "sep_token")
 
 
@@ -24,8 +25,8 @@ def special_token_ids(tokenizer: Any) -> frozenset[int]:
     """The ids of a tokenizer's special tokens; none without a tokenizer.
 
     These are the tokens that have a role (BOS, EOS, padding, mask, …) and all added tokens that are marked as special. The
-    unknown token is none of them, unless it has another role too: it stands for text that the vocabulary lacks. A role whose
-    token the vocabulary lacks has no id.
+    unknown token is none of them where it stands for text that the vocabulary lacks; it is one where the vocabulary can write
+    any text, or where it has another role too. A role whose token the vocabulary lacks has no id.
     """
     names = getattr(tokenizer, "all_special_tokens", None)
     if names is None:
@@ -49,4 +50,11 @@ def _read_ids(tokenizer: Any, names: list[Any]) -> frozenset[int]:
     # For a token that it lacks, a tokenizer gives the id of the unknown token.
     ids = {name: i for name, i in ids.items() if i is not None and tokenizer.convert_ids_to_tokens(i) == name} | added
     unknown = str(getattr(tokenizer, "unk_token", None))
-    return frozenset(i for name, i in ids.items() if name != unknown or name in marks)
+    stands_for_text = unknown in ids and unknown not in marks and ids[unknown] in _ids_of_rare_text(tokenizer)
+    return frozenset(i for name, i in ids.items() if name != unknown or not stands_for_text)
+
+
+def _ids_of_rare_text(tokenizer: Any) -> set[int]:
+    """The ids of letters that hardly any vocabulary has as such: of bytes, or the unknown token's."""
+    texts = list(_RARE_LETTERS)
+    return {i for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] for i in ids}
