@@ -8,7 +8,7 @@ import torch
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from support.models import TEXTS, load_any
+from support.models import TEXTS, available_kinds, load_any
 
 CHAT = "<|im_start|>user\nWhere is the boat?<|im_end|>\n<|im_start|>model\nOn the bank.<|im_end|>\n"
 
@@ -108,13 +108,13 @@ def wrapped(core: Tokenizer, **settings: Any) -> transformers.PreTrainedTokenize
     return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **{**marks, **settings})
 
 
-def model_with(tokenizer: Any, folder: Path, kind: str = "bridge", n_extra: int = 0, **sizes: Any) -> Any:
+def model_with(tokenizer: Any, folder: Path, kind: str | None = None, n_extra: int = 0, **sizes: Any) -> Any:
     """A small random Llama that has a tokenizer.
 
     Args:
         tokenizer: Of transformers.
         folder: Where its files go.
-        kind: "hooked" or "bridge".
+        kind: "hooked" or "bridge"; None: the bridge where there is one.
         n_extra: Rows of the embedding beyond the vocabulary; negative for too few.
         sizes: Settings of the config.
     """
@@ -123,4 +123,4 @@ def model_with(tokenizer: Any, folder: Path, kind: str = "bridge", n_extra: int 
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**{**settings, **sizes})).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return load_any(folder, kind)
+    return load_any(folder, kind or available_kinds()[-1])

@@ -32,16 +32,17 @@ def test_clip_keeps_the_token_and_the_budget() -> None:
 @pytest.mark.parametrize(
     ("text", "n", "start", "end"),
     [
-        ("the old stone bridge", 10, "the old ", " bridge"),
-        ("the old stone bridge", 7, "the old", " bridge"),
-        ("the old stone bridge", 8, "the old ", " bridge"),
+        ("the old stone bridge", 10, "the old", "bridge"),
+        ("the old stone bridge", 7, "the old", "bridge"),
+        ("the old stone bridge", 8, "the old", "bridge"),
+        ("the old stone bridge", 12, "the old", "stone bridge"),
         ("the old stone bridge", 2, "th", "ge"),
         ("don't stop me now, please", 4, "don'", "ease"),
-        ("we don't stop now,please", 7, "we ", ",please"),
+        ("we don't stop now,please", 7, "we", ",please"),
         ("to x" + "y" * 40 + " so", 40, "to x" + "y" * 36, "y" * 37 + " so"),
         ("日本語と東京の天気", 4, "日本語と", "京の天気"),
-        ("日本語 and 東京", 6, "日本語 ", "and 東京"),
-        ("क्या यह किताब है", 10, "क्या यह ", " किताब है"),
+        ("日本語 and 東京", 6, "日本語", "and 東京"),
+        ("क्या यह किताब है", 10, "क्या यह", "किताब है"),
     ],
 )
 def test_text_is_cut_between_words(text: str, n: int, start: str, end: str) -> None:

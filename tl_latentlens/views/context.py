@@ -87,20 +87,20 @@ class Context:
 
 
 def start_of_text(text: str, part: str) -> str:
-    """A beginning of a text without the word that it cuts in two, where a whole one stays.
+    """A beginning of a text without the word that it cuts in two, where a whole one stays, and without spaces at the cut.
 
     Args:
         text: The text.
         part: Its beginning; its last character may be a space in place of half a wide character.
     """
     is_cut = re.match(_IN_WORD, part[-1:]) and re.match(_IN_WORD, text[len(part) : len(part) + 1])
-    whole = re.sub(_PART_LAST, "", part) if is_cut else part
+    whole = (re.sub(_PART_LAST, "", part) if is_cut else part).rstrip()
     return whole if whole.strip("… ") else part
 
 
 def end_of_text(text: str, part: str) -> str:
-    """An end of a text without the word that it cuts in two, where a whole one stays."""
+    """An end of a text without the word that it cuts in two, where a whole one stays, and without spaces at the cut."""
     rest = text[: len(text) - len(part)]
     is_cut = re.match(_IN_WORD, part[:1]) and re.match(_IN_WORD, rest[-1:]) and not rest.endswith("…")
-    whole = re.sub(_PART_FIRST, "", part) if is_cut else part
+    whole = (re.sub(_PART_FIRST, "", part) if is_cut else part).lstrip()
     return whole if whole.strip("… ") else part
