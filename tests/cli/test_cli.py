@@ -338,6 +338,7 @@ def test_chat_texts(run, tmp_path: Path) -> None:
         read = csv_of(run, "decode", str(bank), f"{bos}The river bank{bos} A boat").query("rank == 1")
         assert "".join(read.token) == tokens
         assert (read.similarity > 0.999).all()
+        assert ("special tokens of the texts kept" in run("info", str(bank))[1]) == bool(option)
         bank.unlink()
 
 

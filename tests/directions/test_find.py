@@ -1,6 +1,7 @@
 """Components that write a meaning: found where they were planted, and equal to what the model itself adds."""
 
 import shutil
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,8 @@ def test_few_uses_of_a_token_say_so(any_model: Any, index: tll.ContextualIndex) 
     assert result.meaning.alike() == []
     assert result.meaning.n_uses == result.table["n_same_token"][0] < 6
     assert f"only {result.meaning.n_uses} other uses of the token" in str(result)
+    other = replace(result.meaning, tokens=["[CLS]", " <b>", " bank"], is_special=np.array([True, False, False]))
+    assert str(other.to_rich(width=80)).startswith("<b> «bank»"), "special tokens are known by their ids, not by how they look"
     assert sum(result.parts.values()) == pytest.approx(1)
 
 

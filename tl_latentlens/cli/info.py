@@ -10,6 +10,7 @@ from tl_latentlens.cli.options import BankArgument, DataOptions
 from tl_latentlens.cli.output import console, print_record
 from tl_latentlens.views.text import printable, short_hook_name
 
+_SPECIAL_NOTE = ", special tokens of the texts kept"
 _REPEAT_NOTE = ", each text run twice and read in its second copy (repeat)"
 
 
@@ -62,7 +63,8 @@ def _info_table(bank: tll.Bank) -> Table:
         **({"loaded from": model.source} if model.source else {}),
         "rows": f"{bank.n_rows:,} contextual tokens of {len(plan.tokens):,} tokens in {plan.n_prompts:,} prompts",
         "plan": f"{'no cap' if cap is None else f'at most {cap} rows'} a token id, seed {plan.settings.seed}, "
-        f"{plan.n_truncated:,} prompts cut at n_ctx {model.n_ctx}{_REPEAT_NOTE if plan.settings.repeat else ''}",
+        f"{plan.n_truncated:,} prompts cut at n_ctx {model.n_ctx}{_REPEAT_NOTE if plan.settings.repeat else ''}"
+        f"{_SPECIAL_NOTE if plan.settings.keep_special_tokens else ''}",
         "hook names": "\n".join(f"{short_hook_name(name)}  [{bank.n_rows:,}, {bank.d(name)}]" for name in bank.hook_names),
         "stored as": f"{bank.dtype}, {bank.path.stat().st_size / 1e6:,.1f} MB",
         "built with": ", ".join(f"{name} {number}" for name, number in bank.versions.items()),

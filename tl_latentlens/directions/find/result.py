@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -33,6 +33,7 @@ class Meaning:
         n_uses: Uses of another kind, with which it is compared.
         by_token: False where the bank has too few uses of the token: m is then the activation less the bank's mean.
         found: Neighbors of the direction.
+        is_special: True at tokens that are no text, such as BOS; None: at none.
     """
 
     tokens: list[str]
@@ -44,6 +45,7 @@ class Meaning:
     n_uses: int
     by_token: bool
     found: SearchResult = field(repr=False)
+    is_special: Bool[np.ndarray, " pos"] | None = field(default=None, repr=False)
 
     def alike(self) -> list[Neighbor]:
         """The nearest other uses of the token."""
@@ -77,10 +79,10 @@ class Meaning:
 
     def _context(self) -> Context:
         """The word in its text, without special tokens."""
-        tokens = [token for token in self.tokens if not (token.startswith("<") and token.endswith(">"))]
-        before, word = "".join(tokens[:-1]).replace("\n", "↵").lstrip(), tokens[-1].replace("\n", "↵")
-        lead = " " if word.startswith(" ") and before else ""
-        return Context(before + lead, word, "")
+        special = np.zeros(len(self.tokens), bool) if self.is_special is None else self.is_special
+        tokens = [token.replace("\n", "↵") for token, is_special in zip(self.tokens, special, strict=True) if not is_special]
+        context = Context.around("".join(tokens[:-1]), tokens[-1], "")
+        return Context(context.before.lstrip(), context.token, "")
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -36,6 +36,7 @@ class WordInContext:
     Attributes:
         tokens: The token ids of the text up to the word, BOS included.
         token_strings: Their texts.
+        is_special: True at tokens that are no text, such as BOS.
         hook_name: The activation that is read.
         activation: That activation at the word, [d].
         direction: m, [d], of length 1.
@@ -49,6 +50,7 @@ class WordInContext:
 
     tokens: list[int]
     token_strings: list[str]
+    is_special: Bool[np.ndarray, " pos"]
     hook_name: str
     activation: Float[Tensor, " d"]
     direction: Float[Tensor, " d"]
@@ -71,6 +73,7 @@ class WordInContext:
             len(self.contrast_rows),
             self.has_contrast,
             index.search(self.direction, N_NEIGHBORS, self.hook_name),
+            self.is_special,
         )
 
 
@@ -101,7 +104,7 @@ def locate_word(
         ModelMismatchError: `model` is not the bank's.
     """
     _check_inputs(text, index, model, hook_name)
-    tokens, strings = _tokens_up_to_word(model, text, at)
+    tokens, strings, is_special = _tokens_up_to_word(model, text, at)
     activation = activations_at(model, [tokens.tolist()], [-1], [hook_name])[hook_name][0]
 
     rng = np.random.default_rng(seed)
@@ -125,6 +128,7 @@ def locate_word(
     return WordInContext(
         tokens.tolist(),
         strings,
+        is_special,
         hook_name,
         activation,
         direction,
@@ -156,14 +160,16 @@ def _check_inputs(text: str, index: ContextualIndex, model: Any, hook_name: str)
     index.check_model(model)
 
 
-def _tokens_up_to_word(model: Any, text: str, at: int | str) -> tuple[Int[np.ndarray, " pos"], list[str]]:
-    """Token ids and texts of a text up to the token at a position, or up to the last token that ends a word."""
+def _tokens_up_to_word(
+    model: Any, text: str, at: int | str
+) -> tuple[Int[np.ndarray, " pos"], list[str], Bool[np.ndarray, " pos"]]:
+    """Ids and texts of the tokens up to a position, or up to the last token that ends a word, and which of them are special."""
     prompt = tokenize(model, [text])
     ids = prompt.tokens.tolist()
     text_of = token_strings(model, ids)
     strings = [text_of[i] for i in ids]
     end = find_position(at, strings, prompt.special) + 1
-    return prompt.tokens[:end], strings[:end]
+    return prompt.tokens[:end], strings[:end], prompt.special[:end]
 
 
 def _rows_of_other_uses(index: ContextualIndex, hook_name: str, tokens: Int[np.ndarray, " pos"]) -> Int[np.ndarray, " rows"]:
