@@ -1,6 +1,7 @@
 """Banks, indices, hooks and results in another process, as copies, and as they come back."""
 
 import copy
+import io
 import pickle
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.banks import make_record, make_rows
 from support.models import TEXTS
 
 import tl_latentlens as tll
@@ -75,6 +77,25 @@ def test_the_same_bank_put_back_is_taken(own_bank: tll.Bank) -> None:
     again = pickle.loads(data)
     assert again is not index
     assert torch.equal(again.search(torch.ones(256)).rows, expected.rows)
+
+
+def test_other_picklers(bank: tll.Bank, index: tll.ContextualIndex, found: tll.SearchResult) -> None:
+    """joblib and Dask send things by cloudpickle, torch.save by pickle."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    assert cloudpickle.loads(cloudpickle.dumps(index)) is index
+    assert cloudpickle.loads(cloudpickle.dumps(bank)).path == bank.path
+    buffer = io.BytesIO()
+    torch.save(found, buffer)
+    buffer.seek(0)
+    assert same_rows(torch.load(buffer, weights_only=False), found)
+
+
+def test_a_writer_stays_in_its_process(bank: tll.Bank, tmp_path: Path) -> None:
+    plan = make_rows()
+    with tll.BankWriter.create(tmp_path / "a.h5", plan, make_record(plan)) as writer:
+        for send in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(tll.InvalidInputError, match="a BankWriter holds the lock"):
+                send(writer)
 
 
 def test_copies_in_one_process_share_the_index(index: tll.ContextualIndex, found: tll.SearchResult) -> None:

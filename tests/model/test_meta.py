@@ -36,3 +36,24 @@ def test_weights_on_the_meta_device(empty: Any, use: str, index: tll.ContextualI
     with pytest.raises(tll.InvalidInputError, match="got a model with weights on the meta device, which holds no numbers"):
         USES[use](empty, index, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda index, vector: index.search(vector),
+        lambda index, vector: tll.VectorSearch(vector[None], "cpu"),
+        lambda index, vector: tll.decode_directions(vector, index),
+        lambda index, vector: tll.SteeringLens(vector, index, index.hook_names[0]),
+    ],
+)
+def test_vectors_on_the_meta_device(use: Callable[..., Any], index: tll.ContextualIndex) -> None:
+    with pytest.raises(tll.InvalidInputError, match="got a tensor on the meta device"):
+        use(index, torch.ones(256, device="meta"))
+
+
+def test_a_run_without_numbers(index: tll.ContextualIndex) -> None:
+    model, hooks = tll.load_demo_model().to("meta"), tll.latentlens_hooks(index)
+    model.run_with_hooks(torch.zeros(1, 4, dtype=torch.long, device="meta"), fwd_hooks=hooks)
+    with pytest.raises(tll.InvalidInputError, match="weights on the meta device"):
+        _ = hooks.result

@@ -110,21 +110,6 @@ class Bank:
             raise BankError(f"{path} is an unfinished bank; run the same build call again to resume it")
         return cls(path, file)
 
-    @classmethod
-    def reopen(cls, path: str, digest: str) -> "Bank":
-        """The bank at a path, if the file is still the one that had this digest in its head.
-
-        Raises:
-            BankError: As `open`, or another bank stands there now.
-        """
-        bank = cls.open(path)
-        if bank.file.head.digest != digest:
-            raise BankError(
-                f"{path} is another bank than the one that was copied or sent (its digest is {bank.file.head.digest}, expected "
-                f"{digest}); put that file back, or open this one: Bank.open({path!r})"
-            )
-        return bank
-
     def __enter__(self) -> "Bank":
         """Return the bank itself."""
         return self
@@ -135,7 +120,7 @@ class Bank:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, or a bank in another process, opens the file again."""
-        return Bank.reopen, (str(self.path), self.file.head.digest)
+        return reopen_bank, (str(self.path), self.file.head.digest)
 
     def __repr__(self) -> str:
         return f"Bank({str(self.path)!r}: {self.n_rows} rows, {len(self.hook_names)} hook names, {self.model_info.name})"
@@ -346,3 +331,18 @@ class Bank:
             )
         if (head_of(hook_name) or 0) >= n_heads:
             raise UnknownHookError(f"{point!r} has heads 0 to {n_heads - 1} in the bank {self.path}, got {hook_name!r}")
+
+
+def reopen_bank(path: str, digest: str) -> Bank:
+    """The bank at a path, if the file is still the one that had this digest in its head.
+
+    Raises:
+        BankError: As `Bank.open`, or another bank stands there now.
+    """
+    bank = Bank.open(path)
+    if bank.file.head.digest != digest:
+        raise BankError(
+            f"{path} is another bank than the one that was copied or sent (its digest is {bank.file.head.digest}, expected "
+            f"{digest}); put that file back, or open this one: Bank.open({path!r})"
+        )
+    return bank

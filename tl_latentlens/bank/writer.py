@@ -115,6 +115,13 @@ class BankWriter:
                 )
             return cls(partial, resources.pop_all())
 
+    def __reduce__(self) -> Any:
+        """Refuse to be copied or sent: the lock of the build stays where it was taken."""
+        raise InvalidInputError(
+            "a BankWriter holds the lock and the open file of a build, and cannot be copied or sent to another process; write "
+            "in the process that made it"
+        )
+
     def __enter__(self) -> "BankWriter":
         """Return the writer itself."""
         return self

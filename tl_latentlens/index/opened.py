@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
-from tl_latentlens.bank.bank import Bank
+from tl_latentlens.bank.bank import Bank, reopen_bank
 
 _Index = TypeVar("_Index", bound="ReopenedIndex")
 _opened: WeakValueDictionary[str, Any] = WeakValueDictionary()
@@ -32,27 +32,28 @@ class ReopenedIndex:
         self._settings, self._key = settings, key or uuid4().hex
         _opened[self._key] = self
 
-    @classmethod
-    def reopen(cls: type[_Index], key: str, files: Sequence[tuple[str, str]], settings: dict[str, Any]) -> _Index:
-        """The index of this process that has a key, or a new one of the same files and settings.
-
-        Args:
-            key: The name of the index in all processes.
-            files: Path and digest of each bank.
-            settings: How it was made.
-
-        Raises:
-            BankError: A file is no longer there, or another bank stands in its place.
-            InvalidInputError: This machine lacks the device.
-        """
-        opened = _opened.get(key)
-        if opened is not None and all(bank.file.is_in_place for bank in opened.banks):
-            return opened
-        index = cls([Bank.reopen(*file) for file in files], **settings)  # type: ignore[call-arg]
-        index._remember(index._settings, key)
-        return index
-
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is the index itself, whose vectors never change; another process opens the files again."""
         files = [(str(bank.path), bank.file.head.digest) for bank in self.banks]
-        return type(self).reopen, (self._key, files, {**self._settings, "allow_mismatch": self.allow_mismatch})
+        return reopen_index, (type(self), self._key, files, {**self._settings, "allow_mismatch": self.allow_mismatch})
+
+
+def reopen_index(kind: type[_Index], key: str, files: Sequence[tuple[str, str]], settings: dict[str, Any]) -> _Index:
+    """The index of this process that has a key, or a new one of the same files and settings.
+
+    Args:
+        kind: Its class.
+        key: The name of the index in all processes.
+        files: Path and digest of each bank.
+        settings: How it was made.
+
+    Raises:
+        BankError: A file is no longer there, or another bank stands in its place.
+        InvalidInputError: This machine lacks the device.
+    """
+    opened = _opened.get(key)
+    if opened is not None and all(bank.file.is_in_place for bank in opened.banks):
+        return opened
+    index = kind([reopen_bank(*file) for file in files], **settings)  # type: ignore[call-arg]
+    index._remember(index._settings, key)
+    return index

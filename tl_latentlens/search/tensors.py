@@ -15,7 +15,7 @@ def as_tensor(vectors: Tensor | np.ndarray) -> Tensor:
     """A tensor over the same memory; bfloat16 arrays (ml_dtypes) become torch bfloat16.
 
     Raises:
-        InvalidInputError: Numbers that are not real.
+        InvalidInputError: Numbers that are not real, or a tensor without numbers, on the meta device.
     """
     if isinstance(vectors, Tensor):
         array, is_real = vectors.detach(), not vectors.is_complex()
@@ -25,6 +25,8 @@ def as_tensor(vectors: Tensor | np.ndarray) -> Tensor:
     if not is_real:
         raise InvalidInputError(f"got a {type(vectors).__name__} of {array.dtype}; expected real numbers, a tensor or an array")
     if isinstance(array, Tensor):
+        if array.is_meta:
+            raise InvalidInputError("got a tensor on the meta device, which holds no numbers; expected one with numbers")
         return array
     if array.dtype.name == "bfloat16":
         return _from_numpy(array.view(np.uint16)).view(torch.bfloat16)
