@@ -98,7 +98,7 @@ class Captures:
 
         A hook that is on the model twice fires twice in one call of its hook point, and is held once.
         """
-        is_same_call = context.source is not None and self._source is not None and self._source() is context.source
+        is_same_call = self._is_same_call(hook_name, activation, context.source)
         fired_before = hook_name in self._in_pass and not _is_repeated_ln1(hook_name, self._in_pass[-1])
         if not self._in_pass or (fired_before and not is_same_call):
             self._begin_pass(activation, context)
@@ -113,6 +113,13 @@ class Captures:
         held.append(_Capture(activation, replace(context, cache=None, source=None)))
         self._in_pass.append(hook_name)
         self._source = _reference(context.source)
+
+    def _is_same_call(self, hook_name: str, activation: Float[Tensor, "batch pos d"], source: Tensor | None) -> bool:
+        """True where the hook point has not been called again since the last activation; in a graph, where that is the same."""
+        if source is not None:
+            return self._source is not None and self._source() is source
+        last = self._of_hook_name[hook_name][-1].activation if self._in_pass[-1:] == [hook_name] else None
+        return last is not None and last.shape == activation.shape and torch.equal(last, activation)
 
     def _begin_pass(self, activation: Float[Tensor, "batch pos d"], context: RunContext) -> None:
         """Keep the tokens that a forward pass continues, and let go of the others."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from threading import get_ident
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool
@@ -14,6 +14,7 @@ from torch import Tensor
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.lens.captures import Captures
+from tl_latentlens.lens.compiled import call_in_graph, register
 from tl_latentlens.lens.decode import decode_captures, follow_tokens
 from tl_latentlens.lens.followed import FollowedTokens
 from tl_latentlens.lens.result import LensResult
@@ -24,6 +25,8 @@ from tl_latentlens.model.fingerprint import is_replaying
 from tl_latentlens.model.flatten import activations_by_name
 from tl_latentlens.model.hook_names import require_language_model
 from tl_latentlens.search.ambient import autocast_as, autocast_state, own_arithmetic
+
+_Hook = TypeVar("_Hook", bound="LatentLensHook")
 
 
 @dataclass
@@ -59,6 +62,14 @@ class LatentLensHook:
     settings: LensSettings
     only_reads = True  # said to those who look for hooks that change activations
     _readings: dict[int, _Reading]
+    _number: int
+    _calls: Tensor
+
+    def __new__(cls: type[_Hook], *args: Any, **kwargs: Any) -> _Hook:
+        """A hook, or a copy of one, that a compiled model can call."""
+        self = super().__new__(cls)
+        self._number, self._calls = register(self), torch.zeros((), dtype=torch.long, device="cpu")
+        return self
 
     def __init__(
         self,
@@ -90,7 +101,7 @@ class LatentLensHook:
         """A hook with the same index and model, and the same run so far."""
         memo[id(self)] = same = type(self).__new__(type(self))
         copies = {thread: replace(reading, captures=copy(reading.captures)) for thread, reading in self._readings.items()}
-        same.__dict__.update(vars(self), _readings=copies)
+        same.__dict__.update({**vars(self), **vars(same)}, _readings=copies)
         return same
 
     def __call__(self, activation: Tensor, hook: Any, name: str | None = None) -> None:
@@ -105,9 +116,15 @@ class LatentLensHook:
             InvalidInputError: An activation without a vector for each token, or without the heads that are named; or one of
                 an image encoder.
         """
+        if torch.compiler.is_compiling():
+            call_in_graph(self._calls, activation.detach(), self._number, name or hook.name)
+        else:
+            self.capture(activation, str(name or hook.name))
+
+    def capture(self, activation: Tensor, name: str) -> None:
+        """Hold an activation of the forward pass that is on the stack; see `__call__`."""
         if is_replaying():
             return
-        name = str(name or hook.name)
         require_language_model(name)
         batch, pos = activation.shape[:2]
         context = find_run_context(batch, pos, name)

@@ -37,7 +37,7 @@ class AddVector:
         if self.positions is None:
             return changed
         # `generate` adds tokens one by one. Their positions go on from those of the prompt.
-        n_cached = find_run_context(batch, pos, self.name).n_cached
+        n_cached = self._n_cached(batch, pos)
         if n_cached is None:  # one more token, of a cache that does not show its length
             n_cached = self._length if pos == 1 else 0
         self._length = n_cached + pos
@@ -48,6 +48,17 @@ class AddVector:
             raise InvalidInputError(f"positions={self.positions!r} is outside the run's {pos} positions") from error
         is_chosen = torch.from_numpy(is_chosen_position[-pos:]).to(activation.device)
         return torch.where(is_chosen.view(-1, *[1] * (activation.ndim - 2)), changed, activation)
+
+    def _n_cached(self, batch: int, pos: int) -> int | None:
+        """The number of tokens before these; None where the running pass does not show it."""
+        if not torch.compiler.is_compiling():
+            return find_run_context(batch, pos, self.name).n_cached
+        if pos == 1:
+            raise InvalidInputError(
+                "got positions for a vector in a compiled model that runs one token, whose position is not known there; run "
+                "the model itself, or give positions=None"
+            )
+        return 0
 
 
 class ComparingHook(LatentLensHook):
