@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_latentlens.model.direction import is_bidirectional
-from tl_latentlens.model.state import StopRun, evaluating
+from tl_latentlens.model.state import StopRun, evaluating, runs_here
 
 
 def run_hooked(
@@ -22,7 +22,7 @@ def run_hooked(
     """Run the model for its hooks only: no gradient, no logits, no layer after the last hook."""
     extra: dict[str, Any] = {} if mask is None else {"attention_mask": mask.long()}
     names = [name for name, _ in fwd_hooks]
-    can_stop = isinstance(model, torch.nn.Module) and not is_bidirectional(model, names)
+    can_stop = runs_here(model) and not is_bidirectional(model, names)
     stop_at_layer = _layer_after(names) if can_stop else None
     if stop_at_layer == model.cfg.n_layers and hasattr(model, "adapter"):
         # A bridge does not stop after its last block. It would compute the logits although nobody needs them.

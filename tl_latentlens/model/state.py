@@ -7,9 +7,14 @@ from typing import Any
 import torch
 
 
+def runs_here(model: Any) -> bool:
+    """True for a model of this process, with weights and modules; False for one that runs elsewhere, as a RemoteBridge."""
+    return isinstance(model, torch.nn.Module)
+
+
 def named_parts(model: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     """Path and module of each part of a model, each once; of a model that runs elsewhere, the hook points alone."""
-    if isinstance(model, torch.nn.Module):
+    if runs_here(model):
         yield from model.named_modules()
         return
     paths = {part: path for path, part in reversed(model.hook_dict.items())}
@@ -23,7 +28,7 @@ def evaluating(model: Any) -> Iterator[None]:
     A new HookedTransformer is in training mode. A model in evaluation mode is left alone, since switching a bridge takes many
     milliseconds. One that runs elsewhere has no such mode.
     """
-    if not isinstance(model, torch.nn.Module):
+    if not runs_here(model):
         yield
         return
     was_training = model.training
