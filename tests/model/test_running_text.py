@@ -1,5 +1,7 @@
 """Texts of tokens are what the tokenizer's own `decode` writes, for decoders of many kinds."""
 
+import gc
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,6 +89,15 @@ def test_texts_do_not_depend_on_what_is_asked_with_them() -> None:
         model = SimpleNamespace(tokenizer=tokenizer)
         together = token_bytes(model, range(len(tokenizer)))
         assert all(token_bytes(SimpleNamespace(tokenizer=wrapped(make())), [i]) == {i: together[i]} for i in (4, 9, 20))
+
+
+def test_texts_are_kept_no_longer_than_their_tokenizer() -> None:
+    tokenizer = wrapped(word_level())
+    token_strings(SimpleNamespace(tokenizer=tokenizer), range(10))
+    kept = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert kept() is None
 
 
 def test_symbols_have_no_spaces() -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class RunningText:
         Args:
             tokenizer: Of transformers, fast or slow.
         """
-        self._tokenizer = tokenizer
+        self._tokenizer_ref = ref(tokenizer)  # the texts are kept for as long as their tokenizer is
         self._known: dict[int, bytes] = {}
         self._is_before = True
         usual_ids = self._usual_ids()
@@ -43,6 +43,10 @@ class RunningText:
         if self._anchor is not None:
             self._is_before = self._join_errors(usual_ids, True) <= self._join_errors(usual_ids, False)
         self.dropped_space = self._dropped_space(usual_ids[:: max(1, len(usual_ids) // _N_PAIRS)])
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self._tokenizer_ref()
 
     def token_bytes(self, ids: Sequence[int]) -> dict[int, bytes]:
         """Token id → the bytes of its text; special tokens as they are called, ids that the tokenizer lacks as "[id]"."""
