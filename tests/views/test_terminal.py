@@ -155,7 +155,7 @@ def test_printed_results_show_what_was_asked_for_at_the_width_of_the_terminal(
     for printed, expected in n_marks:
         lines = str(printed).splitlines()
         assert str(printed).count("«") == expected, type(printed).__name__
-        assert width - 30 < max(map(display_width, lines)) <= width, type(printed).__name__
+        assert width - 40 < max(map(display_width, lines)) <= width, type(printed).__name__
     found = tll.find_features("The river", -1, tll.load_sae("demo"), index, model=any_model, top_k=3, label=False)
     assert width - 30 < max(map(display_width, str(found).splitlines())) <= width
     followed = str(hooks.follow_tokens([" bank"]))
