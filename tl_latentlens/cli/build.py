@@ -1,5 +1,7 @@
 """`tl-latentlens build`: run a corpus through a model into a bank."""
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -47,18 +49,19 @@ def build(
     try:
         loaded = model.load()
         texts = tll.load_corpus(corpus, text_column=text_column, field=field, split=split, limit=limit)
-        built = tll.build_bank(
-            loaded,
-            texts,
-            bank,
-            hook_names=hook_name,
-            max_rows_per_token=max_rows_per_token or None,
-            dtype=dtype or store_dtype,
-            seed=seed,
-            repeat=repeat,
-            keep_special_tokens=keep_special_tokens,
-            batch_tokens=batch_tokens,
-        )
+        with redirect_stdout(sys.stderr):  # its notes; stdout is for the result
+            built = tll.build_bank(
+                loaded,
+                texts,
+                bank,
+                hook_names=hook_name,
+                max_rows_per_token=max_rows_per_token or None,
+                dtype=dtype or store_dtype,
+                seed=seed,
+                repeat=repeat,
+                keep_special_tokens=keep_special_tokens,
+                batch_tokens=batch_tokens,
+            )
     except KeyboardInterrupt as stop:
         typer.echo(str(stop) or "stopped; nothing was written yet", err=True)
         raise typer.Exit(130) from None
