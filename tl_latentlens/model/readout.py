@@ -116,6 +116,8 @@ def _difference_from_output(model: Any) -> str | None:
     tokens = probe_tokens(model, 1, _N_TOKENS)
     with evaluating(model), torch.no_grad(), without_hooks(model):
         own = model.run_with_hooks(tokens, fwd_hooks=[(hook_name, lambda activation, hook: kept.append(activation))])
+        if not kept:  # it does not fire, or another thread took the hook off
+            return None
         try:
             with own_arithmetic():
                 read = residual_logits(model, on_readout(model, kept[-1].reshape(-1, kept[-1].shape[-1])))
