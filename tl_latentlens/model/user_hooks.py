@@ -52,6 +52,8 @@ def _is_of_library(hook: Callable[..., Any]) -> bool:
 
 
 def _only_reads(full_hook: Callable[..., Any]) -> bool:
-    """True for a hook of TransformerLens around a function that says of itself that it changes nothing."""
+    """True for a hook of TransformerLens around a function of a library, or one that says of itself that it changes nothing."""
     function = inspect.getclosurevars(full_hook).nonlocals.get("hook") if inspect.isfunction(full_hook) else None
-    return getattr(getattr(function, "func", function), "only_reads", False)
+    if function is None:
+        return False
+    return getattr(getattr(function, "func", function), "only_reads", False) or _is_of_library(function)
