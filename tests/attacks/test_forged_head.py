@@ -31,6 +31,8 @@ from support.golden import GOLDEN, MID, POST, head_of
 from tl_latentlens import cli
 from tl_latentlens.bank.bank import Bank
 from tl_latentlens.bank.head import MAX_USER_BLOCK
+from tl_latentlens.cli.info import info
+from tl_latentlens.cli.options import DataOptions
 from tl_latentlens.errors import BankError
 
 WRONG_NUMBERS = {
@@ -356,7 +358,7 @@ def test_a_head_does_not_style_or_stop_the_command_line(
     record["attributes"]["versions"] = {text: text}
     forge_record(path, record)
     monkeypatch.setattr(cli.console, "width", 300)
-    cli.info(path)
+    info(path, data=DataOptions())
     shown = capsys.readouterr().out
     assert shown.count(text) >= 5
     assert f" {text.replace('/', '')}  [10, 4]" in shown

@@ -359,12 +359,12 @@ def test_a_vision_model_has_an_upload(vlm: Vlm, text_index: tll.ContextualIndex)
 
 
 def test_the_command_shows_scenes(scene_index: tll.ContextualIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tl_latentlens.cli.explore import explore
+    from tl_latentlens.cli.explore import ExploredModelOptions, explore
     from tl_latentlens.explorer import app as served
 
     apps: list[Any] = []
     monkeypatch.setattr(served, "serve", lambda app, *_: apps.append(app))
-    explore(scene_index.banks[0].path, "demo-vlm", device="cpu")
+    explore(scene_index.banks[0].path, model=ExploredModelOptions(model="demo-vlm", device="cpu"))
     assert "New scene" in layout_of(apps[0])
 
 

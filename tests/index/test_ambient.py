@@ -134,7 +134,7 @@ def test_the_callers_settings_are_put_back() -> None:
 
 
 def test_contexts_of_two_threads_may_overlap() -> None:
-    with precision("high"):
+    with precision("high"), torch.set_grad_enabled(torch.is_grad_enabled()):  # the order in which they end mixes those up
         first, second = own_arithmetic(full_products=True), own_arithmetic(full_products=True)
         settings = torch.backends.cuda.matmul
         before = settings.allow_tf32
