@@ -93,7 +93,7 @@ def _measure_table(panel: MeasurePanel, hook_names: Sequence[str], transforms: S
         }
         styles = {name: "bold" if reader in transforms and sign * values[name] == best[name] else "" for name in values}
         cells = [Text(_mean(values[name]), styles[name]) if name in values else Text() for name in hook_names]
-        half_interval = float((reader_lines["high"] - reader_lines["low"]).mean() / 2)
+        half_interval = float(np.mean(reader_lines["high"].to_numpy() - reader_lines["low"].to_numpy()) / 2)
         reader_text = Text(str(reader), "" if reader in transforms else "dim")
         table.add_row(reader_text, *cells, Text(_mean(half_interval), "dim"))
     return table
