@@ -84,6 +84,14 @@ def test_folder_that_a_dataset_was_saved_to(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"has no split 'dev'; it has \['train', 'test'\]"):
         load_corpus(tmp_path / "several", text_column="body", split="dev")
 
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "dataset_info.json").write_text("{}")
+    (tmp_path / "other" / "a.txt").write_text("one\n")
+    with pytest.raises(
+        CorpusError, match="other has the files of a dataset that `save_to_disk` wrote, and cannot be read as one"
+    ):
+        load_corpus(tmp_path / "other")
+
 
 # ------------------------------------------------------------------------------------------------------------- packed files
 

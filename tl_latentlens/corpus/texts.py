@@ -141,7 +141,13 @@ def _as_path(name: str) -> Path:
 
 def _load_saved_dataset(path: Path, column: str, split: str) -> Sequence[str] | TextStream:
     """The texts of a dataset that `save_to_disk` wrote."""
-    dataset = datasets.load_from_disk(str(path))
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise CorpusError(
+            f"{path} has the files of a dataset that `save_to_disk` wrote, and cannot be read as one: {error}; to read "
+            "the text files in it, name one, or move them to a folder of their own"
+        ) from error
     if isinstance(dataset, datasets.DatasetDict):
         if split not in dataset:
             raise CorpusError(f"{path} has no split {split!r}; it has {list(dataset)}")

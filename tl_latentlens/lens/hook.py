@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from threading import get_ident
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -25,8 +25,6 @@ from tl_latentlens.model.fingerprint import is_replaying
 from tl_latentlens.model.flatten import activations_by_name
 from tl_latentlens.model.hook_names import require_language_model
 from tl_latentlens.search.ambient import autocast_as, autocast_state, own_arithmetic
-
-_Hook = TypeVar("_Hook", bound="LatentLensHook")
 
 
 @dataclass
@@ -65,7 +63,7 @@ class LatentLensHook:
     _number: int
     _calls: Tensor
 
-    def __new__(cls: type[_Hook], *args: Any, **kwargs: Any) -> _Hook:
+    def __new__(cls, *args: Any, **kwargs: Any) -> "LatentLensHook":
         """A hook, or a copy of one, that a compiled model can call."""
         self = super().__new__(cls)
         self._number, self._calls = register(self), torch.zeros((), dtype=torch.long, device="cpu")

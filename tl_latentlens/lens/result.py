@@ -83,8 +83,17 @@ class LensResult:
         pos = pos + self.decoded.shape[1] if pos < 0 else pos
         cell_ids = np.flatnonzero((self.positions == (batch, pos)).all(-1))
         if not len(cell_ids):
-            raise InvalidInputError(f"batch {batch}, position {pos} was not decoded; decoded: {self.positions.tolist()}")
+            raise InvalidInputError(self._why_not_decoded(pos, batch))
         return int(cell_ids[0])
+
+    def _why_not_decoded(self, pos: int, batch: int) -> str:
+        n_texts, n_positions = self.decoded.shape
+        got = f"batch {batch}, position {pos} was not decoded"
+        if not (0 <= batch < n_texts and 0 <= pos < n_positions):
+            return f"{got}: the run had {n_texts} texts of {n_positions} positions"
+        of_text = np.flatnonzero(self.decoded[batch]).tolist()
+        span = f"{of_text[0]} to {of_text[-1]}, {len(of_text)} of them" if of_text else "none"
+        return f"{got}; decoded of this text: {span} (special tokens and padding only where `positions` names them)"
 
     @property
     def text_tokens(self) -> list[list[str]]:
