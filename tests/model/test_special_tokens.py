@@ -97,6 +97,16 @@ def test_texts_that_bring_bos_are_told_of(chat_model: Any, tmp_path: Path, capsy
     assert "BOS" not in "".join(capsys.readouterr())
 
 
+def test_a_run_with_two_bos_is_told_of(chat_model: Any, tmp_path: Path) -> None:
+    bank = tll.build_bank(chat_model, TEXTS, tmp_path / "bank.h5", hook_names=HOOK_NAME, progress=False)
+    hooks = tll.latentlens_hooks(tll.ContextualIndex(bank, device="cpu"), top_k=1)
+    chat_model.run_with_hooks("<s>" + CHAT, fwd_hooks=hooks)
+    with pytest.warns(UserWarning, match="1 of 1 texts of the run begin with two BOS: .* prepend_bos=False"):
+        hooks.result  # noqa: B018
+    chat_model.run_with_hooks("<s>" + CHAT, prepend_bos=False, fwd_hooks=hooks)
+    assert hooks.result.decoded.any()
+
+
 def test_contexts_hold_no_special_token(chat_model: Any, tmp_path: Path) -> None:
     bank = tll.build_bank(chat_model, ["<s>" + CHAT], tmp_path / "bank.h5", hook_names=HOOK_NAME, progress=False)
     contexts = [bank.row(row).context() for row in range(bank.n_rows)]

@@ -3,11 +3,11 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
@@ -42,6 +42,8 @@ def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSe
     keeps_special_tokens = any(bank.plan.settings.keep_special_tokens for bank in index.banks)
     model, run_tokens = captures.model, captures.run_tokens(keeps_special_tokens)
     decoded = decoded_positions(settings, captures, run_tokens)
+    if run_tokens is not None:
+        _warn_of_two_bos(model, run_tokens.ids)
     if isinstance(settings.positions, str):
         hook_name = captures.hook_names[0]
         _warn_where_no_image_was(hook_name, captures.vectors(hook_name, decoded))
@@ -64,6 +66,20 @@ def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSe
         string_of = token_strings(model, run_tokens.ids.unique().tolist())
         strings = [[string_of[i] for i in ids] for ids in run_tokens.ids.tolist()]
     return LensResult(tuple(captures.hook_names), strings, decoded, neighbors, logits, embeddings, is_special)
+
+
+def _warn_of_two_bos(model: Any, ids: Int[Tensor, "batch pos"]) -> None:
+    """Warn where a text brought its BOS and the run put another before it, which changes all activations."""
+    tokenizer = getattr(model, "tokenizer", None)
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if bos is None or bos == tokenizer.pad_token_id or ids.shape[1] < 2:
+        return
+    if n_texts := int((ids[:, :2] == bos).all(-1).sum()):
+        warnings.warn(
+            f"{n_texts} of {len(ids)} texts of the run begin with two BOS: they bring their own (a chat template?), and the "
+            "model added one; run them with prepend_bos=False",
+            stacklevel=6,
+        )
 
 
 @own_arithmetic(full_products=True)
