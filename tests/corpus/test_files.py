@@ -61,6 +61,7 @@ def test_folder_is_read_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (folder / "d.txt.gz").write_bytes(gzip.compress(b"six\n"))
     (folder / "notes.pdf").write_bytes(b"\xff\xfe")
     (folder / ".hidden.txt").write_text("never\n")
+    (folder / "README.md").write_text("A corpus of numbers.\n")
     pd.DataFrame({"text": ["seven"]}).to_parquet(folder / "e.parquet")
     expected = ["one", "two", "three", "four", "six", "five", "seven"]
     assert load_corpus(folder) == expected

@@ -13,7 +13,9 @@ def require_column(column: str, columns: list[str], source: str, hint: str = "")
         CorpusError: It has not.
     """
     if column not in columns:
-        raise CorpusError(f"{source} has no column {column!r}; it has {columns}; pass text_column=...{hint}")
+        raise CorpusError(
+            f"{source} has no column {column!r}; it has {columns}; pass text_column=... (--text-column in a shell){hint}"
+        )
 
 
 def top_column(column: str, columns: list[str]) -> str:

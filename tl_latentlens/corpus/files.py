@@ -64,11 +64,14 @@ def read_file(path: Path, column: str, field: str | None) -> list[Any]:
 def read_folder(folder: Path, column: str, field: str | None) -> list[Any]:
     """The texts of all corpus files in a folder and its folders, in the order of their names; other files are left out.
 
+    A README describes a corpus and is no part of it.
+
     Raises:
         CorpusError: It has no such file, or one that cannot be read.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and is_corpus_name(path))
     paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    paths = [path for path in paths if path.stem.upper() != "README"]
     if not paths:
         raise CorpusError(f"no corpus file at {folder}: the folder has no file that ends in {', '.join(READERS)}")
     return [text for path in paths for text in read_file(path, column, field if format_of(path) in _JSON else None)]
