@@ -70,7 +70,7 @@ def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSe
 
 def _warn_of_two_bos(model: Any, ids: Int[Tensor, "batch pos"]) -> None:
     """Warn where a text brought its BOS and the run put another before it, which changes all activations."""
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer: Any = getattr(model, "tokenizer", None)
     bos = getattr(tokenizer, "bos_token_id", None)
     if bos is None or bos == tokenizer.pad_token_id or ids.shape[1] < 2:
         return

@@ -63,7 +63,7 @@ class LatentLensHook:
     _number: int
     _calls: Tensor
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "LatentLensHook":
+    def __new__(cls, *args: Any, **kwargs: Any):  # what it returns is the class that is called, which Python 3.10 cannot say
         """A hook, or a copy of one, that a compiled model can call."""
         self = super().__new__(cls)
         self._number, self._calls = register(self), torch.zeros((), dtype=torch.long, device="cpu")
