@@ -77,8 +77,11 @@ def _measure(model: Any, hook_names: Sequence[str]) -> dict[str, bool]:
 
 
 @own_arithmetic()
-def _later_tokens_change(activation: Float[Tensor, "3 pos ..."], tokens: Int[Tensor, "3 pos"], n_shared: int) -> bool:
-    """True where the second row differs from the first before the tokens do, by more than the third does."""
+def _later_tokens_change(activation: Float[Tensor, "..."], tokens: Int[Tensor, "3 pos"], n_shared: int) -> bool:
+    """True where the second row differs from the first before the tokens do, by more than the third does.
+
+    The activation is [3, pos, ...], or of another shape, which has no vector for each token.
+    """
     if activation.ndim < 3 or activation.shape[:2] != tokens.shape:
         return False  # no vector for each token, so it cannot be banked or decoded
     first, changed, again = activation[:, :n_shared].flatten(2).float()

@@ -34,7 +34,7 @@ def expand_hook_names(model: Any, spec: int | str | Iterable[int | str] | Callab
     """
     if spec is None:
         layers = np.linspace(0, model.cfg.n_layers - 1, min(_N_DEFAULT_LAYERS, model.cfg.n_layers)).round().astype(int)
-        return list(map(layer_hook_name, layers))
+        return list(map(layer_hook_name, layers.tolist()))
     if callable(spec):
         names = sorted((name for name in model.hook_dict if not _ENCODER_NAME.match(name) and spec(name)), key=forward_order)
     else:

@@ -46,7 +46,7 @@ def tokenize(model: Any, texts: Iterable[str], *, repeat: bool = False, keep_spe
     if repeat and is_bidirectional(model):
         raise _cannot_repeat("it sees the whole text at once")
     splitter = PromptSplitter(model)
-    buffer, lengths, n_before, n_after, n_truncated, n_own_bos = array("i"), array("q"), array("H"), array("H"), 0, 0
+    buffer, lengths, n_before, n_after, n_truncated, n_own_bos = array("i"), array("q"), array("i"), array("i"), 0, 0
     for batch in _in_batches(texts):
         require_unicode(batch, len(lengths))
         for parts in splitter.split(batch):
