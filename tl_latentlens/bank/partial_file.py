@@ -88,7 +88,10 @@ class PartialFile:
             if runs := buffer.saved_runs():
                 saved.append(SavedRows(block, runs, rows_checksum(buffer.vectors, buffer.norms, runs)))
         try:
-            write_record(self.file.path, saved)
+            if saved:
+                write_record(self.file.path, saved)
+            else:
+                remove_record(self.file.path)
         except OSError as error:
             raise self._write_error(error) from error
 
