@@ -21,23 +21,6 @@ from tl_latentlens import cli
 from tl_latentlens.bank.format import partial_path
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tl-latentlens", *arguments])
-        monkeypatch.setenv("COLUMNS", "160")
-        monkeypatch.setattr(cli.console, "width", 160)
-        with pytest.raises(SystemExit) as exit_info:
-            cli.main()
-        code = exit_info.value.code
-        captured = capsys.readouterr()
-        return 0 if code is None else int(code), captured.out, captured.err
-
-    return command
-
-
 def json_of(run, *command: str):
     """What a command prints with --json; nothing but JSON."""
     code, out, _ = run(*command, "--json")

@@ -13,26 +13,8 @@ from safetensors.torch import load_file, save_file
 from support.models import available_kinds
 
 import tl_latentlens as tll
-from tl_latentlens import cli
 from tl_latentlens.cli.options import ModelOptions
 from tl_latentlens.model.source import DEMO_MODEL
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run a command in this process: (exit code, stdout, stderr), lines joined."""
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tl-latentlens", *arguments])
-        monkeypatch.setenv("COLUMNS", "160")
-        monkeypatch.setattr(cli.console, "width", 160)
-        with pytest.raises(SystemExit) as exit_info:
-            cli.main()
-        code = exit_info.value.code
-        captured = capsys.readouterr()
-        return 0 if code is None else int(code), captured.out, captured.err
-
-    return command
 
 
 @pytest.fixture
