@@ -9,7 +9,20 @@ import typer
 
 from benchmarks.measure import Settings, environment
 
-BENCHMARKS = ("planning", "build", "search", "checking", "opening", "live", "growth", "labels", "pages", "scenes", "keys")
+BENCHMARKS = (
+    "planning",
+    "build",
+    "search",
+    "checking",
+    "opening",
+    "live",
+    "growth",
+    "labels",
+    "pages",
+    "scenes",
+    "keys",
+    "coverage",
+)
 
 
 def main(
@@ -23,6 +36,7 @@ def main(
     peer_python: Annotated[str | None, typer.Option(help="Python of an environment with latentlens; default: this one")] = None,
     figure: Annotated[Path | None, typer.Option(help="draw what growth, scenes or keys measures here (.svg, .png)")] = None,
     folder: Annotated[Path | None, typer.Option(help="keeps what scenes and keys train; default: build/scenes")] = None,
+    draws: Annotated[int, typer.Option(help="simulated cases of each line of coverage")] = 1000,
     out: Annotated[Path | None, typer.Option(help="write the tables here too, as Markdown")] = None,
 ) -> None:
     """Run benchmarks; a wrong result ends the command with an error."""
@@ -30,7 +44,7 @@ def main(
         raise typer.BadParameter(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     if peer_python is not None and shutil.which(peer_python) is None:
         raise typer.BadParameter(f"no Python at {peer_python}")
-    settings = Settings(corpus, repeats, large, device, model, peak_flops, peer_python, figure, folder)
+    settings = Settings(corpus, repeats, large, device, model, peak_flops, peer_python, figure, folder, draws)
     sections = [environment()]
     typer.echo(sections[0])
     for name in names or BENCHMARKS:

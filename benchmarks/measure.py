@@ -43,6 +43,7 @@ class Settings:
         peer_python: The Python of an environment with latentlens; None: this one.
         figure: Where `growth`, `scenes` and `keys` draw their figures.
         folder: Where `scenes` and `keys` keep what they trained; None: build/scenes.
+        draws: Simulated cases of each line of `coverage`.
     """
 
     corpus: str = "demo"
@@ -54,6 +55,7 @@ class Settings:
     peer_python: str | None = None
     figure: Path | None = None
     folder: Path | None = None
+    draws: int = 1000
 
 
 class WrongResultError(Exception):
