@@ -13,7 +13,7 @@ from rich.console import Console
 import tl_latentlens as tll
 from tl_latentlens.evaluation.evaluate import Evaluation
 from tl_latentlens.index.transforms import TRANSFORMS
-from tl_latentlens.statistics.intervals import Measure, ReaderKey
+from tl_latentlens.statistics.measures import Measure, ReaderKey
 from tl_latentlens.views.terminal.features import label_counts, summary_table
 from tl_latentlens.views.terminal.layout import plain_text
 from tl_latentlens.views.text import display_width
@@ -109,6 +109,42 @@ def test_measures_of_eight_layers_are_one_table_at_80_columns(scale: int) -> Non
     assert heading.split() == ["reader", *map(str, range(0, 32, 4)), "±"]
     assert lines[0].startswith("KL of neighbor 1 on later tokens (nats), blocks.*.hook_resid_post:")
     assert lines[1].rstrip() == "lower is better, 20 tokens"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_geometric_means_show_small_amounts_and_a_factor(width: int) -> None:
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(5)]
+    means = [0.0012, 0.034, 1.2, 3e-5, 0.0]
+    spread = np.exp(np.linspace(-1, 1, 21))
+    values = {ReaderKey("raw", name): mean * spread for name, mean in zip(names, means, strict=True)}
+    measure = Measure("KL of neighbor 1 (nats)", values, "tokens", lower_is_better=True, kind="geometric mean")
+    lines = plain_text(Evaluation([measure], ("raw",)).to_rich(width=width), width).splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert "geometric mean, lower is better, 21 tokens" in "".join(lines[:2])
+    cells = {line.split()[0]: line.split()[1:] for line in lines if line.split()}
+    assert cells["reader"] == ["0", "1", "2", "3", "4", "×÷"]
+    assert cells["raw"][:-1] == [".0012", "0.034", "1.200", "3e-05", "0.000"]
+    assert 1.2 < float(cells["raw"][-1]) < 1.5
+
+
+def test_the_larger_half_of_an_interval_stands_after_plus_minus() -> None:
+    shares = np.array([1.0] * 29 + [0.0])
+    measure = Measure("next token", {ReaderKey("raw", "blocks.0.hook_resid_post"): shares}, "tokens", kind="share")
+    shown = plain_text(Evaluation([measure], ("raw",)).to_rich(width=80), 80)
+    line = measure.table().iloc[0]
+    assert f"{line['mean'] - line['low']:.3f}" in shown
+    assert f"{line['high'] - line['mean']:.3f}" not in shown
+
+
+def test_gains_without_an_interval_are_not_sure_and_those_of_amounts_are_relative() -> None:
+    name = "blocks.0.hook_resid_post"
+    amounts = np.exp(np.random.default_rng(0).normal(size=40))
+    columns = {"raw": amounts, "center": amounts, "csls": amounts * np.linspace(1.1, 1.3, 40)}
+    values = {ReaderKey(transform, name): column for transform, column in columns.items()}
+    measure = Measure("KL", values, "tokens", lower_is_better=True, kind="geometric mean")
+    shown = plain_text(Evaluation([measure], tuple(columns)).to_rich(width=80), 80)
+    gains = next(line for line in shown.splitlines()[::-1] if line.split()[:1] == ["KL"])
+    assert gains.split() == ["KL", "+0.0%", "-19.9%*"]
 
 
 def test_label_scores_stand_in_lines_of_their_own_at_80_columns() -> None:

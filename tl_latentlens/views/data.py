@@ -155,12 +155,14 @@ class MeasurePanel:
         unit: What a value belongs to.
         lower_is_better: True for distances.
         table: A line for each reader and hook name: hook_name, reader, mean, low, high, n.
+        kind: What the means are: "mean", "share" or "geometric mean".
     """
 
     name: str
     unit: str
     lower_is_better: bool
     table: pd.DataFrame
+    kind: str = "mean"
 
 
 @dataclass(frozen=True)
