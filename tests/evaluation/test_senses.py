@@ -19,8 +19,7 @@ from tl_latentlens.evaluation.senses import (
     votes_of_baselines,
     votes_of_index,
 )
-from tl_latentlens.statistics.intervals import mean_of
-from tl_latentlens.statistics.measures import Measure
+from tl_latentlens.statistics.intervals import Measure, mean_of
 
 
 def senses_by_all(model: Any, uses: Uses, index: tll.ContextualIndex) -> Measure:
