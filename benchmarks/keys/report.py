@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from benchmarks.keys.tasks import Score
 from benchmarks.measure import table
-from tl_latentlens.statistics.intervals import Mean, mean_of
+from tl_latentlens.statistics.intervals import Mean, mean_of, share_of
 
 ONE_MEAN, OWN_MEAN = "one mean", "each position's mean"
 TASKS = {
@@ -52,7 +52,7 @@ class Figures:
 
     def mean(self, task: str, site: str, centering: str = ONE_MEAN) -> Mean:
         """Over the scenes of all seeds."""
-        return mean_of(self._right(task, site, centering))
+        return share_of(self._right(task, site, centering))
 
     def null(self, task: str, site: str, centering: str = ONE_MEAN) -> float:
         """The mean where there is nothing to find."""
@@ -70,7 +70,7 @@ class Figures:
         """The best head on every other scene, and how it does on the rest."""
         names = list(dict.fromkeys(name for _, of, name in self.scores if of == task and name.startswith(f"{site}[")))
         best = max(range(len(names)), key=lambda head: self._right(task, names[head])[::2].mean())
-        return best, mean_of(self._right(task, names[best])[1::2])
+        return best, share_of(self._right(task, names[best])[1::2])
 
     def added_loss(self, kind: str, layer: int | None) -> Mean:
         """How much more the captions cost than with nothing blocked (or nothing before the image), scene by scene."""
@@ -105,8 +105,8 @@ def _base(figures: Figures, kind: str) -> str:
 
 
 def cell(mean: Mean, digits: int = 2) -> str:
-    """A mean and half its interval."""
-    return f"{mean.mean:.{digits}f} ± {(mean.high - mean.low) / 2:.{digits}f}"
+    """A mean and the larger half of its interval."""
+    return f"{mean.mean:.{digits}f} ± {mean.half:.{digits}f}"
 
 
 def _line(first: str, cells: list[str]) -> dict[str, str]:
@@ -159,7 +159,7 @@ def _prefixes(figures: Figures) -> str:
     lines = []
     for kind in dict.fromkeys(kind for kind, _ in figures.prefixes):
         for site in ALL:
-            means = [mean_of(np.concatenate(figures.prefixes[kind, f"{site} {layer}"])) for layer in range(figures.n_layers)]
+            means = [share_of(np.concatenate(figures.prefixes[kind, f"{site} {layer}"])) for layer in range(figures.n_layers)]
             loss = f"+{cell(figures.added_loss(f'prefix: {kind}', None), 3)}"
             loss = _base(figures, "prefix: nothing") if kind == "nothing" else loss
             lines.append({"before the image": kind, **_line(site, list(map(cell, means))), "caption loss": loss})

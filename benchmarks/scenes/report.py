@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.measure import table
 from benchmarks.scenes.reading import TOP_K, WORDS, Reading, RowWords, Truth, read, read_tokens
-from tl_latentlens.statistics.intervals import Mean, mean_of
+from tl_latentlens.statistics.intervals import Mean, share_of
 from tl_latentlens.vision.scenes.render import Scenes
 
 NO_EMBEDDINGS = "LatentLens, bank from block 0 on"
@@ -117,7 +117,7 @@ class Figures:
         """The same with 95 % intervals."""
         if (what, reader) not in self._intervals:
             each = [np.concatenate(self.shares[what, reader, name]) for name in self.names]
-            self._intervals[what, reader] = [mean_of(one.astype(float)) for one in each]
+            self._intervals[what, reader] = [share_of(one.astype(float)) for one in each]
         return self._intervals[what, reader]
 
 
@@ -158,7 +158,7 @@ def _line(figures: Figures, first: dict[str, str], cells: list[str]) -> dict[str
 def _shares(figures: Figures, what: str, readers: list[str]) -> str:
     lines = []
     for reader in readers:
-        cells = [f"{mean.mean:.2f} ± {(mean.high - mean.low) / 2:.2f}" for mean in figures.intervals(what, reader)]
+        cells = [f"{mean.mean:.2f} ± {mean.half:.2f}" for mean in figures.intervals(what, reader)]
         lines.append(_line(figures, {"reader": reader}, cells))
     return table(lines)
 

@@ -245,3 +245,25 @@ def test_wrong_arguments(index: tll.ContextualIndex, bank: tll.Bank) -> None:
         tll.SteeringLens(torch.ones(256), index, hook, multiples=())
     with pytest.raises(tll.InvalidInputError, match="expected a ContextualIndex"):
         tll.SteeringLens(torch.ones(256), bank, hook)
+
+
+def test_a_calibrated_result_says_whether_its_vector_is_anything(
+    any_model: Any, index: tll.ContextualIndex, vector: torch.Tensor
+) -> None:
+    result = tll.SteeringLens(vector, index, HOOK, multiples=(0, 1), top_k=3, calibrate=True).run(any_model, TEXT)
+    own = tll.decode_directions(vector, index, top_k=3, hook_name=HOOK, calibrate=True).scores
+    assert own is not None
+    assert result.scores is not None
+    assert result.scores.equals(own)
+    lines = [line for line in str(result).splitlines() if "random directions come as near" in line]
+    assert [line[:4] for line in lines] == ["+v: ", "−v: "]
+    assert all(len(line) <= 80 for line in lines)
+    assert "chance" in result.to_dataframe()
+    elsewhere = tll.SteeringLens(
+        vector, index, "blocks.2.hook_resid_mid", multiples=1, top_k=3, calibrate=True, model=any_model
+    ).run(any_model, TEXT)
+    read = list(elsewhere.readings[1].hook_names)
+    expected = tll.decode_directions(vector, index, top_k=3, hook_name=read, calibrate=True).scores
+    assert elsewhere.scores is not None
+    assert elsewhere.scores.equals(expected)
+    assert tll.SteeringLens(vector, index, HOOK, multiples=1).run(any_model, TEXT).scores is None

@@ -19,7 +19,8 @@ from tl_latentlens.evaluation.senses import (
     votes_of_baselines,
     votes_of_index,
 )
-from tl_latentlens.statistics.intervals import Measure, mean_of
+from tl_latentlens.statistics.intervals import mean_of
+from tl_latentlens.statistics.measures import Measure
 
 
 def senses_by_all(model: Any, uses: Uses, index: tll.ContextualIndex) -> Measure:

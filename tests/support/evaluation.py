@@ -7,7 +7,7 @@ from tl_latentlens.evaluation.held_out import (
     HeldOutRows,
     neighbors_in_other_prompts,
 )
-from tl_latentlens.statistics.intervals import ReaderKey
+from tl_latentlens.statistics.measures import ReaderKey
 
 NAMES = ["blocks.1.hook_resid_post", "blocks.4.hook_resid_post"]
 

@@ -90,7 +90,12 @@ def test_the_page_holds_what_the_labels_hold(labels: tll.FeatureResult, tmp_path
         shades = array(data, "shades")[i]
         assert all(abs(shades[j, N_BEFORE] - 254 * v / largest[0][0]) <= 3 for j, (v, _) in enumerate(largest))
     assert data["scores"][0]["name"] == "auroc_same_token"
-    assert sum(data["scores"][0]["counts"]) == len(labels.nulls["auroc_same_token"])
+    counts = data["scores"][0]["counts"]
+    assert len(counts) == len(data["scores"][0]["nulls"]) == max(data["bins"]) + 1
+    assert np.sum(counts) == len(labels.nulls["auroc_same_token"])
+    (nearness,) = (score for score in data["scores"] if score["name"] == "z")
+    assert np.sum(nearness["counts"]) == len(labels.nulls["z"]) == 2000
+    assert nearness["p"] == "p_similarity"
     assert path.stat().st_size < 200_000
 
 
@@ -121,7 +126,7 @@ def test_a_decoder_alone_leaves_out_what_needs_an_encoder(index: tll.ContextualI
     assert set(data["arrays"]) == {
         "tokens", "positive", "negative", "positive_cosines", "negative_cosines", "positive_hooks", "negative_hooks"
     }  # fmt: skip
-    assert [score["name"] for score in data["scores"]] == ["similarity"]
+    assert [score["name"] for score in data["scores"]] == ["z"]
     assert [data["hooks"][i] for i in array(data, "positive_hooks")[0]] == [
         short_hook_name(near.hook_name) for near in result.neighbors(0)[0]
     ]

@@ -1,7 +1,6 @@
 """Tables for the terminal fit, and show what was read."""
 
 import io
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from rich.console import Console
+from rich.console import Console, Group
 
 import tl_latentlens as tll
 from tl_latentlens.evaluation.evaluate import Evaluation
 from tl_latentlens.index.transforms import TRANSFORMS
-from tl_latentlens.statistics.intervals import Measure, ReaderKey
+from tl_latentlens.statistics.measures import Measure, ReaderKey
 from tl_latentlens.views.terminal.features import label_counts, summary_table
 from tl_latentlens.views.terminal.layout import plain_text
 from tl_latentlens.views.text import display_width
@@ -34,37 +33,6 @@ def test_table_fits_and_marks_the_token(result: tll.LensResult, width: int) -> N
     assert "embedding lens" in shown
     layers = [line.split()[0] for line in lines if line[:4].strip().isdecimal()]
     assert layers == [name.split(".")[1] for name in result.hook_names]
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_table_says_what_the_bank_knows(calibrated: tll.LensResult, width: int) -> None:
-    console = Console(width=width, record=True, file=io.StringIO(), force_terminal=True)
-    console.print(calibrated.to_rich(2, width=width))
-    shown = console.export_text(clear=False)
-    assert all(len(line) <= width for line in shown.splitlines())
-    assert re.findall(r"^ +hook +cos +known", shown, re.MULTILINE)
-    figures = re.findall(r"^ +[13] +\d\.\d\d +(\d\.\d\d|<\.01) ", shown, re.MULTILINE)
-    cells = [calibrated.cell(name, pos, batch) for batch, pos in calibrated.positions for name in calibrated.hook_names]
-    assert figures == ["<.01" if cell.known < 0.01 else f"{cell.known:.2f}" for cell in cells]
-    marks = re.findall(r"\x1b\[([\d;]+)m«", console.export_text(styles=True))
-    titles = [mark for mark in marks if mark == "1;7"]
-    assert len(titles) == len(calibrated.positions)
-    dim = [mark == "2" for mark in marks if mark != "1;7"]
-    assert dim == [cell.known <= 0.05 for cell in cells for _ in range(2)]
-
-
-def test_uses_stand_beside_what_is_known(calibrated: tll.LensResult) -> None:
-    [pos] = [i for i, token in enumerate(calibrated.tokens[0]) if token == " the"][:1]
-    shown = plain_text(calibrated.to_rich(1, [(0, pos)], width=100))
-    cells = [calibrated.cell(name, pos) for name in calibrated.hook_names]
-    assert any(cell.use_chance is not None for cell in cells)
-    assert re.search(r"hook +cos +known +use +neighbors", shown)
-    table = calibrated.to_dataframe().query("batch == 0 and pos == @pos")
-    for cell in cells:
-        lines = table[table["hook_name"] == cell.hook_name]
-        assert lines["known"].tolist() == [pytest.approx(cell.known)] * 3
-        assert lines["use_chance"].isna().tolist() == [cell.use_chance is None, True, True]
-        assert not lines["chance"].isna().any()
 
 
 @pytest.mark.parametrize("width", [80, 160])
@@ -143,6 +111,42 @@ def test_measures_of_eight_layers_are_one_table_at_80_columns(scale: int) -> Non
     assert lines[1].rstrip() == "lower is better, 20 tokens"
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_geometric_means_show_small_amounts_and_a_factor(width: int) -> None:
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(5)]
+    means = [0.0012, 0.034, 1.2, 3e-5, 0.0]
+    spread = np.exp(np.linspace(-1, 1, 21))
+    values = {ReaderKey("raw", name): mean * spread for name, mean in zip(names, means, strict=True)}
+    measure = Measure("KL of neighbor 1 (nats)", values, "tokens", lower_is_better=True, kind="geometric mean")
+    lines = plain_text(Evaluation([measure], ("raw",)).to_rich(width=width), width).splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert "geometric mean, lower is better, 21 tokens" in "".join(lines[:2])
+    cells = {line.split()[0]: line.split()[1:] for line in lines if line.split()}
+    assert cells["reader"] == ["0", "1", "2", "3", "4", "×÷"]
+    assert cells["raw"][:-1] == [".0012", "0.034", "1.200", "3e-05", "0.000"]
+    assert 1.2 < float(cells["raw"][-1]) < 1.5
+
+
+def test_the_larger_half_of_an_interval_stands_after_plus_minus() -> None:
+    shares = np.array([1.0] * 29 + [0.0])
+    measure = Measure("next token", {ReaderKey("raw", "blocks.0.hook_resid_post"): shares}, "tokens", kind="share")
+    shown = plain_text(Evaluation([measure], ("raw",)).to_rich(width=80), 80)
+    line = measure.table().iloc[0]
+    assert f"{line['mean'] - line['low']:.3f}" in shown
+    assert f"{line['high'] - line['mean']:.3f}" not in shown
+
+
+def test_gains_without_an_interval_are_not_sure_and_those_of_amounts_are_relative() -> None:
+    name = "blocks.0.hook_resid_post"
+    amounts = np.exp(np.random.default_rng(0).normal(size=40))
+    columns = {"raw": amounts, "center": amounts, "csls": amounts * np.linspace(1.1, 1.3, 40)}
+    values = {ReaderKey(transform, name): column for transform, column in columns.items()}
+    measure = Measure("KL", values, "tokens", lower_is_better=True, kind="geometric mean")
+    shown = plain_text(Evaluation([measure], tuple(columns)).to_rich(width=80), 80)
+    gains = next(line for line in shown.splitlines()[::-1] if line.split()[:1] == ["KL"])
+    assert gains.split() == ["KL", "+0.0%", "-19.9%*"]
+
+
 def test_label_scores_stand_in_lines_of_their_own_at_80_columns() -> None:
     figures = ["labelled", "auroc_same_token beats shuffled, p < 0.01", "steered_next"]
     summary = pd.DataFrame({"figure": figures, "mean": 0.5, "low": 0.25, "high": 0.75, "null": 0.01, "features": 65536})
@@ -194,11 +198,25 @@ def test_printed_results_show_what_was_asked_for_at_the_width_of_the_terminal(
     assert max(map(display_width, followed.splitlines())) <= width
 
 
-def test_chances_stand_beside_the_rows_of_directions(index: tll.ContextualIndex) -> None:
-    vectors = torch.randn(1, 256, generator=torch.Generator().manual_seed(0))
-    shown = str(tll.decode_directions(vectors, index, top_k=2, calibrate=True))
-    assert [line.split()[:2] for line in shown.splitlines() if "nearest" in line] == 2 * [["cos", "p"]]
-    assert " p " not in str(tll.decode_directions(vectors, index, top_k=2))
+def test_a_sentence_below_the_rows_of_a_direction_says_whether_they_are_near(index: tll.ContextualIndex) -> None:
+    name = index.hook_names[3]
+    of_rows = torch.from_numpy(np.array(index.banks[0].vectors(name)[5:6]).astype(np.float32))
+    random = torch.randn(1, 256, generator=torch.Generator().manual_seed(0))
+    found = tll.decode_directions(torch.cat([of_rows, random]), index, top_k=1, hook_name=name, calibrate=True)
+    lines = plain_text(Group(*map(found.neighbors_to_rich, range(2))), 80).splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    verdicts = [line.strip() for line in lines if "random directions" in line]
+    assert found.scores is not None
+    expected = [
+        f"random directions come as near: p = {p:.2g} (z = {z:.1f}){'; chance explains it' * (p >= 0.01)}"
+        for z, p in zip(found.scores["z"], found.scores["p"], strict=True)
+    ]
+    assert verdicts == expected
+    assert "explains" not in verdicts[0]
+    assert all("explains" in verdict for verdict in verdicts[2:])
+    assert found._repr_html_().count("random directions come as near") == 4
+    assert found._repr_html_().count("explains it") == str(found).count("explains it")
+    assert "random" not in str(tll.decode_directions(random, index, top_k=2))
 
 
 def test_printed_results_are_plain_text_in_a_notebook(result: tll.LensResult, monkeypatch: pytest.MonkeyPatch) -> None:

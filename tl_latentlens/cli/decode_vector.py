@@ -41,6 +41,12 @@ def decode_vector(
     transform: Annotated[
         str, typer.Option(help="`raw`; `center`: take each hook name's mean away, as a direction stands for what is above it")
     ] = "raw",
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="also say whether the neighbors of each end are nearer than those of random directions"
+        ),
+    ] = False,
     text: Annotated[str | None, typer.Option(help="also add the vector while this text runs, and read its last token")] = None,
     multiple: Annotated[
         list[float] | None, typer.Option("--multiple", "-x", help="multiples to add, one option each; default: 0, 1, 2 and 4")
@@ -79,18 +85,21 @@ def decode_vector(
         direction, title = _decoder_row(encoder, feature, index), f"feature {feature} of {sae} at {hook_name}"
     else:
         direction, title = read_vector(vector or "", key=key), f"{vector}"
-    result = tll.decode_directions(direction, index, top_k=top_k)
+    result = tll.decode_directions(direction, index, top_k=top_k, calibrate=calibrate)
     steered = None
     if text is not None:
         unit = unit or ("vector" if sae is None else "activation")
         multiples = multiple or (0, 1, 2, 4)
-        steer = tll.SteeringLens(direction, index, hook_name or "", multiples=multiples, unit=unit, model=loaded)
+        settings: dict[str, Any] = {"multiples": multiples, "unit": unit, "calibrate": calibrate, "model": loaded}
+        steer = tll.SteeringLens(direction, index, hook_name or "", **settings)
         steered = steer.run(loaded, text)
     length = float(direction.norm())
     if data.as_json is None:
         _print_readings(title, length, result, steered)
         return
     tables = {"neighbors": result.to_dataframe()}
+    if result.scores is not None:
+        tables["directions"] = result.scores
     if steered is not None:
         tables["steered"] = steered.to_dataframe()
     print_tables(data.as_json, tables, vector=title, length=length)

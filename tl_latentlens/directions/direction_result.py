@@ -1,7 +1,7 @@
 """Neighbors of directions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 from rich.console import Group
@@ -9,7 +9,7 @@ from rich.text import Text
 
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.index.search_result import SearchResult
-from tl_latentlens.views.data import DirectionLine
+from tl_latentlens.views.data import DirectionEnd, DirectionLine, DirectionNearness
 from tl_latentlens.views.notebook import directions_html
 from tl_latentlens.views.terminal.layout import plain_text
 from tl_latentlens.views.terminal.lens import direction_tables
@@ -27,11 +27,15 @@ class DirectionResult:
         ids: The name of each direction: feature numbers, or 0 to n - 1.
         positive: Neighbors of +v.
         negative: Neighbors of -v.
+        scores: Two lines a direction, sign +1 and -1; None where they were not asked for. Columns: direction, sign; similarity,
+            the mean of the neighbors; z, how far it is above that of random rows, in standard deviations; p_isotropic and
+            p_covariance, the shares of two kinds of random directions with at least this z; p, the larger of both.
     """
 
     ids: Sequence[int]
     positive: SearchResult = field(repr=False)
     negative: SearchResult = field(repr=False)
+    scores: pd.DataFrame | None = field(repr=False, default=None, kw_only=True)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.ids)} directions, top {self.positive.rows.shape[-1]})"
@@ -54,8 +58,17 @@ class DirectionResult:
 
     def _line(self, direction: int) -> DirectionLine:
         """The n-th direction as views draw it."""
-        positive, negative = self.positive.neighbor_lines(direction), self.negative.neighbor_lines(direction)
-        return DirectionLine(str(self.ids[direction]), positive, negative)
+        ends = []
+        for end, found in enumerate((self.positive, self.negative)):
+            # Whether they are near is said of the neighbors together.
+            neighbors = [replace(near, chance=None) for near in found.neighbor_lines(direction)]
+            ends.append(DirectionEnd(neighbors, self._nearness(direction, end)))
+        return DirectionLine(str(self.ids[direction]), *ends)
+
+    def _nearness(self, direction: int, end: int) -> DirectionNearness | None:
+        if self.scores is None:
+            return None
+        return DirectionNearness(*self.scores.iloc[2 * direction + end][["z", "p"]])
 
     def neighbors(self, direction: int) -> tuple[list[Neighbor], list[Neighbor]]:
         """Neighbors of +v and of -v for a direction by its place in `ids`, from 0."""

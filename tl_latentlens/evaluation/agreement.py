@@ -11,7 +11,7 @@ from tl_latentlens.bank.bank import Bank
 from tl_latentlens.evaluation.held_out import HeldOutRows, random_rows_in_other_prompts
 from tl_latentlens.index.transforms import evenly_spaced_rows
 from tl_latentlens.index.words import word_at_row
-from tl_latentlens.statistics.intervals import Measure, ReaderKey
+from tl_latentlens.statistics.measures import Measure, ReaderKey
 
 _MAX_TOPIC_WORD_SHARE = 0.01  # A word near more rows than this share tells no topic.
 _WORD_SAMPLE_ROWS = 2000  # Rows whose words are counted for it.
@@ -53,7 +53,8 @@ def reader_agreement(
         is_same = has_next[rows.data] & (next_tokens[rows.data] == next_tokens[held_out.rows][:, None])
         same_next_token[key] = _share_of_unmasked(is_same, rows)
         same_topic[key] = _share_of_unmasked(topics.are_shared(held_out.rows, rows), rows)
-    return [Measure("next token", same_next_token, "tokens"), Measure("topic", same_topic, "tokens")]
+    figures = {"next token": same_next_token, "topic": same_topic}
+    return [Measure(name, values, "tokens", kind="share") for name, values in figures.items()]
 
 
 def _share_of_unmasked(

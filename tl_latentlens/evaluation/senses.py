@@ -17,7 +17,7 @@ from tl_latentlens.model.describe import model_device
 from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.model.readout import readout_problem
 from tl_latentlens.search.ambient import own_arithmetic
-from tl_latentlens.statistics.intervals import Measure, ReaderKey
+from tl_latentlens.statistics.measures import Measure, ReaderKey
 from tl_latentlens.views.data import TokenReading
 
 _N_LENS_TOKENS = 10  # Tokens of a lens by which two readings are compared.
@@ -98,7 +98,7 @@ def sense_accuracy(uses: Uses, votes: dict[ReaderKey, Int[np.ma.MaskedArray, " q
         key: np.bincount(sense_ids, (answers == senses[sense_ids]).filled(False)) / n_questions
         for key, answers in votes.items()
     }
-    return Measure("sense accuracy", recall, "senses")
+    return Measure("sense accuracy", recall, "senses", kind="share")
 
 
 def vote_of_nearest(

@@ -53,8 +53,13 @@ def fit_geometry(transform: str, banks: Sequence[PlacedBank], hook_name: str, de
 
 def null_sample_rows(banks: Sequence[PlacedBank]) -> list[Int[np.ndarray, " n"]]:
     """Evenly spaced rows of each bank that stand for random activations, at most about 4,096 in all."""
+    return evenly_spaced_rows_of(banks, _NULL_SAMPLE_ROWS)
+
+
+def evenly_spaced_rows_of(banks: Sequence[PlacedBank], n: int) -> list[Int[np.ndarray, " n"]]:
+    """Evenly spaced rows of each bank, at most about n in all."""
     n_rows = sum(bank.n_rows for _, bank in banks)
-    return [evenly_spaced_rows(bank.n_rows, max(1, _NULL_SAMPLE_ROWS * bank.n_rows // n_rows)) for _, bank in banks]
+    return [evenly_spaced_rows(bank.n_rows, max(1, n * bank.n_rows // n_rows)) for _, bank in banks]
 
 
 def _hub_sample(geometry: RowGeometry, banks: Sequence[PlacedBank], hook_name: str, device: torch.device) -> HubSample:

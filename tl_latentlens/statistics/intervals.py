@@ -1,13 +1,17 @@
-"""Means and shares with 95 % intervals, and paired gains of one reader over another."""
+"""Means, shares and geometric means with 95 % intervals."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 from scipy import stats
+
+_LEVEL = 0.975  # The quantile of both ends of a 95 % interval.
+_PSEUDO_UNITS = 4  # Units of whole trials that the design effect of a share counts too.
+_FLOOR = 1e-6  # Added to every amount before its logarithm: 0 has none.
+_MIN_CHANGED = 4  # Fewer units that differ do not say how far units differ.
 
 
 @dataclass(frozen=True)
@@ -19,80 +23,88 @@ class Mean:
     high: float
     n: int
 
+    @property
+    def half(self) -> float:
+        """The larger half of the interval, what stands after ±."""
+        return max(self.high - self.mean, self.mean - self.low)
 
-def mean_of(values: Float[np.ndarray, " n"], seed: int = 0) -> Mean:
-    """Mean of the values that are not NaN, with its percentile bootstrap interval; NaN where there are none."""
-    known = np.asarray(values, float)
-    known = known[~np.isnan(known)]
-    mean = low = high = known.mean() if len(known) else math.nan
-    if len(np.unique(known)) > 1:
-        rng = np.random.default_rng(seed)
-        low, high = stats.bootstrap((known,), np.mean, method="percentile", batch=50, rng=rng).confidence_interval
-    return Mean(float(mean), float(low), float(high), len(known))
+
+class _Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def mean_of(values: Float[np.ndarray, " n"]) -> Mean:
+    """Mean of the values that are not NaN, with Student's t interval; NaN where there are none, no interval for one.
+
+    It does not cover where few values are far larger than all others: see `geometric_mean_of`.
+    """
+    known = _known(values)
+    if not len(known):
+        return Mean(math.nan, math.nan, math.nan, 0)
+    return Mean(float(known.mean()), *_t_interval(known), len(known))
+
+
+def gain_of(gains: Float[np.ndarray, " n"]) -> Mean:
+    """Mean of paired differences, as `mean_of`, without an interval where fewer than four of them are not 0.
+
+    So few do not say how far units differ: of 30 units that agree, the next may differ much.
+    """
+    gain = mean_of(gains)
+    if np.count_nonzero(_known(gains)) < _MIN_CHANGED:
+        return Mean(gain.mean, math.nan, math.nan, gain.n)
+    return gain
 
 
 def share_of(shares: Float[np.ndarray, " n"]) -> Mean:
     """Mean of shares in [0, 1], one a unit, with its Wilson score interval; NaN units are left out.
 
-    The interval (Wilson, 1927) has a width even where the mean is 0 or 1. It counts each unit as one trial, and is too wide
-    where a unit's share is of several trials.
+    The interval (Wilson, 1927) has a width even where the mean is 0 or 1. Where a unit's share is of several trials, units
+    vary less than units that are right or wrong, by the design effect: variance / (mean (1 - mean)), four units of whole
+    trials counted in. The interval is then that of n / design effect units.
     """
-    known = np.asarray(shares, float)
-    known = known[~np.isnan(known)]
-    n, z2 = len(known), float(stats.norm.ppf(0.975)) ** 2
+    known = _known(shares)
+    n, z2 = len(known), float(stats.norm.ppf(_LEVEL)) ** 2
     if not n:
         return Mean(math.nan, math.nan, math.nan, 0)
     mean = float(known.mean())
-    middle = (mean + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2 * mean * (1 - mean) / n + z2**2 / (4 * n**2)) / (1 + z2 / n)
+    whole = mean * (1 - mean)
+    effect = (n * float(known.var()) / whole + _PSEUDO_UNITS) / (n + _PSEUDO_UNITS) if whole > 0 else 1.0
+    n_effective = n / effect
+    middle = (mean + z2 / (2 * n_effective)) / (1 + z2 / n_effective)
+    half = math.sqrt(z2 * whole / n_effective + z2**2 / (4 * n_effective**2)) / (1 + z2 / n_effective)
     return Mean(mean, max(0.0, middle - half), min(1.0, middle + half), n)
 
 
-class ReaderKey(NamedTuple):
-    """A reader at a hook name; None stands for a reader that needs no hook name, such as a null."""
+def geometric_mean_of(amounts: Float[np.ndarray, " n"]) -> Mean:
+    """Geometric mean of amounts of 0 or more, with Student's t interval of their logarithms; NaN amounts are left out.
 
-    reader: str
-    hook_name: str | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Measure:
-    """One figure for several readers at several hook names, value by value, so that readers can be compared in pairs.
-
-    Attributes:
-        name: What is measured, with its unit.
-        values: One value for each unit (a sense, a token), for each reader; the same units throughout; NaN where unknown.
-        unit: The name of the units, "tokens".
-        lower_is_better: True for distances.
+    For amounts that spread over powers of ten, of which few make up most of the plain mean. 1e-6 is added before the logarithm
+    and taken away at the end, so that amounts of 0 count too; a mean below 1e-6 is 0.
     """
+    logs = mean_of(log_amounts(amounts))
+    return Mean(amount_of_log(logs.mean), amount_of_log(logs.low), amount_of_log(logs.high), logs.n)
 
-    name: str
-    values: dict[ReaderKey, Float[np.ndarray, " units"]] = field(repr=False)
-    unit: str
-    lower_is_better: bool = False
 
-    def table(self, seed: int = 0) -> pd.DataFrame:
-        """A line for each reader and hook name: measure, hook_name ("" where None), reader, mean, low, high, n, unit."""
-        lines = []
-        for key, values in self.values.items():
-            line = {"measure": self.name, "hook_name": key.hook_name or "", "reader": key.reader}
-            lines.append({**line, **vars(mean_of(values, seed)), "unit": self.unit})
-        return pd.DataFrame(lines)
+def log_amounts(amounts: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Natural logarithms of (1 + amount / 1e-6), for amounts of 0 or more."""
+    return np.log1p(np.asarray(amounts, float) / _FLOOR)
 
-    def gains(self, readers: list[str], over: str, seed: int = 0) -> pd.DataFrame:
-        """The gain of each reader over another, averaged over the hook names, with a bootstrap over units (paired).
 
-        Columns: measure, reader, mean (of the reader), gain (above 0: better), low, high, n.
-        """
-        sign = -1 if self.lower_is_better else 1
-        lines = []
-        for reader in readers:
-            gain = mean_of(sign * (self._mean_over_hooks(reader) - self._mean_over_hooks(over)), seed)
-            mean = mean_of(self._mean_over_hooks(reader), seed).mean
-            figures = {"mean": mean, "gain": gain.mean, "low": gain.low, "high": gain.high, "n": gain.n}
-            lines.append({"measure": self.name, "reader": reader, **figures})
-        return pd.DataFrame(lines)
+def amount_of_log(log: float) -> float:
+    """The amount that `log_amounts` gave a logarithm of; 0 where it is below 1e-6."""
+    amount = _FLOOR * math.expm1(log)
+    return 0.0 if amount < _FLOOR else amount
 
-    def _mean_over_hooks(self, reader: str) -> Float[np.ndarray, " units"]:
-        of_reader = [values for key, values in self.values.items() if key.reader == reader and key.hook_name is not None]
-        return np.mean(of_reader, axis=0)
+
+def _known(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " known"]:
+    values = np.asarray(values, float)
+    return values[~np.isnan(values)]
+
+
+def _t_interval(values: Float[np.ndarray, " n"]) -> _Interval:
+    n = len(values)
+    if n < 2:
+        return _Interval(math.nan, math.nan)
+    half = float(stats.t.ppf(_LEVEL, n - 1)) * float(values.std(ddof=1)) / math.sqrt(n)
+    return _Interval(float(values.mean()) - half, float(values.mean()) + half)

@@ -75,9 +75,6 @@ class LensCell:
         token: The token; None where the run's tokens were not known.
         neighbors: Nearest contextual tokens, nearest first.
         lenses: Lens → tokens and scores; a lens that did not read is left out.
-        known: How well the bank knows the token, in (0, 1]; None where it was not computed.
-        use_chance: How likely another use of the token comes as near to the nearest row, in (0, 1]; None where that is another
-            token, or it was not computed.
     """
 
     hook_name: str
@@ -86,8 +83,6 @@ class LensCell:
     token: str | None
     neighbors: list[NeighborLine]
     lenses: dict[str, TokenScores]
-    known: float | None = None
-    use_chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +114,32 @@ class PropertyTable:
 
 
 @dataclass(frozen=True)
+class DirectionNearness:
+    """How near the neighbors of a direction are.
+
+    Attributes:
+        z: Above random rows, in their standard deviations.
+        p: The share of random directions whose neighbors are at least as near, in (0, 1].
+    """
+
+    z: float
+    p: float
+
+
+@dataclass(frozen=True)
+class DirectionEnd:
+    """One end of a direction.
+
+    Attributes:
+        neighbors: The nearest rows.
+        nearness: How near they are; None where it was not asked for.
+    """
+
+    neighbors: list[NeighborLine]
+    nearness: DirectionNearness | None
+
+
+@dataclass(frozen=True)
 class DirectionLine:
     """One direction.
 
@@ -128,8 +149,8 @@ class DirectionLine:
     """
 
     name: str
-    positive: list[NeighborLine]
-    negative: list[NeighborLine]
+    positive: DirectionEnd
+    negative: DirectionEnd
 
 
 @dataclass(frozen=True)
@@ -160,12 +181,14 @@ class MeasurePanel:
         unit: What a value belongs to.
         lower_is_better: True for distances.
         table: A line for each reader and hook name: hook_name, reader, mean, low, high, n.
+        kind: What the means are: "mean", "share" or "geometric mean".
     """
 
     name: str
     unit: str
     lower_is_better: bool
     table: pd.DataFrame
+    kind: str = "mean"
 
 
 @dataclass(frozen=True)
@@ -220,17 +243,20 @@ class ScoreAxis:
     Attributes:
         name: Its column of the feature table.
         heading: What it is called.
+        p_name: The column of its p-values, whether or not the table has one.
         low, high: The ends of the axis.
-        null: The mean score of wrong directions; None where there is none.
-        null_counts: How many wrong directions stand in each bin of the axis; empty where there are none.
+        null_means: The mean score of wrong directions: one for all features, or one for each density bin; empty where there is
+            none.
+        null_counts: How many wrong directions stand in each bin of the axis, for the same; empty where they are not known.
     """
 
     name: str
     heading: str
+    p_name: str
     low: float
     high: float
-    null: float | None
-    null_counts: list[int]
+    null_means: list[float]
+    null_counts: list[list[int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,6 +269,7 @@ class FeaturePage:
         array_rows: For each line of the table its row in `arrays`; -1 where its decoder row is zero.
         hook_names: The hook names that were searched.
         score_axes: The scores that are drawn.
+        density_bins: For each line of the table, which of a score's nulls it is held against, where they differ by density.
         histogram_edges: The edges between the bins of the histograms of activations.
         n_before, n_after: Tokens that are shown around a row.
         strings: The texts that `arrays` number.
@@ -256,6 +283,7 @@ class FeaturePage:
     array_rows: list[int]
     hook_names: Sequence[str]
     score_axes: list[ScoreAxis]
+    density_bins: list[int]
     histogram_edges: list[float]
     n_before: int
     n_after: int

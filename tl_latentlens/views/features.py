@@ -35,6 +35,7 @@ def _page_data(page: FeaturePage) -> dict[str, Any]:
         "why": list(map(printable, table["why_not"])),
         "figures": {name: _four_digits(table[name].to_numpy(float)) for name in score_names},
         "scores": list(map(_axis_data, page.score_axes)),
+        "bins": page.density_bins,
         "found": page.array_rows,
         "hooks": list(map(short_hook_name, page.hook_names)),
         "edges": page.histogram_edges,
@@ -49,9 +50,10 @@ def _axis_data(axis: ScoreAxis) -> dict[str, Any]:
     return {
         "name": axis.name,
         "heading": axis.heading,
+        "p": axis.p_name,
         "low": axis.low,
         "high": axis.high,
-        "null": None if axis.null is None else _four_digits(np.array([axis.null]))[0],
+        "nulls": _four_digits(np.array(axis.null_means, float)),
         "counts": axis.null_counts,
     }
 

@@ -14,10 +14,12 @@ from tl_latentlens.directions.features.sae import decoder_of, encode, rows_per_s
 from tl_latentlens.directions.features.sae_fit import require_encoder_of_rows
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
+from tl_latentlens.index.transforms import evenly_spaced_rows_of
 from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.search.topk import TopK, rank_pairs
 
 HISTOGRAM_EDGES = 2.0 ** np.arange(-8, 12.5, 0.5)  # Of activations. The first and the last bin are open.
+_SAMPLE_ROWS = 1024  # Rows that tell beforehand about how often each feature is active.
 _MAX_PENDING = 2**22  # Activations that are held before the largest are sorted out.
 
 
@@ -118,6 +120,18 @@ def bank_activity(
         accumulator.histograms(),
         probes.activations,
     )
+
+
+@own_arithmetic(full_products=True)
+def sampled_counts(sae: Any, index: ContextualIndex, hook_name: str) -> Int[np.ndarray, " d_sae"]:
+    """On how many of about a thousand rows, evenly spaced over the bank, each feature is active."""
+    banks = index.bank_rows.of(hook_name)
+    require_encoder_of_rows(sae, torch.from_numpy(banks[0][1].activations(hook_name, slice(0, 1))))
+    count = torch.zeros(len(decoder_of(sae)), dtype=torch.int64)
+    for (_, bank), rows in zip(banks, evenly_spaced_rows_of(banks, _SAMPLE_ROWS), strict=True):
+        for some in torch.from_numpy(bank.activations(hook_name, rows)).split(rows_per_step(sae)):
+            count += (encode(sae, some) != 0).sum(0).cpu()
+    return count.numpy()
 
 
 def _encoded_chunks(

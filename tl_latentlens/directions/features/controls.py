@@ -9,7 +9,8 @@ from tl_latentlens.directions.features.selection import FeatureSelection
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.statistics.keyed_random import keyed_uniform
 
-N_NULL_DIRECTIONS = 1000
+_N_SHUFFLED = 1000
+_FEATURES_PER_SHUFFLED = 10
 CONTROLS_PER_NEIGHBOR = 5
 
 
@@ -19,10 +20,12 @@ class ShuffledDecoders:
 
     Attributes:
         feature_ids: The features, drawn with replacement.
+        other_ids: The other features.
         neighbors: Rows nearest to the other feature's direction.
     """
 
     feature_ids: Int[np.ndarray, " n"]
+    other_ids: Int[np.ndarray, " n"]
     neighbors: Int[np.ndarray, "n k"]
 
 
@@ -40,7 +43,7 @@ class ControlRows:
 
 
 def draw_shuffled_decoders(
-    selection: FeatureSelection, index: ContextualIndex, top_k: int, rng: np.random.Generator, n: int = N_NULL_DIRECTIONS
+    selection: FeatureSelection, index: ContextualIndex, top_k: int, rng: np.random.Generator, n: int = _N_SHUFFLED
 ) -> ShuffledDecoders:
     """Random features of the SAE, each with the neighbors of another one. Which features are selected does not matter."""
     features = selection.all_ids
@@ -48,7 +51,33 @@ def draw_shuffled_decoders(
     steps = rng.integers(1, max(2, len(features)), n)
     other = features[(np.searchsorted(features, own) + steps) % len(features)]
     neighbors = index.search(selection.decoder[other], top_k, selection.searched_hook).rows.cpu().numpy()
-    return ShuffledDecoders(own, neighbors)
+    return ShuffledDecoders(own, other, neighbors)
+
+
+def draw_other_features(
+    selection: FeatureSelection, shuffled: ShuffledDecoders, counts: Int[np.ndarray, " d_sae"], rng: np.random.Generator
+) -> Int[np.ndarray, "n features"]:
+    """Ten features for each line of neighbors, none of them the feature that the neighbors belong to; of each density as many.
+
+    Densities are counted in octaves: features that are active on no row of a sample, on 1 or 2, on 3 to 6, on 7 to 14, ...
+
+    Args:
+        selection: The features.
+        shuffled: The lines of neighbors.
+        counts: On how many rows of a sample each feature of the SAE is active.
+        rng: The random numbers.
+    """
+    octaves = np.log2(counts[selection.all_ids] + 1).astype(int)
+    by_octave = selection.all_ids[np.argsort(octaves, kind="stable")]
+    sizes = np.bincount(octaves)
+    sizes = sizes[sizes > 0]
+    of_pairs = rng.integers(0, len(sizes), (len(shuffled.other_ids), _FEATURES_PER_SHUFFLED))
+    first, size = (sizes.cumsum() - sizes)[of_pairs], sizes[of_pairs]
+    place = rng.integers(0, size)
+    # The next of the octave, where the drawn one is that of the neighbors; the next of all, where the octave has no other.
+    is_own = by_octave[first + place] == shuffled.other_ids[:, None]
+    place = np.where(is_own, (place + 1) % size, place)
+    return by_octave[(first + place + (is_own & (size == 1))) % len(by_octave)]
 
 
 def draw_control_rows(

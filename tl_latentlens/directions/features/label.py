@@ -40,22 +40,23 @@ def label_features(
 
     The neighbors of a feature are the rows nearest to its decoder row. `FeatureResult.table` has a line a feature:
 
-    - `similarity`: the mean cosine of the neighbors. Its null: the neighbors of random directions.
+    - `similarity`: the mean cosine of the neighbors. `z`: how far it is above that of random rows, in standard deviations. Its
+      null: random directions, isotropic ones and ones with the covariance of the rows (see `significance`).
     - `auroc`, with an encoder: the chance that the feature is more active on a neighbor than on a random row.
-      `auroc_same_token`: than on another row of the neighbor's token. Their null: the neighbors of another feature.
+      `auroc_same_token`: than on rows of the neighbors' tokens, five for each neighbor, all taken together. Their null: other
+      features that are active about as often, with the neighbors of another feature.
     - `overlap`, with an encoder: the share of max-activating rows, in prompts without a neighbor, whose token a neighbor has.
     - `steered`, with a model: the mean rank, in [0, 1], of the neighbors' tokens in the change of the next token's logits
       when the direction is added. `steered_next`: the same for the tokens that follow the neighbors.
-    - `label`: up to three words (see `index.words`). A feature gets one if it beats the null of `similarity` and that of one
+    - `label`: up to three words (see `index.words`). A feature gets one if it beats the null of `z` and that of one
       AUROC, both at p < 0.01; the smaller p of the two AUROCs is doubled. `why_not`: what failed otherwise.
 
-    A p-value is the share of 1000 nulls at least as large. The scores of a feature do not depend on which others are asked for.
+    A p-value is the share of nulls at least as large. The scores of a feature do not depend on which others are asked for.
     A feature whose decoder row is zero has a line of NaN and no neighbors: it is not among the `ids` of the result.
 
     Args:
         sae: An SAELens SAE (anything with `W_dec` [d_sae, d_in]), what `load_sae` returns, or W_dec itself.
-        index: The rows to decode against. With transform "center" the mean of the rows is subtracted, as an SAE's b_dec is:
-            random directions are then less near, and more features earn a label.
+        index: The rows to decode against. With transform "center" the mean of the rows is subtracted, as an SAE's b_dec is.
         features: Feature numbers, each counted once; None: all.
         top_k: Neighbors of each sign, and max-activating rows.
         hook_name: The activation that the SAE writes, or its layer; None: the one that the SAE names. If the index holds it,
@@ -75,12 +76,11 @@ def label_features(
     named = None if hook_name is None else one_hook_name(hook_name, index.model_info.n_layers)
     selected = select_features(sae, index, features, named)
     neighbors = decode_directions(selected.directions, index, top_k=top_k, hook_name=selected.searched_hook, ids=selected.ids)
-    rng = np.random.default_rng(seed)
-    scores = similarity_scores(selected, index, neighbors.positive, top_k, rng)
+    scores = similarity_scores(selected, index, neighbors.positive, seed, progress)
     columns, nulls, activity = dict(scores.columns), dict(scores.nulls), None
     evidence = neighbor_rows = neighbors.positive.rows.cpu().numpy()
     if selected.encoded_hook is not None:
-        scores = activation_scores(selected, index, selected.encoded_hook, neighbor_rows, top_k, rng, seed, progress)
+        scores = activation_scores(selected, index, selected.encoded_hook, neighbor_rows, top_k, seed, progress)
         columns, nulls, activity = columns | scores.columns, nulls | scores.nulls, scores.activity
         top_rows = np.where(activity.top.is_active, activity.top.rows, index.n_rows)[:, :top_k]  # n_rows: no row.
         evidence = np.concatenate([neighbor_rows, top_rows], -1)

@@ -7,24 +7,24 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 
-from tl_latentlens.directions.features.activity import Activity, MaxActivating, bank_activity
+from tl_latentlens.directions.features.activity import Activity, MaxActivating, bank_activity, sampled_counts
 from tl_latentlens.directions.features.controls import (
     CONTROLS_PER_NEIGHBOR,
-    N_NULL_DIRECTIONS,
     draw_control_rows,
+    draw_other_features,
     draw_shuffled_decoders,
 )
+from tl_latentlens.directions.features.density_bins import DensityBins
 from tl_latentlens.directions.features.selection import FeatureSelection
+from tl_latentlens.directions.significance import direction_scores
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.index.search_result import SearchResult
-from tl_latentlens.statistics.auroc import auroc, auroc_standard_error
-from tl_latentlens.statistics.p_values import p_values
+from tl_latentlens.statistics.auroc import auroc, auroc_interval
+from tl_latentlens.statistics.p_values import p_values_by_bin
 
 _HELD_OUT_FACTOR = 4  # This many times `top_k` max-activating rows are kept: `overlap` leaves the neighbors' prompts out.
-_NORMAL_975 = 1.96
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +57,14 @@ class _Probes:
 
 
 def similarity_scores(
-    selection: FeatureSelection, index: ContextualIndex, neighbors: SearchResult, top_k: int, rng: np.random.Generator
+    selection: FeatureSelection, index: ContextualIndex, neighbors: SearchResult, seed: int, progress: bool
 ) -> Scores:
-    """The mean cosine of each feature's neighbors, and its p-value against the neighbors of random directions."""
-    random = torch.from_numpy(rng.standard_normal((N_NULL_DIRECTIONS, selection.decoder.shape[1]), np.float32))
-    null = index.search(random, top_k, selection.searched_hook).similarities.mean(-1).cpu().numpy()
-    similarity = neighbors.similarities.mean(-1).cpu().numpy()
-    return Scores({"similarity": similarity, "p_similarity": p_values(similarity, null)}, {"similarity": null})
+    """How near each feature's neighbors are, and its p-value against the neighbors of random directions."""
+    scores = direction_scores(index, selection.directions, neighbors, selection.searched_hook, seed=seed, progress=progress)
+    null = scores.null
+    columns: dict[str, Float[np.ndarray, " f"] | float]
+    columns = {"similarity": scores.similarity, "z": scores.z, "p_similarity": scores.p}
+    return Scores(columns, {"similarity": null.similarities, "z": np.concatenate([null.isotropic, null.covariance])})
 
 
 def activation_scores(
@@ -72,19 +73,22 @@ def activation_scores(
     hook_name: str,
     neighbors: Int[np.ndarray, "f k"],
     top_k: int,
-    rng: np.random.Generator,
     seed: int,
     progress: bool,
 ) -> ActivationScores:
     """Density, AUROCs and overlap of each feature, from one pass of the encoder over the rows of a hook name."""
+    rng = np.random.default_rng(seed)
     shuffled = draw_shuffled_decoders(selection, index, top_k, rng)
+    pair_ids = draw_other_features(selection, shuffled, sampled_counts(selection.sae, index, hook_name), rng)
     own_ids = np.array(selection.ids, np.int64)
-    feature_ids = np.concatenate([own_ids, shuffled.feature_ids])
     rows = np.concatenate([neighbors, shuffled.neighbors])
-    null_keys = len(selection.decoder) + np.arange(len(shuffled.feature_ids))
+    null_keys = len(selection.decoder) + np.arange(len(shuffled.neighbors))
     controls = draw_control_rows(index, hook_name, rows, np.concatenate([own_ids, null_keys]), seed)
-    probe_rows = np.concatenate([rows, controls.same_token, controls.any_token], -1)
-    kept_ids, kept_places = np.unique(feature_ids, return_inverse=True)
+    lines = np.concatenate([rows, controls.same_token, controls.any_token], -1)
+    # A line of neighbors and controls for each feature, and for each pair of a feature and another one's neighbors.
+    probe_rows = np.concatenate([lines[: len(own_ids)], np.repeat(lines[len(own_ids) :], pair_ids.shape[1], 0)])
+    probe_ids = np.concatenate([own_ids, pair_ids.ravel()])
+    kept_ids, kept_places = np.unique(np.concatenate([own_ids, shuffled.feature_ids]), return_inverse=True)
     activity = bank_activity(
         selection.sae,
         index,
@@ -92,13 +96,12 @@ def activation_scores(
         kept_ids.tolist(),
         top_k=_HELD_OUT_FACTOR * top_k,
         probe_rows=probe_rows.flatten(),
-        probe_features=np.repeat(feature_ids, probe_rows.shape[1]),
+        probe_features=np.repeat(probe_ids, probe_rows.shape[1]),
         progress=progress,
     )
     k = rows.shape[1]
-    split = np.split(activity.probed.reshape(probe_rows.shape), [k, k + CONTROLS_PER_NEIGHBOR * k], -1)
-    is_alive = (activity.count > 0)[shuffled.feature_ids]
-    aurocs = _auroc_scores(_Probes(*split), len(own_ids), is_alive)
+    probes = _Probes(*np.split(activity.probed.reshape(probe_rows.shape), [k, k + CONTROLS_PER_NEIGHBOR * k], -1))
+    aurocs = _auroc_scores(probes, len(own_ids), activity.count[probe_ids] / activity.n_rows)
     null_top = activity.top.select(kept_places[len(own_ids) :])
     activity = activity.select(kept_places[: len(own_ids)])
     columns = {
@@ -119,19 +122,26 @@ def _density_columns(activity: Activity, feature_ids: list[int]) -> dict[str, Fl
     }
 
 
-def _auroc_scores(probes: _Probes, n_features: int, is_alive: Bool[np.ndarray, " n"]) -> Scores:
-    """AUROC of neighbors against both kinds of controls; the lines after the first `n_features` are the null."""
+def _auroc_scores(probes: _Probes, n_features: int, densities: Float[np.ndarray, " f"]) -> Scores:
+    """AUROC of neighbors against both kinds of controls; the lines after the first `n_features` are the null.
+
+    Each feature is held against the null lines whose feature is active about as often. Chance moves the AUROC of a feature that
+    is active on many rows further from 0.5 than that of a rare one, which is inactive on most rows that it is tried on.
+    """
+    is_alive = densities[n_features:] > 0
+    null_densities = densities[n_features:][is_alive]
+    bins = DensityBins.of_nulls(null_densities)
+    null_bins, own_bins = bins.places(null_densities), bins.places(densities[:n_features])
     columns: dict[str, Float[np.ndarray, " f"] | float] = {}
-    nulls = {}
+    nulls = {"density": null_densities}
     for name, controls in (("auroc", probes.any_token), ("auroc_same_token", probes.same_token)):
         values = auroc(probes.neighbors, controls)
         own, null = values[:n_features], values[n_features:][is_alive]
-        half_width = _NORMAL_975 * auroc_standard_error(own, probes.neighbors.shape[1], controls.shape[1])
-        columns[name] = own
-        columns[f"{name}_low"] = (own - half_width).clip(0, 1)
-        columns[f"{name}_high"] = (own + half_width).clip(0, 1)
-        columns[f"{name}_null"] = null.mean() if len(null) else math.nan
-        columns[f"p_{name}"] = p_values(own, null)
+        interval = auroc_interval(own, probes.neighbors.shape[1], controls.shape[1])
+        columns |= {name: own, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        of_bins = [null[null_bins == place] for place in range(len(bins))]
+        columns[f"{name}_null"] = np.array([_mean_of_known(of_bin) for of_bin in of_bins])[own_bins]
+        columns[f"p_{name}"] = p_values_by_bin(own, own_bins, of_bins)
         nulls[name] = null
     return Scores(columns, nulls)
 

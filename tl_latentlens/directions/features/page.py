@@ -1,5 +1,6 @@
 """The data of the page of labelled features, taken from the bank, the SAE and the model; `views.features` writes the page."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from jaxtyping import Float, Int
 
 from tl_latentlens.directions.features.activations_around import activations_around
 from tl_latentlens.directions.features.activity import HISTOGRAM_EDGES, Activity
+from tl_latentlens.directions.features.density_bins import DensityBins
 from tl_latentlens.directions.features.token_places import token_places
 from tl_latentlens.directions.features.token_stream import token_stream
 from tl_latentlens.index.search_result import SearchResult
@@ -21,11 +23,13 @@ _NULL_BINS = 40
 _SCORE_HEADINGS = {
     "auroc_same_token": "AUROC, same token",
     "auroc": "AUROC",
-    "similarity": "cosine",
+    "z": "nearness (z)",
     "overlap": "overlap",
     "steered": "steered",
     "steered_next": "steered, next token",
 }
+_SCORES_BY_DENSITY = ("auroc", "auroc_same_token")
+_P_NAMES = {"z": "p_similarity"}
 _LOGIT_ARRAYS = {"logit_tokens": "logit_positive", "logit_tokens_negative": "logit_negative"}
 
 
@@ -75,12 +79,16 @@ def feature_page_data(
     string_ids = dict(stream.string_ids)
     arrays |= _logit_token_arrays(table, string_ids)
     names = [name for name in _SCORE_HEADINGS if name in table]
+    null_densities = nulls.get("density", np.zeros(0))
+    bins = DensityBins.of_nulls(null_densities)
+    null_bins = {name: bins.places(null_densities) for name in _SCORES_BY_DENSITY}
     return FeaturePage(
         about=_about(table, index.bank_rows.n_rows, index.hook_names),
         table=table,
         array_rows=[places.get(feature, -1) for feature in table["feature"].tolist()],
         hook_names=index.hook_names,
-        score_axes=[_score_axis(table, name, nulls.get(name, np.zeros(0))) for name in names],
+        score_axes=[_score_axis(table, name, nulls.get(name, np.zeros(0)), null_bins.get(name)) for name in names],
+        density_bins=bins.places(table["density"].to_numpy(float)).tolist() if "density" in table else [],
         histogram_edges=HISTOGRAM_EDGES.tolist(),
         n_before=N_BEFORE,
         n_after=N_AFTER,
@@ -108,18 +116,23 @@ def _logit_token_arrays(table: pd.DataFrame, string_ids: dict[str, int]) -> dict
     return arrays
 
 
-def _score_axis(table: pd.DataFrame, name: str, null: Float[np.ndarray, " nulls"]) -> ScoreAxis:
-    """A score's axis, the mean of its nulls, and how many of them stand in each bin of the axis."""
-    null_column = f"{name}_null"
-    null_means = null
-    if not len(null) and null_column in table:
-        null_means = table[null_column].dropna().to_numpy(float)[:1]
-    scores = np.concatenate([table[name].dropna().to_numpy(float), null])
+def _score_axis(
+    table: pd.DataFrame,
+    name: str,
+    null: Float[np.ndarray, " nulls"],
+    null_bins: Int[np.ndarray, " nulls"] | None,
+) -> ScoreAxis:
+    """A score's axis, the mean of its nulls, and how many stand in each bin of the axis; for each density bin, if any."""
     low, high = 0.0, 1.0
-    if name == "similarity" and len(scores):
+    scores = np.concatenate([table[name].dropna().to_numpy(float), null])
+    if name == "z" and len(scores):
         low, high = float(scores.min()), float(scores.max()) + 1e-6
-    counts = np.histogram(null, _NULL_BINS, (low, high))[0].tolist() if len(null) else []
-    return ScoreAxis(name, _SCORE_HEADINGS[name], low, high, float(null_means.mean()) if len(null_means) else None, counts)
+    parts = [null] if null_bins is None else [null[null_bins == place] for place in range(null_bins.max(initial=0) + 1)]
+    means = [float(part.mean()) if len(part) else math.nan for part in parts] if len(null) else []
+    counts = [np.histogram(part, _NULL_BINS, (low, high))[0].tolist() for part in parts] if len(null) else []
+    if f"{name}_null" in table and not means:
+        means = table[f"{name}_null"].dropna().tolist()[:1]
+    return ScoreAxis(name, _SCORE_HEADINGS[name], _P_NAMES.get(name, f"p_{name}"), low, high, means, counts)
 
 
 def _shades(around: Float[np.ndarray, "f n window"], activations: Float[np.ndarray, "f n"]) -> Int[np.ndarray, "f n window"]:

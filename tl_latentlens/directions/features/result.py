@@ -38,14 +38,15 @@ class FeatureResult(DirectionResult):
 
     Attributes:
         table: One line a feature, in the order asked for: feature, label, why_not (what kept the label back, else empty),
-            similarity (mean cosine of the neighbors) and p_similarity against random directions. With an encoder and a bank
-            of the activation it reads:
+            similarity (mean cosine of the neighbors), z (how far that is above random rows, in standard deviations) and
+            p_similarity (of z, against random directions). With an encoder and a bank of the activation it reads:
             density (share of rows on which it is active), mean_activation and max_activation; auroc and auroc_same_token in
             [0, 1], their 95 % intervals (_low, _high), the means of shuffled decoders (_null) and p-values (p_auroc, ...);
             overlap in [0, 1] and overlap_null. With a model: logit_tokens and logit_tokens_negative (of v and of -v), steered
             and steered_next in [0, 1], their nulls.
         activity: Max-activating rows and histograms, from the pass over the bank; None without an encoder.
-        nulls: Score → what wrong directions score: similarity (random directions), auroc and auroc_same_token (shuffled).
+        nulls: Score → what wrong directions score: similarity and z of 2,000 random directions; auroc and auroc_same_token of
+            shuffled decoders, and `density`, how often the feature of each is active.
         sae, model: What the features were labelled with. Another process gets neither the model nor an object of SAELens; give
             them back there where `to_html` is to run them: `dataclasses.replace(result, sae=sae, model=model)`.
     """

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_latentlens.directions.decode import decode_directions
 from tl_latentlens.directions.steering.hooks import AddVector, ComparingHook
 from tl_latentlens.directions.steering.prompts import tokenize_prompts
 from tl_latentlens.directions.steering.result import SteeringResult
@@ -46,6 +49,7 @@ class SteeringLens:
         read: int | str | Iterable[int | str] | None = None,
         top_k: int = 5,
         logit_lens: bool = True,
+        calibrate: bool = False,
         model: Any = None,
     ) -> None:
         """Choose where a vector is added and where the stream is read.
@@ -65,6 +69,8 @@ class SteeringLens:
                 `hook_name` itself is read after the vector was added.
             top_k: Neighbors, and logit-lens tokens, for each token.
             logit_lens: Read the model's own unembedding beside the neighbors.
+            calibrate: Also say how often random directions have neighbors as near as the vector's (`SteeringResult.scores`),
+                and calibrate the readings, as `latentlens_hooks(..., calibrate=True)` does.
             model: The model. It is needed where the index does not hold a hook name.
 
         Raises:
@@ -80,7 +86,7 @@ class SteeringLens:
         self.index, self.hook_name, self.positions = index, hook_name, positions
         self.multiples = _finite_multiples(multiples)
         self.vector, self.relative_length = _scaled_vector(vector, unit, index, hook_name)
-        self._settings: dict[str, Any] = {"top_k": top_k, "logit_lens": logit_lens, "model": model}
+        self._settings: dict[str, Any] = {"top_k": top_k, "logit_lens": logit_lens, "calibrate": calibrate, "model": model}
         self._readers = {multiple: self._new_reader() for multiple in self.multiples}
 
     def __repr__(self) -> str:
@@ -148,7 +154,19 @@ class SteeringLens:
             self.relative_length,
             {multiple: reader.result for multiple, reader in readers.items()},
             {} if unsteered is None else {multiple: reader.cosines(unsteered) for multiple, reader in readers.items()},
+            self._scores if self._settings["calibrate"] else None,
         )
+
+    @cached_property
+    def _scores(self) -> pd.DataFrame | None:
+        """The vector's nearness to the rows of its own hook name, or else of those that are read; None where there are none."""
+        hook_names = [self.hook_name, *self.read]
+        held = [name for name in hook_names if name in self.index.hook_names and self.index.d(name) == len(self.vector)]
+        if not held:
+            return None
+        searched = held[:1] if held[0] == self.hook_name else held
+        top_k = self._settings["top_k"]
+        return decode_directions(self.vector, self.index, top_k=top_k, hook_name=searched, calibrate=True).scores
 
     def clear(self) -> None:
         """Forget all readings."""

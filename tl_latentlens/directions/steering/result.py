@@ -11,7 +11,8 @@ from rich.console import Group
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.lens.result import LensResult
-from tl_latentlens.views.data import SteeringCell, SteeringColumn
+from tl_latentlens.views.chance import nearness_sentence
+from tl_latentlens.views.data import DirectionNearness, SteeringCell, SteeringColumn
 from tl_latentlens.views.terminal.layout import plain_text
 from tl_latentlens.views.terminal.steering import steering_tables
 from tl_latentlens.views.text import place_name
@@ -28,12 +29,15 @@ class SteeringResult:
         readings: Multiple → what the lens hooks read.
         cosines: Multiple → hook name → cosine in [-1, 1] of each decoded token's activation with the unsteered one, in reading
             order; NaN where the tokens up to there are not the same. Empty where multiple 0 was not run.
+        scores: How near the vector and its opposite come to the rows of `hook_name` (or else of those that are read), against
+            random directions, as `DirectionResult.scores`; None where it was not asked for, or the index has no such rows.
     """
 
     hook_name: str
     relative_length: float | None
     readings: dict[float, LensResult] = field(repr=False)
     cosines: dict[float, dict[str, Float[np.ndarray, " cells"]]] = field(repr=False)
+    scores: pd.DataFrame | None = field(repr=False, default=None)
 
     def __str__(self) -> str:
         return plain_text(self.table(neighbors=None))
@@ -82,9 +86,13 @@ class SteeringResult:
         place = f"added at {place_name(self.hook_name)}"
         if self.relative_length is not None:
             place += f"; the vector is {self.relative_length:.2f} as long as a median row there"
+        nearness = []
+        if self.scores is not None:
+            ends = zip("+−", self.scores["z"], self.scores["p"], strict=True)
+            nearness = [f"{sign}v: {nearness_sentence(DirectionNearness(z, p))}" for sign, z, p in ends]
         figures = "cos with the nearest neighbor" + " · with the unsteered activation" * bool(self.cosines)
         logit_lens = "; → logit lens" * any(reading.logit_lens for reading in self.readings.values())
-        return [place, figures + logit_lens]
+        return [place, *nearness, figures + logit_lens]
 
     def to_dataframe(self) -> pd.DataFrame:
         """The lines of `LensResult.to_dataframe` with `multiple` in front, and `cos_to_unsteered` (of the cell) behind."""

@@ -16,6 +16,7 @@ from tl_latentlens.views.terminal.layout import longest_width, terminal_width, t
 from tl_latentlens.views.text import hook_headings
 
 _PADDINGS = {3: (0, 1), 2: (0, 0, 0, 1), 1: (0, 0)}  # Characters between columns, and rich's padding for them.
+_GEOMETRIC = "geometric mean"
 _EDGES = 4  # Characters that the left and the right edge of a table take at most.
 
 
@@ -31,7 +32,7 @@ def evaluation_tables(
     Args:
         panels: The measures.
         transforms: The transforms that were compared.
-        gains: What the other transforms gain: measure, reader, gain, low, high; None where there is one transform.
+        gains: What the other transforms gain: measure, reader, gain, low, high, kind; None where there is one transform.
         labels: Label scores of an SAE, a block of lines for each transform; None without an SAE.
         width: In characters; None: the terminal's.
     """
@@ -52,8 +53,12 @@ def _measure_tables(panel: MeasurePanel, transforms: Sequence[str], width: int) 
     headings, kind = hook_headings(hook_names)
     title = Text(f"{panel.name}{f', {kind}' if kind else ''}: ", "bold")
     note = f"{'lower' if panel.lower_is_better else 'higher'} is better, {lines['n'].max():,} {panel.unit}"
+    note = f"{panel.kind}, {note}" if panel.kind == _GEOMETRIC else note
     title.append("" if title.cell_len + len(note) <= width else "\n").append(note)
-    reader_width, mean_width = longest_width("reader", *lines["reader"]), longest_width(*map(_mean, lines["mean"]))
+    reader_width, mean_width = (
+        longest_width("reader", *lines["reader"]),
+        longest_width(*(_mean(mean, panel.kind) for mean in lines["mean"])),
+    )
     column_width = max(mean_width, longest_width(*headings))
 
     def n_parts(margin: int) -> int:
@@ -65,9 +70,25 @@ def _measure_tables(panel: MeasurePanel, transforms: Sequence[str], width: int) 
     return Group(title, *(_measure_table(panel, names.tolist(), transforms, margin) for names in parts))
 
 
-def _mean(value: float) -> str:
-    """A mean in five characters where it is below 100."""
+def _mean(value: float, kind: str) -> str:
+    """A mean in five characters where it is below 100; geometric means have two digits from 0.001 on: 0.123, .0012, 1e-05."""
+    if kind == _GEOMETRIC and 0 < value < 0.00095:
+        return f"{value:.0e}"
+    if kind == _GEOMETRIC and 0 < value < 0.00995:
+        return f"{value:.4f}".removeprefix("0")
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+
+
+def _half_interval(lines: pd.DataFrame, kind: str) -> str:
+    """The larger half of the interval, averaged over the lines: what stands after ±, or the factor that stands after ×÷."""
+    mean, low, high = (lines[name].to_numpy(float) for name in ("mean", "low", "high"))
+    if kind == _GEOMETRIC:
+        if not (is_above := low > 0).any():
+            return ""
+        mean, low, high = (np.log(ends[is_above]) for ends in (mean, low, high))
+        return f"{np.exp(np.fmax(high - mean, mean - low).mean()):.2f}"
+    half = float(np.fmax(high - mean, mean - low).mean())
+    return "" if math.isnan(half) else f"{half:.3f}" if half < 10 else f"{half:.2f}"
 
 
 def _measure_table(panel: MeasurePanel, hook_names: Sequence[str], transforms: Sequence[str], margin: int) -> Table:
@@ -76,7 +97,7 @@ def _measure_table(panel: MeasurePanel, hook_names: Sequence[str], transforms: S
     table.add_column("reader", no_wrap=True)
     for heading in hook_headings(hook_names)[0]:
         table.add_column(heading, justify="right")
-    table.add_column("±", justify="right")
+    table.add_column("×÷" if panel.kind == _GEOMETRIC else "±", justify="right")
     lines = panel.table
     means = {
         (reader, name): float(mean)
@@ -92,10 +113,9 @@ def _measure_table(panel: MeasurePanel, hook_names: Sequence[str], transforms: S
             if needs_no_hook or (reader, name) in means
         }
         styles = {name: "bold" if reader in transforms and sign * values[name] == best[name] else "" for name in values}
-        cells = [Text(_mean(values[name]), styles[name]) if name in values else Text() for name in hook_names]
-        half_interval = float(np.mean(reader_lines["high"].to_numpy() - reader_lines["low"].to_numpy()) / 2)
+        cells = [Text(_mean(values[name], panel.kind), styles[name]) if name in values else Text() for name in hook_names]
         reader_text = Text(str(reader), "" if reader in transforms else "dim")
-        table.add_row(reader_text, *cells, Text(_mean(half_interval), "dim"))
+        table.add_row(reader_text, *cells, Text(_half_interval(reader_lines, panel.kind), "dim"))
     return table
 
 
@@ -107,8 +127,9 @@ def _gains_table(gains: pd.DataFrame) -> Table:
         table.add_column(reader, justify="right", no_wrap=True)
     for measure, lines in gains.groupby("measure", sort=False):
         cells = []
-        for gain, low, high in zip(lines["gain"], lines["low"], lines["high"], strict=True):
+        for gain, low, high, kind in zip(lines["gain"], lines["low"], lines["high"], lines["kind"], strict=True):
             is_sure = low > 0 or high < 0
-            cells.append(Text(f"{gain:+.3f}{'*' if is_sure else ' '}", "bold" if is_sure else ""))
+            figure = f"{gain:+.1%}" if kind == _GEOMETRIC else f"{gain:+.3f}"
+            cells.append(Text(f"{figure}{'*' if is_sure else ' '}", "bold" if is_sure else ""))
         table.add_row(str(measure), *cells)
     return table

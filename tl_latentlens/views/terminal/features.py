@@ -16,6 +16,7 @@ _SCORES = {
     "same token": "auroc_same_token",
     "overlap": "overlap",
     "cos": "similarity",
+    "z": "z",
 }  # Heading → column of the feature table.
 _SCORES_OF_NARROW_TABLES = ("density", "auroc_same_token", "similarity")
 
@@ -50,7 +51,7 @@ def feature_table(
 def _score(name: str, value: float) -> str:
     if math.isnan(value):
         return ""
-    return f"{value:.1%}" if name in ("density", "overlap") else f"{value:.2f}"
+    return f"{value:.1%}" if name in ("density", "overlap") else f"{value:.1f}" if name == "z" else f"{value:.2f}"
 
 
 def label_counts(table: pd.DataFrame) -> str:

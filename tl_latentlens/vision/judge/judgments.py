@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.statistics.intervals import mean_of, share_of
+from tl_latentlens.statistics.intervals import gain_of, share_of
 from tl_latentlens.vision.judge.questions import RELATIONS
 
 UNPARSED, UNANSWERED = "unparsed", "unanswered"  # categories of questions without a relation, without an answer
@@ -54,7 +54,7 @@ class Judgments:
         - lens, hook_name, category;
         - share, low, high: the share and its Wilson interval;
         - control, control_low, control_high: the same where another image was shown;
-        - gain, gain_low, gain_high: share less control, image by image, with a bootstrap interval;
+        - gain, gain_low, gain_high: share less control, image by image, with a t interval, if four images or more differ;
         - patches, unanswered, control_unanswered: numbers of patches.
         """
         category, is_control, image = (np.asarray(self.table[name]) for name in ("category", "control", "image"))
@@ -71,7 +71,7 @@ class Judgments:
             for name in (*RELATIONS, UNPARSED, "interpretable"):
                 is_counted = np.isin(category, RELATIONS[:3] if name == "interpretable" else [name])
                 own_shares, control_shares = (_image_shares(image[ids], is_counted[ids], n_images) for ids in (own, control))
-                share, null, gain = share_of(own_shares), share_of(control_shares), mean_of(own_shares - control_shares)
+                share, null, gain = share_of(own_shares), share_of(control_shares), gain_of(own_shares - control_shares)
                 line = {"lens": lens, "hook_name": hook_name, "category": name}
                 line |= {"share": share.mean, "low": share.low, "high": share.high}
                 line |= {"control": null.mean, "control_low": null.low, "control_high": null.high}
