@@ -229,6 +229,16 @@ def test_decode_as_data(run, bank: tll.Bank, any_model) -> None:
         pd.testing.assert_frame_equal(table, expected, check_dtype=False, rtol=1e-4, atol=1e-6)
 
 
+def test_decode_says_of_which_hook_names_nothing_is_known(run, bank: tll.Bank) -> None:
+    command = ("decode", str(bank.path), "The river bank", "-n", "blocks.2.hook_mlp_out", "-n", "2", "--calibrate")
+    code, out, error = run(*command)
+    assert code == 0
+    assert "blocks.2.hook_mlp_out is without `known`: the bank does not hold this hook name" in " ".join(error.split())
+    assert "known" in out
+    assert "blocks.2.hook_resid_post is without" not in error
+    assert "is without" not in run(*command[:-1])[2]
+
+
 def test_label_sae_as_data(run, bank: tll.Bank) -> None:
     command = ("label-sae", "demo", str(bank.path), "-f", "3", "-f", "700", "--rows", "1")
     index = tll.ContextualIndex(bank, tll.load_sae("demo").hook_name, transform="center")

@@ -27,10 +27,17 @@ from tl_latentlens import cli
 from tl_latentlens.explorer import app as app_module
 from tl_latentlens.explorer.app import Page, make_app
 from tl_latentlens.explorer.reader import Reader
+from tl_latentlens.views.known import format_share
 from tl_latentlens.views.text import visible
 
 TEXT = "She put the <script>alert(1)</script> & money in the bank"
 HOOK = "blocks.3.hook_resid_post"
+LEVEL = 0.2  # The bank is too small for figures of 0.05.
+
+
+@pytest.fixture(autouse=True)
+def known_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tl_latentlens.views.known.KNOWN_LEVEL", LEVEL)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +60,7 @@ def read(model: Any, index: tll.ContextualIndex, text: str, **settings: Any) -> 
 def test_a_cell_shows_what_the_api_finds(
     page: Page, demo_model: Any, bank: tll.Bank, layers: list[str], transform: str
 ) -> None:
-    expected = read(demo_model, tll.ContextualIndex(bank, device="cpu", transform=transform), TEXT)
+    expected = read(demo_model, tll.ContextualIndex(bank, device="cpu", transform=transform), TEXT, calibrate=True)
     reading, cell, prompt, message = page.open_prompt(1, TEXT, transform, layers)
     assert (reading, prompt, message) == ({"prompt": TEXT}, TEXT, "")
     assert cell["pos"] == expected.positions[-1, 1]
@@ -65,6 +72,10 @@ def test_a_cell_shows_what_the_api_finds(
         assert [one.children[1].children for one in found(shown, "context")] == [n.token.strip() for n in want.neighbors]
         assert [one.children for one in found(shown, "score")] == [f"{n.similarity:.2f}" for n in want.neighbors]
         assert TEXT in texts_of(found(shown, "text"))
+        assert want.known is not None
+        assert f"known {format_share(want.known)}" in texts_of(shown)
+        faint = [line.className for one in found(shown, "neighbors") for line in one.children]
+        assert faint == ["faint" if want.known <= LEVEL else ""] * 4
         logits, embeddings = (texts_of(one) for one in found(shown, "chips")[:2])
         assert all(token.strip() in logits for token, _ in want.logit_lens or [])
         assert all(f"{score:.2f}" in embeddings for _, score in want.embedding_lens or [])
@@ -74,7 +85,7 @@ def test_a_cell_shows_what_the_api_finds(
 def test_the_grid_holds_the_first_reading_of_each_cell(
     page: Page, demo_model: Any, index: tll.ContextualIndex, layers: list[str], lens: str
 ) -> None:
-    expected = read(demo_model, index, TEXT)
+    expected = read(demo_model, index, TEXT, calibrate=True)
     _, grid, ends, _ = page.show({"prompt": TEXT}, lens, "raw", layers[1:4])
     assert [row["hook"] for row in grid["rows"]] == layers[1:4][::-1]
     assert [column["pos"] for column in grid["columns"]] == expected.positions[:, 1].tolist()
@@ -92,6 +103,7 @@ def test_the_grid_holds_the_first_reading_of_each_cell(
             token, score = best[lens]
             assert shown[1].strip() == visible(token).strip()
             assert shown[3] == pytest.approx(score, abs=1e-4)
+            assert shown[4] == (lens == "LatentLens" and cell.known is not None and cell.known <= LEVEL)
 
 
 def test_a_click_does_not_run_the_model(page: Page, layers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

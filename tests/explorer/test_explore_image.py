@@ -144,8 +144,9 @@ def test_patches_show_what_the_api_reads(page: Page, vlm: Vlm, text_index: tll.C
         assert np.allclose(drawn["image"]["boxes"], 100 * grid.boxes / [36, 24, 36, 24], atol=1e-3)
         assert drawn["image"]["places"] == [[0, row, column] for row in range(3) for column in range(3)]
         for row in drawn["rows"]:
-            for pos, (_, token, _, score) in zip(grid.positions.tolist(), row["cells"], strict=True):
+            for pos, (_, token, _, score, is_faint) in zip(grid.positions.tolist(), row["cells"], strict=True):
                 one = expected.cell(row["hook"], pos)
+                assert not is_faint, "visual tokens are far from all text"
                 near = one.neighbors[0]
                 best = {"logit lens": one.logit_lens, "embedding lens": one.embedding_lens}.get(lens)
                 want = (near.token, near.similarity) if best is None else best[0]
@@ -160,6 +161,7 @@ def test_patches_show_what_the_api_reads(page: Page, vlm: Vlm, text_index: tll.C
     contexts = [texts_of(one.children[:3]) for one in found(shown, "context")]
     assert contexts == [n.context.replace("«", "").replace("»", "") for n in want.neighbors]
     assert [one.children for one in found(shown, "score")] == [f"{n.similarity:.2f}" for n in want.neighbors]
+    assert "known" not in texts_of(shown)
     links = [one for one in found(shown, "link") if one.id["link"] == "text"]
     assert page.open_link("text", links[0].id["to"], [], "raw", LAYERS)[0]["prompt"] in [HOSTILE, *TEXTS]
 

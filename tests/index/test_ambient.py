@@ -86,7 +86,7 @@ def read_all(bank: tll.Bank, model: Any, queries: torch.Tensor) -> list[np.ndarr
     for transform in ("raw", "csls", "standardize", "remove_top"):
         index = tll.ContextualIndex(bank, HOOK, device="cpu", transform=transform)
         found = index.search(queries, 5, query_hook_name=HOOK, calibrate=True)
-        numbers += [found.rows, found.similarities, found.chances, *index.transform_activations(HOOK, queries)]
+        numbers += [found.rows, found.similarities, found.chances, found.known, *index.transform_activations(HOOK, queries)]
     index = tll.ContextualIndex(bank, HOOK, device="cpu", dtype="int8")
     numbers += [index.search(queries, 5).rows]
     for reading in (tll.logit_lens(model, queries, 4), tll.embedding_lens(model, queries, 4)):
@@ -117,6 +117,7 @@ def test_an_index_of_inference_mode_serves_afterwards(bank: tll.Bank, queries: t
         first = index.search(queries, 5, query_hook_name=HOOK, calibrate=True)
     found = index.search(queries, 5, query_hook_name=HOOK, calibrate=True)
     assert torch.equal(found.chances, first.chances)
+    assert torch.equal(found.known, first.known)
     first.similarities.mul_(2)  # no tensor of inference mode
     index.search(queries.clone().requires_grad_(), 5, query_hook_name=HOOK)
 

@@ -22,7 +22,7 @@ HOOK = "blocks.3.hook_resid_post"
 
 @pytest.fixture(scope="module")
 def found(index: tll.ContextualIndex) -> tll.SearchResult:
-    return index.search(torch.eye(256)[:3], 4, calibrate=True)
+    return index.search(torch.eye(256)[:3], 4, query_hook_name=HOOK, calibrate=True)
 
 
 @pytest.fixture
@@ -37,7 +37,8 @@ def sent(thing: Any) -> Any:
 
 def same_rows(one: tll.SearchResult, other: tll.SearchResult) -> bool:
     return all(
-        torch.equal(getattr(one, name), getattr(other, name)) for name in ("rows", "hook_ids", "similarities", "chances")
+        torch.equal(getattr(one, name), getattr(other, name))
+        for name in ("rows", "hook_ids", "similarities", "chances", "known")
     )
 
 
@@ -118,7 +119,7 @@ SETTINGS: list[dict[str, Any]] = [
 def test_settings_survive(bank: tll.Bank, settings: dict[str, Any]) -> None:
     index = tll.ContextualIndex(bank, device="cpu", **settings)
     queries, layers = torch.eye(256)[:3], index.hook_names
-    expected, data, text = index.search(queries, 4, calibrate=True), pickle.dumps(index), repr(index)
+    expected, data, text = index.search(queries, 4, query_hook_name=HOOK, calibrate=True), pickle.dumps(index), repr(index)
     allows, budget = index.allow_mismatch, index._searches[HOOK].parts[0].search.rows.memory_budget
     dtypes = index._searches[HOOK].parts[0].search.coarse_pass.code_dtypes
     del index
@@ -126,7 +127,7 @@ def test_settings_survive(bank: tll.Bank, settings: dict[str, Any]) -> None:
     assert (repr(again), again.hook_names, again.allow_mismatch) == (text, layers, allows)
     search = again._searches[HOOK].parts[0].search
     assert (search.rows.memory_budget, search.coarse_pass.code_dtypes) == (budget, dtypes)
-    assert same_rows(again.search(queries, 4, calibrate=True), expected)
+    assert same_rows(again.search(queries, 4, query_hook_name=HOOK, calibrate=True), expected)
 
 
 def test_a_setting_that_was_changed_later_survives(bank: tll.Bank) -> None:
@@ -188,7 +189,7 @@ def read_in_worker(
 ) -> tuple[tll.SearchResult, tll.LensResult]:
     """What a worker sends back: a search of its own, and the reading that came with the hooks."""
     assert found.index is hooks.index is index
-    return index.search(torch.eye(256)[:3], 4, calibrate=True), hooks.result
+    return index.search(torch.eye(256)[:3], 4, query_hook_name=HOOK, calibrate=True), hooks.result
 
 
 def test_a_spawned_process(index: tll.ContextualIndex, found: tll.SearchResult, any_model: Any) -> None:

@@ -10,6 +10,7 @@ from support.pages import lens_cells
 
 import tl_latentlens as tll
 from tl_latentlens.views import heatmap
+from tl_latentlens.views.known import format_share
 from tl_latentlens.views.text import visible
 
 
@@ -47,18 +48,30 @@ def test_lenses_stand_one_above_the_other(result: tll.LensResult) -> None:
     assert tops == sorted(tops, reverse=True)
 
 
-def test_what_chance_explains_is_faint(any_model: Any, index: tll.ContextualIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_bank_does_not_know_is_faint(calibrated: tll.LensResult) -> None:
     pytest.importorskip("plotly")
-    monkeypatch.setattr("tl_latentlens.views.chance.CHANCE_LEVEL", 0.03)  # the bank is too small for chances below 0.01
-    hooks = tll.latentlens_hooks(index, calibrate=True)
-    any_model.run_with_hooks("He rowed the boat to the bank; quantum jazz", fwd_hooks=hooks)
-    heat = hooks.result.plot().data[0]
-    chances = np.array([[cell.neighbors[0].chance for cell in line] for line in lens_cells(hooks.result)])
-    np.testing.assert_allclose(heat.z, -np.log10(chances), atol=1e-4)
+    heat, cells = calibrated.plot().data[0], lens_cells(calibrated)
+    known = np.array([[cell.known for cell in line] for line in cells])
+    np.testing.assert_allclose(heat.z, known, atol=1e-4)
     faint = np.array([["opacity" in word for word in line] for line in heat.text])
-    np.testing.assert_array_equal(faint, chances >= 0.03)
+    np.testing.assert_array_equal(faint, known <= 0.05)
     assert 0 < faint.sum() < faint.size
-    assert heat.colorbar.title.text == "−log₁₀ p"
+    assert (heat.colorbar.title.text, heat.zmin, heat.zmax) == ("known", 0, 1)
+    for hovers, line in zip(heat.customdata, cells, strict=True):
+        for hover, cell in zip(hovers, line, strict=True):
+            assert f"known {escape(format_share(cell.known))}" in hover
+            assert ("the bank does not know this token" in hover) == (cell.known <= 0.05)
+            assert ("of the token's other uses" in hover) == (cell.use_chance is not None)
+    assert any(cell.use_chance is not None for line in cells for cell in line)
+
+
+def test_colors_are_cosines_where_not_every_hook_name_is_in_the_bank(any_model: Any, index: tll.ContextualIndex) -> None:
+    pytest.importorskip("plotly")
+    hooks = tll.latentlens_hooks(index, [1, "blocks.1.hook_mlp_out"], calibrate=True, model=any_model)
+    any_model.run_with_hooks("A bank by the river", fwd_hooks=hooks)
+    heat = hooks.result.plot().data[0]
+    assert heat.colorbar.title.text == "cosine"
+    assert ["known" in line[0] for line in heat.customdata] == [False, True], "hook names in forward order"
 
 
 def test_large_heatmaps_leave_words_to_the_hover_and_say_so(result: tll.LensResult, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,17 @@ def test_notebooks_and_figures_show_markup_as_text(hostile: tll.LensResult, tmp_
         assert "$" not in shown, "no TeX"
 
 
+def test_what_the_bank_does_not_know_is_faint_in_notebooks(calibrated: tll.LensResult) -> None:
+    html = calibrated._repr_html_()
+    known = np.array([calibrated.found[name].known.numpy() for name in calibrated.hook_names])
+    assert "color: known 0.00 to 1.00" in html
+    assert html.count("<span style='opacity: 0.45'>") == (known <= 0.05).sum()
+    first = calibrated.cell(calibrated.hook_names[0], int(calibrated.positions[0, 1]))
+    assert f">{first.known:.2f}</td>" in html
+    found = calibrated.found[calibrated.hook_names[0]]
+    assert found._repr_html_().count("opacity: 0.45") == int((found.known <= 0.05).sum()) > 0
+
+
 def test_notebook_tables(result: tll.LensResult, index: tll.ContextualIndex, bank: tll.Bank) -> None:
     html = result._repr_html_()
     assert html.count("<details") == 1

@@ -3,37 +3,52 @@
 import re
 from html import unescape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from support.pages import dumped_dom, lens_cells, page_data
 
 import tl_latentlens as tll
+from tl_latentlens.views.known import format_share
 from tl_latentlens.views.text import short_hook_name, visible
 
 
-def test_page_holds_every_reading(any_model: Any, index: tll.ContextualIndex, tmp_path: Path) -> None:
-    hooks = tll.latentlens_hooks(index, top_k=3, embedding_lens=True, calibrate=True)
-    any_model.run_with_hooks(["He rowed the boat to the bank", "A small red ball"], fwd_hooks=hooks)
-    result, path = hooks.result, tmp_path / "page.html"
+def test_page_holds_every_reading(calibrated: tll.LensResult, tmp_path: Path) -> None:
+    result, path, index = calibrated, tmp_path / "page.html", next(iter(calibrated.found.values())).index
     assert result.to_html(str(path)) == path
     data = page_data(path)
     assert data["headings"] == [name.split(".")[1] for name in result.hook_names]
     for batch, text in enumerate(data["texts"]):
         for i, line in enumerate(lens_cells(result, batch)):
             for j, cell in enumerate(line):
-                found = np.array(text["latentlens"][i][j]).reshape(-1, 4)
-                for (context, hook, cosine, chance), near in zip(found, cell.neighbors, strict=True):
+                found = np.array(text["latentlens"][i][j]).reshape(-1, 3)
+                assert text["known"][i][j] == pytest.approx(cell.known, abs=1e-4)
+                use = None if text["use"] is None else text["use"][i][j]
+                assert use == (None if cell.use_chance is None else pytest.approx(cell.use_chance, abs=1e-4))
+                for (context, hook, cosine), near in zip(found, cell.neighbors, strict=True):
                     shown = index.row(near.row).window(160).clipped(160)
                     assert data["contexts"][int(context)][:3] == [shown.before, shown.token, shown.after]
                     assert data["hooks"][int(hook)] == short_hook_name(near.hook_name)
-                    assert (cosine, chance) == pytest.approx((near.similarity, near.chance), abs=1e-4)
+                    assert cosine == pytest.approx(near.similarity, abs=1e-4)
                 for lens in ("logit_lens", "embedding_lens"):
                     read = np.array(text[lens][i][j]).reshape(-1, 2)
                     assert [data["strings"][int(k)] for k in read[:, 0]] == [visible(t) for t, _ in getattr(cell, lens)]
                     assert read[:, 1] == pytest.approx([score for _, score in getattr(cell, lens)], abs=1e-4)
     assert not re.search(r"https?:|src=|@import|url\(", path.read_text()), "nothing is asked of a network"
+
+
+def test_the_page_shows_what_the_bank_does_not_know(calibrated: tll.LensResult, browser: str, tmp_path: Path) -> None:
+    path = calibrated.to_html(tmp_path / "page.html")
+    dom = dumped_dom(browser, path, tmp_path / "profile")
+    faint = ["faint" in cell for cell in re.findall(r"<td([^>]*)>", dom)]
+    known = [[cell.known for cell in line] for line in lens_cells(calibrated)]
+    assert faint == [share <= 0.05 for line in reversed(known) for share in line]
+    assert 0 < sum(faint) < len(faint)
+    panel = re.sub(r"<[^>]*>", "", dom.partition('id="cell"')[2])
+    cells = re.findall(r"<td([^>]*)>", dom)
+    chosen = known[-1][next(i for i, cell in enumerate(cells) if 'aria-selected="true"' in cell)]
+    assert f"known {format_share(chosen)}" in unescape(panel)
+    assert ("the bank does not know this token" in panel) == (chosen <= 0.05)
 
 
 def test_the_page_works_in_a_browser(hostile: tll.LensResult, browser: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Tables for the terminal fit, and show what was read."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,37 @@ def test_table_fits_and_marks_the_token(result: tll.LensResult, width: int) -> N
     assert "embedding lens" in shown
     layers = [line.split()[0] for line in lines if line[:4].strip().isdecimal()]
     assert layers == [name.split(".")[1] for name in result.hook_names]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_table_says_what_the_bank_knows(calibrated: tll.LensResult, width: int) -> None:
+    console = Console(width=width, record=True, file=io.StringIO(), force_terminal=True)
+    console.print(calibrated.to_rich(2, width=width))
+    shown = console.export_text(clear=False)
+    assert all(len(line) <= width for line in shown.splitlines())
+    assert re.findall(r"^ +hook +cos +known", shown, re.MULTILINE)
+    figures = re.findall(r"^ +[13] +\d\.\d\d +(\d\.\d\d|<\.01) ", shown, re.MULTILINE)
+    cells = [calibrated.cell(name, pos, batch) for batch, pos in calibrated.positions for name in calibrated.hook_names]
+    assert figures == ["<.01" if cell.known < 0.01 else f"{cell.known:.2f}" for cell in cells]
+    marks = re.findall(r"\x1b\[([\d;]+)m«", console.export_text(styles=True))
+    titles = [mark for mark in marks if mark == "1;7"]
+    assert len(titles) == len(calibrated.positions)
+    dim = [mark == "2" for mark in marks if mark != "1;7"]
+    assert dim == [cell.known <= 0.05 for cell in cells for _ in range(2)]
+
+
+def test_uses_stand_beside_what_is_known(calibrated: tll.LensResult) -> None:
+    [pos] = [i for i, token in enumerate(calibrated.tokens[0]) if token == " the"][:1]
+    shown = plain_text(calibrated.to_rich(1, [(0, pos)], width=100))
+    cells = [calibrated.cell(name, pos) for name in calibrated.hook_names]
+    assert any(cell.use_chance is not None for cell in cells)
+    assert re.search(r"hook +cos +known +use +neighbors", shown)
+    table = calibrated.to_dataframe().query("batch == 0 and pos == @pos")
+    for cell in cells:
+        lines = table[table["hook_name"] == cell.hook_name]
+        assert lines["known"].tolist() == [pytest.approx(cell.known)] * 3
+        assert lines["use_chance"].isna().tolist() == [cell.use_chance is None, True, True]
+        assert not lines["chance"].isna().any()
 
 
 @pytest.mark.parametrize("width", [80, 160])

@@ -73,7 +73,7 @@ def test_page_holds_the_picture_the_boxes_and_every_reading(
     for i, name in enumerate(NAMES):
         for j, pos in enumerate(text["positions"]):
             cell = result.cell(name, pos)
-            found = np.array(text["latentlens"][i][j]).reshape(-1, 4)
+            found = np.array(text["latentlens"][i][j]).reshape(-1, 3)
             assert found[:, 2] == pytest.approx([near.similarity for near in cell.neighbors], abs=1e-4)
             index = result.found[name].index
             for k, near in zip(found[:, 0], cell.neighbors, strict=True):
@@ -81,6 +81,7 @@ def test_page_holds_the_picture_the_boxes_and_every_reading(
                 assert data["contexts"][int(k)][:3] == [context.before, context.token, context.after]
             for lens in ("logit_lens", "embedding_lens"):
                 assert [data["strings"][int(k)] for k in text[lens][i][j][::2]] == [visible(t) for t, _ in getattr(cell, lens)]
+    assert (text["known"], data["lenses"][0]["scale"]) == (None, "cosine"), "text says nothing of how near a patch should be"
     assert any("<script>" in part for context in data["contexts"] for part in context)
     page = path.read_text(encoding="utf-8")
     assert "<script>document.title" not in page

@@ -317,3 +317,18 @@ def test_a_grid_by_hand_and_on_another_size() -> None:
         grid.token(2)
     with pytest.raises(tll.InvalidInputError, match="expected left < right"):
         grid.inside((3, 0, 3, 5))
+
+
+def test_the_bank_is_not_asked_whether_it_knows_visual_tokens(llava: Vlm, text_index: tll.ContextualIndex) -> None:
+    """They are far from all tokens of text, however right their neighbors are."""
+    inputs = llava.prompt(torch.rand(3, llava.height, llava.width))
+    is_image = tll.image_positions(llava.bridge, inputs["input_ids"])[0].tolist()
+    for positions in ("image", None):
+        hooks = tll.latentlens_hooks(text_index, positions=positions, calibrate=True)
+        run(llava, inputs, hooks)
+        result = hooks.result
+        cells = [(result.cell(name, pos), is_image[pos]) for name in NAMES for _, pos in result.positions.tolist()]
+        assert all((cell.known is None) == is_visual for cell, is_visual in cells)
+        assert any(is_visual for _, is_visual in cells)
+        assert result.grid(0).score_name("latentlens") == "cosine"
+        assert not result.grid(0).is_unknown[:, np.array(is_image)[result.positions[:, 1]]].any()

@@ -33,7 +33,7 @@ def decode(
         str, typer.Option(help="`raw`, `center`, `standardize`, `remove_top`, `csls` or `center_writing`; see the docs")
     ] = "auto",
     calibrate: Annotated[
-        bool, typer.Option(help="also show how likely a random activation comes as near (p), and dim what chance explains")
+        bool, typer.Option(help="also show whether the bank knows each token, and dim what it does not know")
     ] = False,
     allow_mismatch: Annotated[bool, typer.Option(help="read on, with a warning, where the bank is of another model")] = False,
     html: Annotated[
@@ -54,6 +54,8 @@ def decode(
     settings: dict[str, Any] = {"hook_names": hook_name, "top_k": top_k, "calibrate": calibrate}
     result = _read_repeated(loaded, index, text, settings) if repeat else _read(loaded, index, text, settings)
     _require_tokens(result)
+    if calibrate:
+        _note_what_is_not_calibrated(result)
     positions = positions_of(result, word)
     for i in sorted({batch for batch, _ in result.positions.tolist()} - {batch for batch, _ in positions}):
         note(f"text {i} does not have the word {word!r}", "note")
@@ -113,6 +115,16 @@ def _require_tokens(result: tll.LensResult) -> None:
         raise InvalidInputError("got no text with a token to read; give at least one word")
     for i in empty:
         note(f"text {i} has no token to read", "note")
+
+
+def _note_what_is_not_calibrated(result: tll.LensResult) -> None:
+    """Say of which hook names `known` is not computed, and why."""
+    for name in result.hook_names:
+        found = result.found[name]
+        if found.known is None:
+            is_held = name in found.index.hook_names
+            why = "no token of the bank stands in two texts" if is_held else "the bank does not hold this hook name"
+            note(f"{name} is without `known`: {why}, so nothing tells how near known tokens are", "note")
 
 
 def _read(model: Any, index: tll.ContextualIndex, texts: list[str], settings: dict[str, Any]) -> tll.LensResult:

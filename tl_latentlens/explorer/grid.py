@@ -18,7 +18,7 @@ _KEYS = {info.label: lens for lens, info in LENSES.items()}
 
 
 def prompt_grid(read: PromptReading, lens: str, hook_names: Sequence[str]) -> dict[str, Any]:
-    """A table: a column a token, a row a hook name, the last layer on top; each cell a token and a score."""
+    """A table: a column a token, a row a hook name, last layer on top; each cell a token, a score, and whether it is faint."""
     return _grid(read.result.grid(0), lens, hook_names)
 
 
@@ -31,6 +31,7 @@ def image_grid(read: ImageReading, name: str, lens: str, hook_names: Sequence[st
 def _grid(grid: LensGrid, lens: str, hook_names: Sequence[str]) -> dict[str, Any]:
     shown = [i for i, name in enumerate(grid.hook_names) if name in hook_names]
     values, words = _first(grid, _KEYS[lens])
+    faint = grid.is_unknown & (_KEYS[lens] == "latentlens")
     low, high = color_range([values[shown]], "probability" if lens == "logit lens" else "cosine")
     labels, kind = hook_headings([grid.hook_names[i] for i in shown])
     rows = [
@@ -38,8 +39,8 @@ def _grid(grid: LensGrid, lens: str, hook_names: Sequence[str]) -> dict[str, Any
             "hook": grid.hook_names[i],
             "label": label,
             "cells": [
-                [*word, round(score, 4)] if np.isfinite(score) else None
-                for word, score in zip(words[i], values[i].tolist(), strict=True)
+                [*word, round(score, 4), is_faint] if np.isfinite(score) else None
+                for word, score, is_faint in zip(words[i], values[i].tolist(), faint[i].tolist(), strict=True)
             ],
         }
         for i, label in zip(shown, labels, strict=True)
@@ -59,4 +60,4 @@ def _first(grid: LensGrid, lens: str) -> tuple[np.ndarray, list[list[tuple[str, 
     rows = grid.rows[..., 0].tolist()
     contexts = grid.contexts({row for line in rows for row in line}, _AROUND)
     words = [[(found.lead, found.token, found.tail) for found in map(contexts.__getitem__, line)] for line in rows]
-    return grid.values(lens), words
+    return grid.similarities[..., 0], words

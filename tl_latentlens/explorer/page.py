@@ -154,7 +154,7 @@ class Page:
         is_patch = isinstance(read, ImageReading)
         return [
             *(patch_heading(read.image, hook_name, pos) if is_patch else heading(read.result, hook_name, pos)),
-            *cell_parts(read.result, hook_name, pos, lens),
+            *cell_parts(read.result, hook_name, pos, lens, is_patch=is_patch),
             *feature_chips(self.reader.active_features(read, pos), self.reader.sae_reads),
         ]
 

@@ -1,6 +1,7 @@
 """The parts of the page that show one reading, as Dash components: neighbors in context, other lenses, features."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tl_latentlens.explorer.image_source import ShownImage
@@ -9,7 +10,8 @@ from tl_latentlens.explorer.web import html
 from tl_latentlens.lens.result import LensResult
 from tl_latentlens.views.chance import format_chance, is_chance
 from tl_latentlens.views.context import Context
-from tl_latentlens.views.data import NeighborLine, TokenScores
+from tl_latentlens.views.data import LensCell, NeighborLine, TokenScores
+from tl_latentlens.views.known import format_share, is_unknown
 from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.text import place_name, short_hook_name, visible
 
@@ -43,19 +45,33 @@ def patch_heading(image: ShownImage, hook_name: str, pos: int) -> list[Any]:
     ]
 
 
-def cell_parts(result: LensResult, hook_name: str, pos: int, lens: str) -> list[Any]:
-    """The readings of all lenses at one cell, the chosen lens first."""
+def cell_parts(result: LensResult, hook_name: str, pos: int, lens: str, *, is_patch: bool = False) -> list[Any]:
+    """The readings of all lenses at one cell, the chosen lens first; without `known` at the patch of an image."""
     cell = result.lens_cell(hook_name, pos)
-    neighbors = result.found[hook_name][result.place(pos)].with_chances().neighbor_lines(0)
+    cell = replace(cell, known=None) if is_patch else cell
     readings = {name: cell.lenses.get(name) for name in LENSES if name != "latentlens"}
-    return _parts(lens, neighbor_list(neighbors, hook_name), readings)
+    neighbors = neighbor_list(cell.neighbors, hook_name, is_faint=is_unknown(cell.known))
+    return [*_known_note(cell), *_parts(lens, neighbors, readings)]
+
+
+def _known_note(cell: LensCell) -> list[Any]:
+    """How well the bank knows the token, and whether its nearest row is the right use of it."""
+    if cell.known is None:
+        return []
+    note = f"known {format_share(cell.known)}"
+    if is_unknown(cell.known):
+        note += ": the bank does not know this token"
+    if cell.use_chance is not None:
+        note += f" · as near to the first: {cell.use_chance:.0%} of the token's other uses"
+    title = "the share of the bank's own tokens that are no nearer to their nearest neighbor"
+    return [html.P(note, className="note", title=title)]
 
 
 def ends(read: DirectionReading, lens: str) -> list[Any]:
     """Neighbors, and what the other lenses read, of both ends of a direction."""
     sections = []
     for i, (name, found) in enumerate((("+v", read.result.positive), ("−v", read.result.negative))):
-        neighbors = neighbor_list(found.with_chances().neighbor_lines(0), None)
+        neighbors = neighbor_list(found.with_chances().neighbor_lines(0), None, shows_chance=True)
         readings = {name: reading.token_scores(i) for name, reading in read.lenses.items()}
         sections.append(html.Section([html.H2(name), *_parts(lens, neighbors, readings)]))
     return sections
@@ -73,8 +89,17 @@ def _parts(lens: str, neighbors: Any, readings: Mapping[str, TokenScores | None]
     return [component for label in sorted(parts, key=lambda label: label != lens) for component in parts[label]]
 
 
-def neighbor_list(neighbors: Sequence[NeighborLine], hook_name: str | None) -> Any:
-    """A line a neighbor: similarity, the token marked in its context, where it stands; dim where chance explains it."""
+def neighbor_list(
+    neighbors: Sequence[NeighborLine], hook_name: str | None, *, is_faint: bool = False, shows_chance: bool = False
+) -> Any:
+    """A line a neighbor: similarity, the token marked in its context, where it stands.
+
+    Args:
+        neighbors: The neighbors.
+        hook_name: The hook name that is read; it is not written again.
+        is_faint: They are no reading.
+        shows_chance: Say how likely a random activation comes as near to each, and show those faint that chance explains.
+    """
     lines = []
     for near in neighbors:
         context, name = near.context.clipped(None), near.hook_name
@@ -82,15 +107,18 @@ def neighbor_list(neighbors: Sequence[NeighborLine], hook_name: str | None) -> A
         where = html.Button(
             f"text {near.prompt_index:,}", id={"link": "text", "to": near.row}, className="link", title="read this text"
         )
-        p = "" if near.chance is None else f"p {format_chance(near.chance)}"
+        p, title = "", None
+        if shows_chance and near.chance is not None:
+            p = f"p {format_chance(near.chance)}"
+            title = f"a random activation comes as near: {p}"
         text = [html.Span(context.before), html.Mark(context.token), html.Span(context.after)]
         lines.append(
             html.Li(
                 [
-                    html.Span(f"{near.similarity:.2f}", className="score", title=f"a random activation comes as near: {p}"),
+                    html.Span(f"{near.similarity:.2f}", className="score", title=title),
                     html.Div([*text, html.Div([*at, where, p], className="where")], className="context"),
                 ],
-                className="chance" if is_chance(near.chance) else "",
+                className="faint" if is_faint or (shows_chance and is_chance(near.chance)) else "",
             )
         )
     return html.Ol(lines, className="neighbors")

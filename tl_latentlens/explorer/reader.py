@@ -185,6 +185,7 @@ class Reader:
             logit_lens=readout_problem(self.model) is None,
             embedding_lens=True,
             positions=positions,
+            calibrate=True,
             model=self.model,
         )
         encoder_hooks = []

@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_latentlens.bank.bank import Bank, Row
@@ -23,12 +24,14 @@ from tl_latentlens.index.hook_names import (
     requested_hook_names,
     require_hook_names,
 )
+from tl_latentlens.index.known import KnownTokens
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.index.opened import ReopenedIndex
 from tl_latentlens.index.projections import Projections, mix_rows, project
 from tl_latentlens.index.rows import BankRows
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.index.transforms import TRANSFORMS
+from tl_latentlens.index.uses import TokenUses
 from tl_latentlens.model.fingerprint_check import check_fingerprint
 from tl_latentlens.model.heads import hook_point
 from tl_latentlens.model.info import ModelInfo
@@ -56,6 +59,8 @@ class ContextualIndex(ReopenedIndex):
     device: torch.device
     _searches: dict[str, HookNameSearch]
     _is_approximate: bool
+    _known_tokens: dict[tuple[str, tuple[str, ...]], KnownTokens]
+    _token_uses: dict[str, TokenUses]
     _checked_models: WeakKeyDictionary[Any, set[Any]]  # the states of autocast in which each was checked
 
     @own_arithmetic()
@@ -126,6 +131,7 @@ class ContextualIndex(ReopenedIndex):
         options = SearchOptions(self.transform, self.device, dtype, approximate, memory_budget)
         self._is_approximate = bool(approximate)
         self._searches = {name: HookNameSearch(name, self.bank_rows.of(name), options) for name in self.hook_names}
+        self._known_tokens, self._token_uses = {}, {}
         self._checked_models = WeakKeyDictionary()
         settings = {"device": None if device is None else str(device), "dtype": dtype, "approximate": approximate}
         settings |= {"transform": transform, "memory_budget": memory_budget, "verify": verify}
@@ -179,7 +185,8 @@ class ContextualIndex(ReopenedIndex):
             query_hook_name: The hook name, or layer, that the vectors come from. A transform uses its mean and scale for them.
                 None for directions, to which the scale of each hook name that is searched is applied. A head's vectors are
                 searched among those of that head alone.
-            calibrate: Also say how likely a random activation comes as near (`SearchResult.chances`; `chances` says how).
+            calibrate: Also say whether the bank knows the token (`SearchResult.known`; `known` says how), and how likely a
+                random activation comes as near to each row (`SearchResult.chances`; `chances` says how).
 
         Raises:
             InvalidInputError: A width that no searched hook name has; NaN, inf or zero vectors; several heads, whose spaces
@@ -193,17 +200,94 @@ class ContextualIndex(ReopenedIndex):
         queries = transform_queries(tensor, self._searches, searched, query_hook_name, self.device)
         found = search_hook_names(queries, self._searches, top_k, query_hook_name, is_approximate=self._is_approximate)
         result = SearchResult(found.similarities, found.rows, found.hook_ids, self)
-        return result.with_chances() if calibrate else result
+        if not calibrate:
+            return result
+        known = None if query_hook_name is None else self.known(tensor, result, query_hook_name, hook_names)
+        return replace(result.with_chances(), known=known)
+
+    @own_arithmetic()
+    def known(
+        self,
+        vectors: Float[Tensor, "... d"] | np.ndarray,
+        found: SearchResult,
+        query_hook_name: int | str,
+        hook_names: int | str | Iterable[int | str] | None = None,
+    ) -> Float[Tensor, "..."] | None:
+        """How well the bank knows each activation, in (0, 1]: the share of the bank's own tokens that are no nearer to theirs.
+
+        A token of the bank is as near as its nearest row in another prompt, an activation as its nearest row. The share is
+        (1 + n no nearer) / (1 + n), over up to 1,000 rows of the same hook name, evenly spaced among those whose token stands
+        in another prompt too. Near is the cosine of both vectors as they are compared, each less the mean of its hook name.
+        So a token that the bank holds in other texts gets 0.05 or less in about one of twenty cases. 0.05 or less says that the
+        bank does not know this token: its neighbors are the nearest of what is there, and no reading.
+
+        The bank's tokens are searched once for each `query_hook_name`, which takes as long as 1,000 queries.
+
+        Args:
+            vectors: Activations of `query_hook_name`.
+            found: What `search` found for them.
+            query_hook_name: The hook name, or layer, that they come from.
+            hook_names: Those that the search was narrowed to.
+
+        Returns:
+            A share for each query; None where there is none: for a hook name that the index does not hold, for another width
+            than its own, or where no token of the bank stands in two prompts.
+        """
+        tensor, name = as_tensor(vectors), one_hook_name(query_hook_name, self.model_info.n_layers)
+        if name not in self._searches or self.d(name) != tensor.shape[-1]:
+            return None
+        searched = tuple(self._hook_names_to_search(tensor, hook_names, name))
+        if (name, searched) not in self._known_tokens:
+            known_tokens = KnownTokens(name, searched, self._searches, self.bank_rows, is_approximate=self._is_approximate)
+            self._known_tokens[name, searched] = known_tokens
+        rows, hook_ids = (numbers[..., 0].reshape(-1) for numbers in (found.rows, found.hook_ids))
+        shares = self._known_tokens[name, searched].shares(tensor.reshape(-1, tensor.shape[-1]), rows, hook_ids)
+        return None if shares is None else shares.reshape(found.rows.shape[:-1])
+
+    @own_arithmetic()
+    def use_chances(
+        self,
+        vectors: Float[Tensor, "... d"] | np.ndarray,
+        found: SearchResult,
+        query_hook_name: int | str,
+        token_ids: Int[Tensor, "..."] | np.ndarray,
+    ) -> Float[Tensor, "..."] | None:
+        """The chance that another use of an activation's token comes as near to its nearest row as it does, in (0, 1].
+
+        It is the share of up to 200 other uses of the token at the activation's hook name, evenly spaced over the bank and in
+        other prompts than the row's: (1 + n at least as near) / (1 + n). Near is as in `known`. Low: few uses of the word are
+        as near to this one, so it is likely to be used alike. High: the row is near to most uses of the word, and says little
+        on this one.
+
+        Args:
+            vectors: Activations of `query_hook_name`.
+            found: What `search` found for them.
+            query_hook_name: The hook name, or layer, that they come from.
+            token_ids: The token that each stands at.
+
+        Returns:
+            A share for each query; NaN where the nearest row is of another token, or of one with fewer than five other uses.
+            None for a hook name that the index does not hold.
+        """
+        tensor, name = as_tensor(vectors), one_hook_name(query_hook_name, self.model_info.n_layers)
+        if name not in self._searches or self.d(name) != tensor.shape[-1]:
+            return None
+        if name not in self._token_uses:
+            self._token_uses[name] = TokenUses(name, self._searches, self.bank_rows)
+        ids = as_tensor(token_ids).cpu().numpy().reshape(-1)
+        rows, hook_ids = (numbers[..., 0].reshape(-1) for numbers in (found.rows, found.hook_ids))
+        chances = self._token_uses[name].chances(tensor.reshape(-1, tensor.shape[-1]), rows, hook_ids, ids)
+        return chances.reshape(found.rows.shape[:-1])
 
     @own_arithmetic()
     def chances(self, found: SearchResult) -> Float[Tensor, "... k"]:
         """The chance that a random activation comes as near to each found row as the query did, in (0, 1].
 
         It is the share of a sample of rows that have at least this similarity to the found row: (1 + n) / (1 + sample size).
-        The sample is up to 4,096 rows of the same hook name, evenly spaced over the bank. A chance means the same at every
-        layer and with every transform, while a cosine of 0.9 may be near at one layer and nothing at the next. A neighbor that
-        chance alone explains (0.01 and more, say) is no reading. It is the p-value of one row, and is not corrected for the row
-        being the nearest of many.
+        The sample is up to 4,096 other rows of the same hook name, evenly spaced over the bank. A chance means the same at
+        every layer and with every transform, while a cosine of 0.9 may be near at one layer and nothing at the next. It is the
+        p-value of one row that was given beforehand. The nearest of many rows is nearly always nearer than a random activation,
+        also where the bank does not have the token; `known` is the figure for that.
         """
         chances = torch.ones_like(found.similarities)
         for hook_id in found.hook_ids.unique().tolist():

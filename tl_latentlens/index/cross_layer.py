@@ -120,3 +120,15 @@ def search_hook_names(
     is_cosine = all(searches[name].geometry.is_cosine for name in queries)
     similarities = best.similarities.clamp(-1, 1) if is_cosine else best.similarities
     return FoundRows(similarities, best.rows - starts[part_ids] + first_rows[part_ids], part_hook_ids[part_ids])
+
+
+def centered_rows(
+    searches: Mapping[str, HookNameSearch], rows: Int[Tensor, " n"], hook_ids: Int[Tensor, " n"], d: int
+) -> Float[Tensor, "n d"]:
+    """Rows of several hook names of width `d` as they are compared, each less the mean of its own; see `HookNameSearch`."""
+    hook_names = list(searches)
+    units = torch.zeros(len(rows), d, dtype=torch.float64, device=rows.device)
+    for hook_id in hook_ids.unique().tolist():
+        places = hook_ids == hook_id
+        units[places] = searches[hook_names[hook_id]].centered_rows(rows[places])
+    return units

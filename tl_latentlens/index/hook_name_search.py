@@ -16,7 +16,7 @@ from tl_latentlens.index.transforms import fit_geometry, null_sample_rows
 from tl_latentlens.model.heads import head_of
 from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.search.approximate import ApproximateSearch
-from tl_latentlens.search.geometry import RowGeometry
+from tl_latentlens.search.geometry import ZERO_LENGTH_SHARE, RowGeometry
 from tl_latentlens.search.queries import normalize_queries
 from tl_latentlens.search.vectors import VectorSearch
 
@@ -110,7 +110,7 @@ class HookNameSearch:
         samples = null_sample_rows(self._banks)
         rows = np.concatenate([first_row + rows for (first_row, _), rows in zip(self._banks, samples, strict=True)])
         row_ids = torch.from_numpy(rows).to(self._device)
-        return NullSample(row_ids, *self._normalized_rows(row_ids))
+        return NullSample(row_ids, *self.normalized_rows(row_ids))
 
     def transform_activations(self, activations: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
         """Activations as the rows are compared: unit vectors, and what is subtracted from the similarities to each.
@@ -124,18 +124,36 @@ class HookNameSearch:
         hubs = self.geometry.hubs
         return units, units.new_zeros(len(units)) if hubs is None else hubs.penalty(units).float()
 
+    @cached_property
+    def _sample_mean(self) -> Float[Tensor, " d"]:
+        return self.null_sample.units.double().mean(0)
+
+    def centered_activations(self, activations: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Activations as the rows are compared, less the mean of the sample of rows, of length 1 (or 0), float64.
+
+        Raises:
+            InvalidInputError: As `transform_activations`.
+        """
+        return _unit(self.transform_activations(activations)[0] - self._sample_mean)
+
+    def centered_rows(self, row_ids: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """Rows as they are compared, less the mean of the sample of rows, of length 1 (0 for rows of length 0), float64."""
+        units = _unit(self.normalized_rows(row_ids)[0].double())
+        return _unit(units - self._sample_mean) * units.any(-1, keepdim=True)
+
     @own_arithmetic(full_products=True)
     def chances(self, row_ids: Int[Tensor, " n"], similarities: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The chance that a random activation is at least this similar to each row; see `ContextualIndex.chances`."""
+        """The share of the sample's other rows that are at least this similar to each row; see `ContextualIndex.chances`."""
         chances = torch.ones_like(similarities)
         sample = self.null_sample
         rows_per_step = max(1, _MAX_CHANCE_NUMBERS // max(len(sample.units), self.d))
         for step in torch.arange(len(row_ids), device=row_ids.device).split(rows_per_step):
-            units, penalties = self._normalized_rows(row_ids[step])
+            units, penalties = self.normalized_rows(row_ids[step])
             scores = units @ sample.units.T - penalties[:, None]
             # The row may itself be of the sample, and is no random activation then.
-            is_near = (scores >= similarities[step, None] - _PRODUCT_ERROR) & (row_ids[step, None] != sample.row_ids)
-            chances[step] = (1 + is_near.sum(-1)).float() / (1 + len(sample.units))
+            is_other = row_ids[step, None] != sample.row_ids
+            is_near = (scores >= similarities[step, None] - _PRODUCT_ERROR) & is_other
+            chances[step] = (1 + is_near.sum(-1)).float() / (1 + is_other.sum(-1))
         return chances
 
     def recall(self, vectors: Float[Tensor, "... d"] | np.ndarray, top_k: int) -> float:
@@ -144,7 +162,7 @@ class HookNameSearch:
         shares = [search.recall(vectors, top_k) if isinstance(search, ApproximateSearch) else 1.0 for search in searches]
         return float(np.average(shares, weights=[len(search) for search in searches]))
 
-    def _normalized_rows(self, row_ids: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+    def normalized_rows(self, row_ids: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
         """Rows as they are compared, of length 1 (or 0), and what is subtracted from the similarities to each."""
         units = torch.zeros(len(row_ids), self.d, dtype=torch.float32, device=self._device)
         penalties = torch.zeros(len(row_ids), dtype=torch.float32, device=self._device)
@@ -152,3 +170,7 @@ class HookNameSearch:
             is_of_part = (row_ids >= first_row) & (row_ids < first_row + len(search))
             units[is_of_part], penalties[is_of_part] = search.normalized_rows(row_ids[is_of_part] - first_row)
         return units, penalties
+
+
+def _unit(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    return torch.nn.functional.normalize(vectors, dim=-1, eps=ZERO_LENGTH_SHARE)

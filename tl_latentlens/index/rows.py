@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -94,6 +95,17 @@ class BankRows:
         plans = [bank.plan for _, bank in self.by_plan]
         first_prompts = np.cumsum([0, *(plan.n_prompts for plan in plans[:-1])])
         return np.concatenate([plan.row_prompts + first for plan, first in zip(plans, first_prompts, strict=True)])
+
+    @cached_property
+    def distinct_prompts(self) -> Int[np.ndarray, " rows"]:
+        """The prompt of each row, as `prompts`; prompts of several banks that have the same tokens share one number."""
+        if len(self.by_plan) == 1:  # A bank holds each prefix once, so no two of its prompts with rows are the same.
+            return self.prompts
+        numbers: dict[bytes, int] = {}
+        plans = [bank.plan for _, bank in self.by_plan]
+        spans = [(plan, *span) for plan in plans for span in pairwise(plan.prompt_starts.tolist())]
+        distinct = [numbers.setdefault(plan.tokens[start:end].tobytes(), len(numbers)) for plan, start, end in spans]
+        return np.array(distinct)[self.prompts]
 
     def activations(self, hook_name: str, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
         """The banked activations of rows, float32; zeros for rows that have none for this hook name."""

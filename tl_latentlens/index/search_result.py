@@ -1,5 +1,6 @@
 """The result of a search: numbers on the device, and their texts, which are looked up when they are asked for."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -69,6 +70,11 @@ class SearchResult:
         hook_ids: Places in `index.hook_names`, int64, [..., k].
         index: The `ContextualIndex` that was searched.
         chances: How likely a random activation comes as near to each row, in (0, 1], [..., k]; None where it was not asked for.
+        known: How well the bank knows each query, in (0, 1], [...] (`ContextualIndex.known`); at most 0.05: it does not. None
+            where it was not asked for, and for queries that are no activations of a hook name that the index holds; NaN for
+            visual tokens.
+        use_chances: How likely another use of the query's token comes as near to its nearest row, in (0, 1], [...]; NaN where
+            that is another token (`ContextualIndex.use_chances`). None where the token was not known.
     """
 
     similarities: Float[Tensor, "... k"]
@@ -76,11 +82,13 @@ class SearchResult:
     hook_ids: Int[Tensor, "... k"]
     index: SearchedIndex = field(repr=False)
     chances: Float[Tensor, "... k"] | None = None
+    known: Float[Tensor, "..."] | None = None
+    use_chances: Float[Tensor, "..."] | None = None
 
     def __getitem__(self, query: Any) -> "SearchResult":
         """The neighbors of some of the queries, chosen as in their leading shape."""
-        chances = None if self.chances is None else self.chances[query]
-        return SearchResult(self.similarities[query], self.rows[query], self.hook_ids[query], self.index, chances)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{key: value[query] for key, value in values.items() if isinstance(value, Tensor)})
 
     def __getstate__(self) -> dict[str, Any]:
         """The numbers in the computer's memory, since another process may number its devices otherwise."""
@@ -93,7 +101,7 @@ class SearchResult:
 
     def _repr_html_(self) -> str:
         places = (", ".join(map(str, place)) for place in np.ndindex(*self.rows.shape[:-1]))
-        queries = ((place, self.neighbor_lines(i)) for i, place in enumerate(places))
+        queries = ((place, self.neighbor_lines(i), self.known_of(i)) for i, place in enumerate(places))
         return search_html(queries, int(np.prod(self.rows.shape[:-1])))
 
     def neighbors(self) -> Any:
@@ -112,6 +120,14 @@ class SearchResult:
         """The same as views draw them, at most so many; None: all."""
         return [self.index.neighbor_line(*fields) for fields in self._fields_of(query)[:n_neighbors]]
 
+    def known_of(self, query: int) -> float | None:
+        """How well the bank knows one query; None where it was not computed."""
+        return _number_of(self.known, query)
+
+    def use_chance_of(self, query: int) -> float | None:
+        """How likely another use of one query's token comes as near to its nearest row; None where there is no such figure."""
+        return _number_of(self.use_chances, query)
+
     def with_chances(self) -> "SearchResult":
         """The same neighbors with `chances`."""
         return self if self.chances is not None else replace(self, chances=self.index.chances(self))
@@ -125,3 +141,9 @@ class SearchResult:
         k = self.rows.shape[-1]
         tensors = [self.rows, self.hook_ids, self.similarities, *([] if self.chances is None else [self.chances])]
         return [tensor.reshape(-1, k).cpu().numpy() for tensor in tensors]
+
+
+def _number_of(numbers: Float[Tensor, "..."] | None, query: int) -> float | None:
+    """The number of one query; None where there is none, or NaN."""
+    number = math.nan if numbers is None else numbers.reshape(-1)[query].item()
+    return None if math.isnan(number) else number

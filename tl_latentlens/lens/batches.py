@@ -50,6 +50,12 @@ def vector_batches(captures: Captures, decoded: Bool[np.ndarray, "batch pos"], i
 
 def _query_hook_name(name: str, index: ContextualIndex) -> str | None:
     """The index's own name for the activation, where the index searches its queries otherwise than others."""
-    name = name if name in index.hook_names else name.removesuffix(".hook_sae_input")
+    own_name = indexed_hook_name(name, index)
     is_needed = index.centers_activations or head_of(name) is not None
-    return name if is_needed and name in index.hook_names else None
+    return own_name if is_needed else None
+
+
+def indexed_hook_name(name: str, index: ContextualIndex) -> str | None:
+    """The index's own name for an activation; None where it does not hold it."""
+    name = name if name in index.hook_names else name.removesuffix(".hook_sae_input")
+    return name if name in index.hook_names else None

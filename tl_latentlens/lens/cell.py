@@ -21,6 +21,10 @@ class Cell:
         token: The input token there, or None where the run's tokens were not known.
         neighbors: Nearest contextual tokens, nearest first.
         logit_lens, embedding_lens: (token, score) pairs, best first; None where that lens did not read.
+        known: How well the bank knows the token, in (0, 1]; at most 0.05: it does not (`ContextualIndex.known`). None where
+            it was not asked for, or the index does not hold the hook name.
+        use_chance: How likely another use of the token comes as near to the nearest neighbor, in (0, 1]
+            (`ContextualIndex.use_chances`); None where that is another token, or it was not asked for.
     """
 
     hook_name: str
@@ -30,9 +34,14 @@ class Cell:
     neighbors: list[Neighbor]
     logit_lens: list[tuple[str, float]] | None
     embedding_lens: list[tuple[str, float]] | None
+    known: float | None = None
+    use_chance: float | None = None
 
     def lines(self) -> list[dict[str, Any]]:
-        """A line of a table for each neighbor: `CELL_COLUMNS`, then `chance` and the other lenses where they are known."""
+        """A line of a table for each neighbor: `CELL_COLUMNS`, then `chance`, `known`, `use_chance` and the other lenses.
+
+        Those that were not computed are left out. `known` is the same in each line of the cell; `use_chance` is of the first.
+        """
         lines = []
         for i, neighbor in enumerate(self.neighbors):
             line = {
@@ -49,6 +58,8 @@ class Cell:
                 "neighbor_prompt_index": neighbor.prompt_index,
                 "neighbor_position": neighbor.position,
                 **({} if neighbor.chance is None else {"chance": neighbor.chance}),
+                **({} if self.known is None else {"known": self.known}),
+                **({} if self.use_chance is None or i else {"use_chance": self.use_chance}),
             }
             if self.logit_lens is not None and i < len(self.logit_lens):
                 line["logit_token"], line["logit_probability"] = self.logit_lens[i]

@@ -2,18 +2,19 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex, require_top_k
-from tl_latentlens.lens.batches import vector_batches
-from tl_latentlens.lens.captures import Captures
+from tl_latentlens.index.search_result import SearchResult
+from tl_latentlens.lens.batches import indexed_hook_name, vector_batches
+from tl_latentlens.lens.captures import Captures, RunTokens
 from tl_latentlens.lens.followed import FollowedTokens, TokenRanks, neighbor_ranks
 from tl_latentlens.lens.lenses import embedding_lens, embedding_ranks, logit_lens, logit_ranks
 from tl_latentlens.lens.positions import decoded_positions
@@ -48,12 +49,15 @@ def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSe
         hook_name = captures.hook_names[0]
         _warn_where_no_image_was(hook_name, captures.vectors(hook_name, decoded))
     settings = _without_missing_readout(captures, settings)
+    tokens = None if run_tokens is None else _DecodedTokens.of(run_tokens, model, decoded)
     neighbors, logits, embeddings = {}, {}, {}
     for batch in vector_batches(captures, decoded, index):
-        search_result = index.search(
-            batch.vectors, settings.top_k, query_hook_name=batch.query_hook_name, calibrate=settings.calibrate
-        )
-        neighbors |= {name: search_result[i] for i, name in enumerate(batch.hook_names)}
+        search_result = index.search(batch.vectors, settings.top_k, query_hook_name=batch.query_hook_name)
+        found = {name: search_result[i] for i, name in enumerate(batch.hook_names)}
+        if settings.calibrate:
+            vectors = dict(zip(batch.hook_names, batch.vectors, strict=True))
+            found = {name: _calibrated(one, vectors[name], name, tokens, index) for name, one in found.items()}
+        neighbors |= found
         if model is not None and batch.is_residual:
             if settings.logit_lens:
                 logits |= _by_hook_name(batch.hook_names, logit_lens(model, batch.vectors, settings.top_k))
@@ -61,11 +65,42 @@ def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSe
                 embeddings |= _by_hook_name(batch.hook_names, embedding_lens(model, batch.vectors, settings.top_k))
     strings = is_special = None
     if run_tokens is not None:
-        is_placeholder = np.isin(run_tokens.ids.cpu().numpy(), list(placeholder_ids(model)))
-        is_special = run_tokens.is_skipped.cpu().numpy() | is_placeholder
+        is_special = run_tokens.is_skipped.cpu().numpy() | _is_placeholder(run_tokens, model)
         string_of = token_strings(model, run_tokens.ids.unique().tolist())
         strings = [[string_of[i] for i in ids] for ids in run_tokens.ids.tolist()]
     return LensResult(tuple(captures.hook_names), strings, decoded, neighbors, logits, embeddings, is_special)
+
+
+@dataclass(frozen=True)
+class _DecodedTokens:
+    """The token id at each decoded cell, and whether it stands for a part of an image."""
+
+    ids: Int[np.ndarray, " cells"]
+    is_placeholder: Bool[np.ndarray, " cells"]
+
+    @classmethod
+    def of(cls, run_tokens: RunTokens, model: Any, decoded: Bool[np.ndarray, "batch pos"]) -> "_DecodedTokens":
+        return cls(run_tokens.ids.cpu().numpy()[decoded], _is_placeholder(run_tokens, model)[decoded])
+
+
+def _is_placeholder(run_tokens: RunTokens, model: Any) -> Bool[np.ndarray, "batch pos"]:
+    return np.isin(run_tokens.ids.cpu().numpy(), list(placeholder_ids(model)))
+
+
+def _calibrated(
+    found: SearchResult,
+    vectors: Float[Tensor, "cells d"],
+    hook_name: str,
+    tokens: _DecodedTokens | None,
+    index: ContextualIndex,
+) -> SearchResult:
+    """What was found, with all that `calibrate` asks for; visual tokens are no tokens of text, which the bank could know."""
+    name = indexed_hook_name(hook_name, index)
+    known = None if name is None else index.known(vectors, found, name)
+    use_chances = None if name is None or tokens is None else index.use_chances(vectors, found, name, tokens.ids)
+    if known is not None and tokens is not None:
+        known = known.masked_fill(torch.from_numpy(tokens.is_placeholder).to(known.device), torch.nan)
+    return replace(found.with_chances(), known=known, use_chances=use_chances)
 
 
 def _warn_of_two_bos(model: Any, ids: Int[Tensor, "batch pos"]) -> None:

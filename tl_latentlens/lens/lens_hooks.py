@@ -114,8 +114,10 @@ def latentlens_hooks(
         positions: Decode only these positions (of the batch's padded tokens; negative ones count from the end), or where a
             mask [batch, pos] is True. "image": the visual tokens of a vision-language model's input ids (for a run on merged
             embeddings, which has no ids, give the mask). None: all but BOS and padding, where the run shows its ids.
-        calibrate: Also say of each neighbor how likely a random activation comes as near (`Neighbor.chance`), so that
-            readings can be compared across layers, and left aside where chance explains them.
+        calibrate: Also say whether the bank knows each token (`Cell.known`), whether its nearest row is the right use of it
+            (`Cell.use_chance`), and how likely a random activation comes as near to each neighbor (`Neighbor.chance`). Tables
+            and pages show a token faint where `known` is at most 0.05. The first reading takes as long as 1,000 queries more
+            for each hook name.
         model: The model, where it should not be looked up: for checking hook names, or for calling the hook by hand.
 
     Raises:

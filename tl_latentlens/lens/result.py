@@ -1,6 +1,6 @@
 """Readings of a run by lens hooks, as frozen data. Text is looked up only when it is needed; views draw what is built here."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from rich.console import Group
+from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.search_result import SearchResult
@@ -116,21 +117,24 @@ class LensResult:
 
     def _cell(self, hook_name: str, i: int) -> Cell:
         batch, pos = self.positions[i].tolist()
+        found = self.found[hook_name]
         return Cell(
             hook_name,
             batch,
             pos,
             self.token(batch, pos),
-            self.found[hook_name].neighbors_of(i),
+            found.neighbors_of(i),
             *(readings[hook_name].token_scores(i) if hook_name in readings else None for readings in self._readings().values()),
+            known=found.known_of(i),
+            use_chance=found.use_chance_of(i),
         )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each hook name, token and rank.
 
         Columns: hook_name, batch, pos, token, rank (from 1), neighbor, similarity, context, neighbor_hook_name,
-        neighbor_row, neighbor_prompt_index, neighbor_position; chance where it was computed; logit_token and
-        logit_probability, embedding_token and embedding_similarity where those lenses read.
+        neighbor_row, neighbor_prompt_index, neighbor_position; chance, known and use_chance where they were computed;
+        logit_token and logit_probability, embedding_token and embedding_similarity where those lenses read.
         """
         lines = [line for cell in self.iter_cells() for line in cell.lines()]
         return pd.DataFrame(lines) if lines else pd.DataFrame(columns=CELL_COLUMNS)
@@ -138,8 +142,8 @@ class LensResult:
     def plot(self, batch: int = 0, lens: str = "latentlens") -> Any:
         """A layer × position heatmap (a plotly Figure), layers upwards, with buttons that switch between the lenses.
 
-        Cells show the word of the nearest neighbor, faint where chance explains it (`calibrate=True`), or a lens's first
-        token. Color is the cosine of the nearest neighbor, -log10 of its chance where the result is calibrated, or the
+        Cells show the word of the nearest neighbor, faint where the bank does not know the token (`calibrate=True`), or a
+        lens's first token. Color is the cosine of the nearest neighbor, `known` where the result is calibrated, or the
         token's probability or cosine. The hover shows neighbors in context and every lens's tokens.
 
         Args:
@@ -217,13 +221,15 @@ class LensResult:
 
     def _lens_cell(self, hook_name: str, i: int, n_neighbors: int | None) -> LensCell:
         batch, pos = self.positions[i].tolist()
-        neighbors = self.found[hook_name].neighbor_lines(i, n_neighbors)
+        found = self.found[hook_name]
         lenses = {
             lens: readings[hook_name].token_scores(i)[:n_neighbors]
             for lens, readings in self._readings().items()
             if hook_name in readings
         }
-        return LensCell(hook_name, batch, pos, self.token(batch, pos), neighbors, lenses)
+        neighbors = found.neighbor_lines(i, n_neighbors)
+        token = self.token(batch, pos)
+        return LensCell(hook_name, batch, pos, token, neighbors, lenses, found.known_of(i), found.use_chance_of(i))
 
     def token_heading(self, batch: int, pos: int) -> TokenHeading:
         """The place of a token and the text around it, as views draw them."""
@@ -266,7 +272,8 @@ class LensResult:
             rows=stacked("rows"),
             hook_ids=stacked("hook_ids"),
             similarities=stacked("similarities"),
-            chances=None if any(search.chances is None for search in searches) else stacked("chances"),
+            known=_of_cells([search.known for search in searches], len(cell_ids)),
+            use_chances=_of_cells([search.use_chances for search in searches], len(cell_ids)),
             readings={
                 lens: {name: reading.select(cell_ids) for name, reading in readings.items()}
                 for lens, readings in self._readings().items()
@@ -281,3 +288,10 @@ class LensResult:
     def _batches(self) -> list[int]:
         """The texts of which something was decoded."""
         return np.unique(self.positions[:, 0]).tolist()
+
+
+def _of_cells(numbers: Sequence[Tensor | None], n_cells: int) -> Float[np.ndarray, "names cells"] | None:
+    """The numbers of each hook name's cells, NaN where a hook name has none; None where none has."""
+    if all(tensor is None for tensor in numbers):
+        return None
+    return np.stack([np.full(n_cells, np.nan, np.float32) if t is None else t.cpu().numpy() for t in numbers])

@@ -20,7 +20,7 @@ class LensSettings:
         logit_lens: Whether the model's own unembedding is read too.
         embedding_lens: Whether the nearest input embeddings are read too.
         positions: The positions to decode: numbers, a slice, a mask [batch, pos], or "image"; None: all but BOS and padding.
-        calibrate: Whether neighbors come with their chance.
+        calibrate: Whether the bank is asked how well it knows each token, and neighbors come with their chance.
 
     Raises:
         InvalidInputError: top_k below 1, or another string than "image" for positions.

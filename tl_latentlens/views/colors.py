@@ -11,10 +11,10 @@ NOTEBOOK_HUE = "66 133 244"  # It can be read on light and dark notebooks.
 
 
 def color_range(values: Sequence[Float[np.ndarray, "..."]], score_name: str) -> tuple[float, float]:
-    """The ends of a color scale: probabilities and -log10 of chances start at 0, cosines at the least one shown."""
+    """The ends of a color scale: 0 and 1 for probabilities and `known`, the least and greatest cosine."""
     flat = np.concatenate([np.ravel(array) for array in values])
     finite = flat[np.isfinite(flat)]
-    if score_name == "probability" or not len(finite):
+    if score_name != "cosine" or not len(finite):
         return 0.0, 1.0
-    low, high = (0.0 if score_name != "cosine" else float(finite.min())), float(finite.max())
+    low, high = float(finite.min()), float(finite.max())
     return low, high if high > low else low + 1e-3

@@ -75,6 +75,9 @@ class LensCell:
         token: The token; None where the run's tokens were not known.
         neighbors: Nearest contextual tokens, nearest first.
         lenses: Lens → tokens and scores; a lens that did not read is left out.
+        known: How well the bank knows the token, in (0, 1]; None where it was not computed.
+        use_chance: How likely another use of the token comes as near to the nearest row, in (0, 1]; None where that is another
+            token, or it was not computed.
     """
 
     hook_name: str
@@ -83,6 +86,8 @@ class LensCell:
     token: str | None
     neighbors: list[NeighborLine]
     lenses: dict[str, TokenScores]
+    known: float | None = None
+    use_chance: float | None = None
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.views.chance import is_chance
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import TokenReading
+from tl_latentlens.views.known import is_unknown
 from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.text import visible
 
@@ -32,7 +32,10 @@ class LensGrid:
         found_hook_names: The hook names that `hook_ids` number.
         contexts: Looks rows up in their texts.
         rows, hook_ids, similarities: The neighbors.
-        chances: How likely a random activation comes as near; None where it was not computed.
+        known: How well the bank knows each token, [hook name, pos], NaN for a hook name that the bank does not hold; None where
+            it was not computed.
+        use_chances: How likely another use of the token comes as near to the nearest row, NaN where that is another token;
+            like `known`.
         readings: Lens → hook name → vocabulary tokens at each position; a lens that was not read is left out.
     """
 
@@ -45,7 +48,8 @@ class LensGrid:
     rows: Int[np.ndarray, "names pos k"]
     hook_ids: Int[np.ndarray, "names pos k"]
     similarities: Float[np.ndarray, "names pos k"]
-    chances: Float[np.ndarray, "names pos k"] | None
+    known: Float[np.ndarray, "names pos"] | None
+    use_chances: Float[np.ndarray, "names pos"] | None
     readings: dict[str, dict[str, TokenReading]]
 
     @property
@@ -59,22 +63,27 @@ class LensGrid:
         return ["latentlens", *self.readings]
 
     def score_name(self, lens: str) -> str:
-        """The name of the score in `values`: "cosine", "probability" or "−log₁₀ p"."""
-        return "−log₁₀ p" if lens == "latentlens" and self.chances is not None else LENSES[lens].score_name
+        """The name of the score in `values`: "cosine", "probability" or "known"."""
+        return "known" if lens == "latentlens" and self._is_colored_by_known else LENSES[lens].score_name
 
     @cached_property
-    def is_explained_by_chance(self) -> Bool[np.ndarray, "names pos"]:
-        """True where chance explains that the nearest neighbor is near."""
-        return np.zeros(self.rows.shape[:2], bool) if self.chances is None else is_chance(self.chances[..., 0])
+    def is_unknown(self) -> Bool[np.ndarray, "names pos"]:
+        """True where the bank does not know the token."""
+        return np.zeros(self.rows.shape[:2], bool) if self.known is None else is_unknown(self.known)
+
+    @property
+    def _is_colored_by_known(self) -> bool:
+        """True where every cell has the figure."""
+        return self.known is not None and not np.isnan(self.known).any()
 
     def values(self, lens: str) -> Float[np.ndarray, "names pos"]:
         """The numbers that color the cells; NaN where the lens did not read.
 
-        For LatentLens the cosine of the nearest neighbor (or -log10 of its chance), for another lens the score of its first
-        token.
+        For LatentLens how well the bank knows the token, or the cosine of the nearest neighbor where that is not known of all
+        cells; for another lens the score of its first token.
         """
         if lens == "latentlens":
-            return self.similarities[..., 0] if self.chances is None else -np.log10(self.chances[..., 0])
+            return self.known if self.known is not None and self._is_colored_by_known else self.similarities[..., 0]
         missing = np.full(len(self.positions), np.nan)
         readings = self.readings[lens]
         return np.stack([readings[name].scores[:, 0] if name in readings else missing for name in self.hook_names])
@@ -103,7 +112,8 @@ class LensGrid:
             rows=self.rows[:, columns],
             hook_ids=self.hook_ids[:, columns],
             similarities=self.similarities[:, columns],
-            chances=None if self.chances is None else self.chances[:, columns],
+            known=None if self.known is None else self.known[:, columns],
+            use_chances=None if self.use_chances is None else self.use_chances[:, columns],
             readings=readings,
         )
 

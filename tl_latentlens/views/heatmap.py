@@ -3,16 +3,15 @@
 import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from tl_latentlens.views.chance import is_chance
 from tl_latentlens.views.colors import color_range
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.grids import LensGrid
+from tl_latentlens.views.known import format_share, is_unknown
 from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.optional import plotly_graph_objects, plotly_subplots
 from tl_latentlens.views.text import hook_headings, place_name, short_hook_name, visible
@@ -21,6 +20,7 @@ _MAX_CELLS_WITH_WORDS = 2500  # With more cells, or in a wider figure, words are
 _MAX_PIXELS_WITH_WORDS = 9000
 _MAX_HOVER_NEIGHBORS = 40_000  # In all hovers together.
 _HOVER_CONTEXT_WIDTH = 80
+_NEIGHBOR = "{:.3f}  {}  <i>{}</i>"
 _FAINT = '<span style="fill-opacity:0.4">{}</span>'
 
 
@@ -129,12 +129,12 @@ def _pictures(grid: LensGrid, contexts: dict[int, Context]) -> dict[str, _Pictur
 
 
 def _neighbor_words(grid: LensGrid, contexts: dict[int, Context]) -> tuple[list[list[str]], int]:
-    """The word of the nearest neighbor in each cell, faint where chance explains it, and the length of the longest."""
+    """The word of the nearest neighbor in each cell, faint where the bank lacks the token, and the length of the longest."""
     nearest = grid.rows[..., 0]
     words = {row: _word(context) for row, context in contexts.items()}
     lines = [
         [_FAINT.format(words[row]) if is_faint else words[row] for row, is_faint in zip(row_ids, faint, strict=True)]
-        for row_ids, faint in zip(nearest.tolist(), grid.is_explained_by_chance.tolist(), strict=True)
+        for row_ids, faint in zip(nearest.tolist(), grid.is_unknown.tolist(), strict=True)
     ]
     shown = [contexts[row] for row in np.unique(nearest).tolist()]
     return lines, max(len(context.lead + context.token + context.tail) for context in shown)
@@ -224,23 +224,27 @@ def _hovers(grid: LensGrid, contexts: dict[int, Context], lenses: Sequence[str] 
     for i, hook_name in enumerate(grid.hook_names):
         heading = f" at {plotly_text(place_name(hook_name))}"
         row_ids, hook_ids, cosines = (array[i, :, :k].tolist() for array in (grid.rows, grid.hook_ids, grid.similarities))
-        forms = [["{:.3f}  {}  <i>{}</i>"] * k] * len(row_ids)
-        if grid.chances is not None:
-            forms = [[_form_with_chance(chance) for chance in chances] for chances in grid.chances[i, :, :k].tolist()]
         line = []
         for j, token in enumerate(grid.tokens):
-            neighbors = zip(row_ids[j], hook_ids[j], cosines[j], forms[j], strict=True)
-            shown = [form.format(cosine, texts[row], found_names[hook]) for row, hook, cosine, form in neighbors]
+            form = _FAINT.format(_NEIGHBOR) if grid.is_unknown[i, j] else _NEIGHBOR
+            neighbors = zip(row_ids[j], hook_ids[j], cosines[j], strict=True)
+            shown = [form.format(cosine, texts[row], found_names[hook]) for row, hook, cosine in neighbors]
             read = [lines[hook_name][j] for lines in lens_lines.values() if hook_name in lines]
-            line.append("<br>".join([f"<b>{plotly_text(token)}</b>{heading}", *shown, *read]))
+            known = _known_line(grid, i, j) if k else []
+            line.append("<br>".join([f"<b>{plotly_text(token)}</b>{heading}", *known, *shown, *read]))
         hovers.append(line)
     return hovers
 
 
-@lru_cache
-def _form_with_chance(chance: float) -> str:
-    form = f"{{:.3f}} (p {chance:.2g})  {{}}  <i>{{}}</i>"
-    return _FAINT.format(form) if is_chance(chance) else form
+def _known_line(grid: LensGrid, i: int, j: int) -> list[str]:
+    """How well the bank knows a token, and how near its other uses are, in a line; none where it was not computed."""
+    if grid.known is None or np.isnan(grid.known[i, j]):
+        return []
+    known = f"known {plotly_text(format_share(grid.known[i, j].item()))}"
+    if is_unknown(grid.known[i, j]):
+        known += ": the bank does not know this token"
+    use = np.nan if grid.use_chances is None else grid.use_chances[i, j].item()
+    return [known if np.isnan(use) else f"{known} · as near to the first: {use:.0%} of the token's other uses"]
 
 
 def _lens_lines(grid: LensGrid, lens: str, k: int) -> dict[str, list[str]]:

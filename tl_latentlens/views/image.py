@@ -70,12 +70,10 @@ def draw_image(
     values, score_name = grid.values(lens), grid.score_name(lens)
     low, high = color_range([values], score_name)
     shares = np.clip((values[layer, columns] - low) / (high - low), 0, 1)
-    faint = grid.is_explained_by_chance[layer, columns] & (lens == "latentlens")
     words, hue = _words(grid.select_positions(columns), lens, layer), LENSES[lens].hue
-    drawing = _draw_patches(image, image.boxes[columns], words, shares, faint, hue, font)
+    drawing = _draw_patches(image, image.boxes[columns], words, shares, hue, font)
     caption = f"{LENSES[lens].label}, {place_name(grid.hook_names[layer])}"
-    name = score_name.replace("−log₁₀", "-log10")  # Pillow's own font has no such signs.
-    return _with_caption(drawing, caption, f"{name} {low:.2f}", f"{high:.2f}", hue, font)
+    return _with_caption(drawing, caption, f"{score_name} {low:.2f}", f"{high:.2f}", hue, font)
 
 
 def _words(grid: LensGrid, lens: str, layer: int) -> list[str]:
@@ -118,7 +116,6 @@ def _draw_patches(
     boxes: Float[np.ndarray, "patches 4"],
     words: list[str],
     shares: Float[np.ndarray, " patches"],
-    faint: Bool[np.ndarray, " patches"],
     hue: tuple[int, int, int],
     font: str | Path | None,
 ) -> Any:
@@ -132,8 +129,8 @@ def _draw_patches(
     base = pil_image.fromarray(image.pixels).resize(size, resampling)
     layer = pil_image.new("RGBA", size)
     draw = ImageDraw.Draw(layer)
-    patches = zip((zoom * boxes).round().tolist(), words, shares.tolist(), faint.tolist(), strict=True)
-    for (x0, y0, x1, y1), word, share, is_faint in patches:
+    patches = zip((zoom * boxes).round().tolist(), words, shares.tolist(), strict=True)
+    for (x0, y0, x1, y1), word, share in patches:
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), (*hue, round(_MAX_TINT * share)), (255, 255, 255, 110))
         word, letters = _fitted(word, x1 - x0 - 6, font)
         if not word:
@@ -141,7 +138,7 @@ def _draw_patches(
         middle = (x0 + x1) / 2, y1 - 4 - letters.size / 2
         left, top, right, bottom = draw.textbbox(middle, word, letters, anchor="mm")
         draw.rounded_rectangle((left - 2, top - 2, right + 2, bottom + 2), 3, (255, 255, 255, 215))
-        draw.text(middle, word, (*_INK, 110 if is_faint else 255), letters, anchor="mm")
+        draw.text(middle, word, (*_INK, 255), letters, anchor="mm")
     return pil_image.alpha_composite(base.convert("RGBA"), layer).convert("RGB")
 
 

@@ -15,23 +15,32 @@ function showLens({ key, scale, low, high }) {
   for (const button of $("lenses").children) button.setAttribute("aria-pressed", button.dataset.key === key);
 }
 
-// The color of a cell by the score of its first entry: a neighbor's cosine or chance, or a token's score.
-function background({ key, low, high }, found) {
-  const value = key !== "latentlens" ? found[1] : data.calibrated ? -Math.log10(found[3]) : found[2];
+const numberAt = (numbers, layer, at) => numbers ? numbers[layer][at] : null;
+
+// The color of a cell: how well the bank knows the token, or the score of the cell's first entry.
+function background({ key, scale, low, high }, found, known) {
+  const value = key !== "latentlens" ? found[1] : scale === "known" ? known : found[2];
   const share = Math.min(1, Math.max(0, (value - low) / (high - low)));
   return `rgb(var(--hue) / calc(var(--strength) * ${share.toFixed(3)}))`;
 }
 
-function isFaint({ key }, found) { return key === "latentlens" && data.calibrated && found[3] >= data.chance; }
+function isFaint({ key }, known) { return key === "latentlens" && known !== null && known <= data.unknown; }
+
+function knownLine(known, use) {
+  const line = make("div", `known ${known < 0.01 ? "<.01" : known.toFixed(2)}`, "known");
+  if (known <= data.unknown) line.append(": the bank does not know this token");
+  if (use !== null) line.append(` · as near to the first: ${Math.round(100 * use)}% of the token's other uses`);
+  return line;
+}
 
 function readings(text, layer, at) {
   const list = make("ol", "", "contexts"), found = text.latentlens[layer][at];
-  const parts = [list], step = data.calibrated ? 4 : 3;
-  for (let i = 0; i < found.length; i += step) {
+  const known = numberAt(text.known, layer, at), parts = [list];
+  if (known !== null) parts.unshift(knownLine(known, numberAt(text.use, layer, at)));
+  if (isFaint(data.lenses[0], known)) list.classList.add("faint");
+  for (let i = 0; i < found.length; i += 3) {
     const [before, token, after] = data.contexts[found[i]], item = make("li");
-    const figure = found[i + 2].toFixed(3) + (data.calibrated ? `  p ${found[i + 3].toPrecision(2)}` : "");
-    item.append(make("span", figure, "figure"), before, make("mark", token), after, " ", make("small", data.hooks[found[i + 1]]));
-    if (data.calibrated && found[i + 3] >= data.chance) item.className = "faint";
+    item.append(make("span", found[i + 2].toFixed(3), "figure"), before, make("mark", token), after, " ", make("small", data.hooks[found[i + 1]]));
     list.append(item);
   }
   for (const { key, name } of data.lenses.slice(1)) {

@@ -11,6 +11,7 @@ from tl_latentlens.views.colors import NOTEBOOK_HUE, color_range
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import DirectionEnd, DirectionLine, FeatureLine, LensCell, NeighborLine, PropertyTable
 from tl_latentlens.views.grids import FollowedGrid, LensGrid
+from tl_latentlens.views.known import format_share, is_unknown
 from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.text import hook_headings, printable, short_hook_name, visible
 
@@ -95,10 +96,15 @@ def features_html(features: Iterable[FeatureLine], n_features: int, n_labelled: 
     return _titled_table(f"{n_features:,} features, {n_labelled:,} labelled", lines, n_features)
 
 
-def search_html(queries: Iterable[tuple[str, list[NeighborLine]]], n_queries: int) -> str:
-    """The nearest rows to each query, which is named by its place."""
+def search_html(queries: Iterable[tuple[str, list[NeighborLine], float | None]], n_queries: int) -> str:
+    """The nearest rows to each query, which is named by its place, and how well the bank knows it, where that is not None."""
     lines = [
-        {"query": place, "nearest rows": _neighbor_lines(neighbors)} for place, neighbors in islice(queries, _MAX_TABLE_LINES)
+        {
+            "query": place,
+            **({} if known is None else {"known": _text(format_share(known))}),
+            "nearest rows": _neighbor_lines(neighbors, is_faint=is_unknown(known)),
+        }
+        for place, neighbors, known in islice(queries, _MAX_TABLE_LINES)
     ]
     return _titled_table(f"{n_queries:,} quer{'y' if n_queries == 1 else 'ies'}", lines, n_queries)
 
@@ -113,7 +119,7 @@ def _grid_table(grid: LensGrid) -> str:
     headings, kind = hook_headings(grid.hook_names)
     lines = []
     for i in reversed(range(len(headings))):
-        cells = zip(nearest[i], shares[i], cosines[i], grid.is_explained_by_chance[i], strict=True)
+        cells = zip(nearest[i], shares[i], cosines[i], grid.is_unknown[i], strict=True)
         words = (_word_cell(contexts[row], share, cosine, is_faint) for row, share, cosine, is_faint in cells)
         lines.append(f"<tr><th style='{_CELL_STYLE}; text-align: right'>{_text(headings[i])}</th>{''.join(words)}</tr>")
     token_style = f"{_CELL_STYLE}; white-space: pre; font-weight: normal"
@@ -137,7 +143,8 @@ def _cell_line(cell: LensCell) -> dict[str, str]:
         "pos": f"{cell.batch}, {cell.pos}",
         "token": _code(visible(cell.token)),
         "hook": _text(short_hook_name(cell.hook_name)),
-        "nearest contextual tokens": _neighbor_lines(cell.neighbors),
+        **({} if cell.known is None else {"known": _text(format_share(cell.known))}),
+        "nearest contextual tokens": _neighbor_lines(cell.neighbors, is_faint=is_unknown(cell.known)),
     }
     for lens, tokens in cell.lenses.items():
         if tokens:
@@ -168,21 +175,17 @@ def _score_and_rank(lens: str, score: float, rank: float) -> str:
 
 
 def _direction_end(end: DirectionEnd) -> str:
-    lines = _neighbor_lines(end.neighbors)
     if end.nearness is None:
-        return lines
-    shown = f"<div style='opacity: 0.45'>{lines}</div>" if is_chance(end.nearness.p) else lines
-    return shown + _note(nearness_sentence(end.nearness))
+        return _neighbor_lines(end.neighbors)
+    lines = _neighbor_lines(end.neighbors, is_faint=is_chance(end.nearness.p))
+    return lines + _note(nearness_sentence(end.nearness))
 
 
-def _neighbor_lines(neighbors: Sequence[NeighborLine]) -> str:
-    lines = "<br>".join(map(_neighbor_line, neighbors[:NOTEBOOK_NEIGHBORS]))
-    return f"<div style='min-width: 18em'>{lines}</div>"  # A narrow page scrolls rather than stack single words.
-
-
-def _neighbor_line(neighbor: NeighborLine) -> str:
-    shown = f"{neighbor.similarity:.2f} {_marked(neighbor.context.clipped(_CONTEXT_WIDTH))}"
-    return f"<span style='opacity: 0.45'>{shown}</span>" if is_chance(neighbor.chance) else shown
+def _neighbor_lines(neighbors: Sequence[NeighborLine], *, is_faint: bool = False) -> str:
+    shown = neighbors[:NOTEBOOK_NEIGHBORS]
+    lines = "<br>".join(f"{near.similarity:.2f} {_marked(near.context.clipped(_CONTEXT_WIDTH))}" for near in shown)
+    style = "min-width: 18em" + "; opacity: 0.45" * is_faint
+    return f"<div style='{style}'>{lines}</div>"  # A narrow page scrolls rather than stack single words.
 
 
 def _marked(context: Context) -> str:

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.views.chance import CHANCE_LEVEL
 from tl_latentlens.views.colors import color_range
 from tl_latentlens.views.data import TokenReading
 from tl_latentlens.views.grids import LensGrid
+from tl_latentlens.views.known import KNOWN_LEVEL
 from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.template import render_template
 from tl_latentlens.views.text import hook_headings, short_hook_name, visible
@@ -42,6 +43,8 @@ def grid_data(grids: Sequence[LensGrid]) -> dict[str, Any]:
             "tokens": grid.tokens,
             "positions": grid.positions,
             "latentlens": _neighbor_numbers(grid, context_ids),
+            "known": _cell_numbers(grid.known),
+            "use": _cell_numbers(grid.use_chances),
             **{
                 lens: [_token_numbers(readings.get(name), string_ids) for name in grid.hook_names]
                 for lens, readings in grid.readings.items()
@@ -55,8 +58,7 @@ def grid_data(grids: Sequence[LensGrid]) -> dict[str, Any]:
         "kind": kind,
         "layers": list(map(short_hook_name, first.hook_names)),
         "hooks": list(map(short_hook_name, first.found_hook_names)),
-        "calibrated": first.chances is not None,
-        "chance": CHANCE_LEVEL,
+        "unknown": KNOWN_LEVEL,
         "lenses": [_lens_scale(grids, lens) for lens in first.lenses],
         "contexts": [[c.before, c.token, c.after, c.lead, c.tail] for c in contexts.values()],
         "strings": list(string_ids),
@@ -71,11 +73,17 @@ def _lens_scale(grids: Sequence[LensGrid], lens: str) -> dict[str, Any]:
 
 
 def _neighbor_numbers(grid: LensGrid, context_ids: dict[int, int]) -> list[list[list[float]]]:
-    """[hook name][pos] → context, hook name, cosine (and chance) of each neighbor, one after the other."""
+    """[hook name][pos] → context, hook name and cosine of each neighbor, one after the other."""
     contexts = np.vectorize(context_ids.__getitem__, otypes=[np.int64])(grid.rows)
     cosines = grid.similarities.astype(np.float64).round(4)
-    chances = [] if grid.chances is None else [grid.chances.astype(np.float64).round(6)]
-    return _interleaved([contexts, grid.hook_ids, cosines, *chances])
+    return _interleaved([contexts, grid.hook_ids, cosines])
+
+
+def _cell_numbers(numbers: Float[np.ndarray, "names pos"] | None) -> list[list[float | None]] | None:
+    """[hook name][pos] → a number, None where it is NaN; None where there are none."""
+    if numbers is None or np.isnan(numbers).all():
+        return None
+    return [[None if np.isnan(number) else round(number, 4) for number in line] for line in numbers.tolist()]
 
 
 def _token_numbers(reading: TokenReading | None, string_ids: dict[str, int]) -> list[list[float]] | None:

@@ -1,5 +1,6 @@
 """Pages and pictures of the visual tokens of an image; how they are drawn is left to `views.image`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ _MAX_LOG_PROPORTION = 0.02  # Most that the logarithms of a picture's proportion
 def image_to_html(result: LensResult, grid: PatchGrid, picture: Any, path: str | Path) -> Path:
     """Write one page: the image with its grid, in each patch the word that a lens read, and a slider over the layers.
 
-    Color is the similarity (of calibrated results -log10 of the chance) of the nearest neighbor, or another lens's score. A
+    Color is the similarity of the nearest neighbor, or another lens's score. A
     click, a tap or the arrow keys choose a patch, whose neighbors stand beside it in their contexts, with the tokens of the
     logit lens and the embedding lens. The file needs no network, and follows the light or dark setting of its reader.
 
@@ -155,4 +156,6 @@ def read_patches(
             "latentlens_hooks(index, positions='image')"
         )
     columns = np.searchsorted(lens_grid.positions, grid.positions[tokens])
-    return grid.on(height, width), lens_grid.select_positions(columns), tokens
+    # Visual tokens are far from all tokens of text, also where their neighbors name the object: `known` says nothing of them.
+    lens_grid = replace(lens_grid.select_positions(columns), known=None, use_chances=None)
+    return grid.on(height, width), lens_grid, tokens

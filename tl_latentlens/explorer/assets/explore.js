@@ -30,8 +30,8 @@
       const line = body.insertRow();
       line.append(element("th", row.label, { title: row.hook }));
       grid.columns.forEach((column, i) => {
-        const [lead, token, tail, score] = row.cells[i] || ["", "·", "", null];
-        const td = element("td", "", { "data-hook": row.hook, "data-pos": column.pos });
+        const [lead, token, tail, score, isFaint] = row.cells[i] || ["", "·", "", null, false];
+        const td = element("td", "", { class: isFaint ? "faint" : "", "data-hook": row.hook, "data-pos": column.pos });
         td.append(element("i", lead), element("b", token), element("i", tail));
         if (score !== null) td.title = `${lead}${token}${tail}  ${score.toFixed(3)}`;
         td.style.setProperty("--s", score === null ? 0 : ((score - grid.low) / span).toFixed(3));

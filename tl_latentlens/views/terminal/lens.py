@@ -7,11 +7,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tl_latentlens.views.chance import format_chance, is_chance, nearness_sentence
+from tl_latentlens.views.chance import is_chance, nearness_sentence
 from tl_latentlens.views.data import DirectionLine, LensCell, NeighborLine, TokenHeading
+from tl_latentlens.views.known import format_share, is_unknown
 from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.terminal.layout import longest_width, marked_text, terminal_width
 from tl_latentlens.views.text import short_hook_name, visible
+
+_NUMBERS = ("cos", "known", "use")
 
 
 def lens_tables(tokens: Sequence[tuple[TokenHeading, list[LensCell]]], width: int | None = None) -> Group:
@@ -29,14 +32,17 @@ def _token_table(heading: TokenHeading, cells: list[LensCell], width: int) -> Ta
         "hook": [Text(short_hook_name(cell.hook_name), style="bold") for cell in cells],
         "cos": [Text("\n".join(f"{near.similarity:.2f}" for near in cell.neighbors), style="cyan") for cell in cells],
     }
-    if any(near.chance is not None for cell in cells for near in cell.neighbors):
-        columns["p"] = [Text("\n".join(map(_chance, cell.neighbors))) for cell in cells]
+    if any(cell.known is not None for cell in cells):
+        columns["known"] = [Text(format_share(cell.known), "dim" if is_unknown(cell.known) else "") for cell in cells]
+    if any(cell.use_chance is not None for cell in cells):
+        columns["use"] = [Text(format_share(cell.use_chance)) for cell in cells]
     lens_columns = _lens_columns(cells)
     n_columns = len(columns) + len(lens_columns)
     taken = sum(longest_width(name, *texts) + 2 for name, texts in {**columns, **lens_columns}.items())
     free = max(16, width - taken - n_columns - 4)  # Two spaces a column are counted already; the rest are separators.
     columns["neighbors"] = [
-        Text("\n").join(neighbor_text(near, cell.hook_name, free) for near in cell.neighbors) for cell in cells
+        Text("\n").join(neighbor_text(near, cell.hook_name, free, is_dim=is_unknown(cell.known)) for near in cell.neighbors)
+        for cell in cells
     ]
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -49,7 +55,7 @@ def _token_table(heading: TokenHeading, cells: list[LensCell], width: int) -> Ta
     for name, texts in columns.items():
         # Only the contexts may give way where the terminal is narrow.
         min_width = 8 if name == "neighbors" else longest_width(name, *texts)
-        table.add_column(name, no_wrap=True, min_width=min_width, justify="right" if name in ("cos", "p") else "left")
+        table.add_column(name, no_wrap=True, min_width=min_width, justify="right" if name in _NUMBERS else "left")
     for line in zip(*columns.values(), strict=True):
         table.add_row(*line)
     return table
@@ -67,10 +73,6 @@ def _lens_columns(cells: list[LensCell]) -> dict[str, list[Text]]:
     return columns
 
 
-def _chance(neighbor: NeighborLine) -> str:
-    return "" if neighbor.chance is None else format_chance(neighbor.chance)
-
-
 def token_title(heading: TokenHeading, width: int) -> Text:
     """The position and the token that is read, marked in what stands around it."""
     title = Text(f"{heading.label}  ", style="bold")
@@ -82,11 +84,11 @@ def token_title(heading: TokenHeading, width: int) -> Text:
     )
 
 
-def neighbor_text(neighbor: NeighborLine, hook_name: str, width: int) -> Text:
+def neighbor_text(neighbor: NeighborLine, hook_name: str, width: int, *, is_dim: bool = False) -> Text:
     """The neighbor in its context; the hook name it was found at is added where it is another than the query's."""
     place = short_hook_name(neighbor.hook_name)
     found_at = "" if neighbor.hook_name == hook_name else f"  at {place if width >= 34 else place.split()[0]}"
-    mark_style = "dim" if is_chance(neighbor.chance) else "bold yellow"
+    mark_style = "dim" if is_dim else "bold yellow"
     return marked_text(neighbor.context.clipped(width - len(found_at) - 2), mark_style).append(found_at, "magenta")
 
 
