@@ -17,6 +17,7 @@ BENCHMARKS = (
     "opening",
     "live",
     "growth",
+    "storage",
     "labels",
     "pages",
     "scenes",

@@ -86,7 +86,7 @@ def point(path: Path, n_rows: int, n_queries: int, settings: Settings) -> Point:
     """Measure one size; checks the rows that are found."""
     stored = np.memmap(path, np.float16, "r", shape=(n_rows, D))
     queries = torch.randn(n_queries, D, generator=torch.Generator().manual_seed(1)).to(settings.device)
-    search = VectorSearch(stored, settings.device, unit_length=True)
+    search = VectorSearch(stored, settings.device)
     first = measured(lambda: search.top_k(queries, TOP_K))
     timing = alternate({"": lambda: search.top_k(queries, TOP_K).rows.cpu().numpy()}, settings.repeats)[""]
     rows, some, found = as_tensor(stored), queries[:CHECKED].cpu(), timing.result[:CHECKED]

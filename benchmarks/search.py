@@ -32,9 +32,9 @@ def run(settings: Settings) -> str:
 def exact(n: int, d: int, counts: list[int], settings: Settings) -> str:
     """Time, ratio and memory of each contestant for each number of queries."""
     stored = random_units(n, d, settings.device)
-    search = VectorSearch(stored, settings.device, unit_length=True)
+    search = VectorSearch(stored, settings.device)
     flat, kind = _faiss_flat(stored, settings.device)
-    wide = stored if settings.device != "cpu" else stored.float()
+    wide = stored if settings.device != "cpu" else normalize(stored.float(), dim=-1)
 
     def plain(queries: torch.Tensor) -> np.ndarray:
         return (queries.to(wide) @ wide.T).topk(TOP_K).indices.cpu().numpy()
@@ -109,9 +109,9 @@ def approximate(n: int, d: int, settings: Settings) -> str:
     n_lists = round(4 * n**0.5)
     factories = (f"IVF{n_lists},RaBitQ", f"IVF{n_lists},PQ{d // 4}x4fs", "HNSW32")
     options = {"its default": None} | {f"`{name}`": name for name in factories}
-    searches: dict[str, VectorSearch] = {"exact": VectorSearch(stored, settings.device, unit_length=True)}
+    searches: dict[str, VectorSearch] = {"exact": VectorSearch(stored, settings.device)}
     for name, factory in options.items():
-        searches[name] = search = ApproximateSearch(stored, settings.device, unit_length=True, factory=factory)
+        searches[name] = search = ApproximateSearch(stored, settings.device, factory=factory)
         if factory is not None and factory.startswith("IVF"):
             faiss.ParameterSpace().set_index_parameter(search.faiss, "nprobe", n_lists // 16)
     timings = alternate({name: partial(search.top_k, queries, TOP_K) for name, search in searches.items()}, settings.repeats)
@@ -133,10 +133,10 @@ def random_units(n: int, d: int, device: str = "cpu") -> torch.Tensor:
 
 
 def brute_force(stored: torch.Tensor, queries: torch.Tensor) -> np.ndarray:
-    """The nearest rows [q, TOP_K] by products in float32, block by block."""
+    """The nearest rows [q, TOP_K] by products in float32 with rows of length 1, block by block."""
     asked, best, rows = queries.to(stored.device), None, None
     for first in range(0, len(stored), 2**16):
-        scores = asked @ stored[first : first + 2**16].float().T
+        scores = asked @ normalize(stored[first : first + 2**16].float(), dim=-1).T
         ids = torch.arange(first, first + scores.shape[1], device=stored.device).expand(scores.shape)
         if best is not None and rows is not None:
             scores, ids = torch.cat([best, scores], 1), torch.cat([rows, ids], 1)
@@ -155,7 +155,7 @@ def require_same_rows(
         WrongResultError: Another row, or a row twice.
     """
     query, place = np.nonzero(ours != theirs)
-    chosen = (stored[torch.from_numpy(ids[query, place])].double().cpu().numpy() for ids in (ours, theirs))
+    chosen = (normalize(stored[torch.from_numpy(ids[query, place])].double(), dim=-1).cpu().numpy() for ids in (ours, theirs))
     units = normalize(queries.double(), dim=-1).numpy()[query]
     first, second = ((rows * units).sum(-1) for rows in chosen)
     repeated = any(len(set(ids)) < len(ids) for ids in ours.tolist())
@@ -172,7 +172,7 @@ def _queries(stored: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _faiss_flat(stored: torch.Tensor, device: str) -> tuple[Any, str]:
-    """FAISS's exact index: float32 on a CPU, float16 on a GPU, as our vectors are stored."""
+    """FAISS's exact index over the rows at length 1: float32 on a CPU, float16 on a GPU."""
     if device == "cpu" or not hasattr(faiss, "StandardGpuResources"):
         flat: Any = faiss.IndexFlatIP(stored.shape[1])
         kind = "faiss IndexFlatIP, float32, CPU"
@@ -182,7 +182,7 @@ def _faiss_flat(stored: torch.Tensor, device: str) -> tuple[Any, str]:
         flat = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), stored.shape[1], config)
         kind = "faiss GpuIndexFlatIP, float16"
     for part in stored.split(2**16):
-        flat.add(part.float().cpu().numpy())
+        flat.add(normalize(part.float(), dim=-1).cpu().numpy())
     return flat, kind
 
 
@@ -209,7 +209,10 @@ def _as_layers(index: tll.ContextualIndex) -> dict[int, dict[str, Any]]:
     metadata = [
         {"token_str": row.token, "caption": row.prompt_text, "position": row.position, "token_id": row.token_id} for row in rows
     ]
-    vectors = {layer: torch.from_numpy(np.array(bank.vectors(name))).float() for layer, name in enumerate(HOOK_NAMES)}
+    vectors = {
+        layer: normalize(torch.from_numpy(np.array(bank.vectors(name))).float(), dim=-1)
+        for layer, name in enumerate(HOOK_NAMES)
+    }
     return {layer: {"embeddings": embeddings, "metadata": metadata} for layer, embeddings in vectors.items()}
 
 

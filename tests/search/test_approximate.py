@@ -29,7 +29,7 @@ def test_what_is_found_is_exact_and_most_is_found(vectors: torch.Tensor) -> None
     queries = clustered(50, 32, 1)
     search = ApproximateSearch(vectors, "cpu")
     found, exact = search.top_k(queries, 10), VectorSearch(vectors, "cpu").top_k(queries, 10)
-    similarities = (normalize(queries, dim=-1) @ vectors.float().T).gather(-1, found.rows)
+    similarities = (normalize(queries, dim=-1) @ normalize(vectors.float(), dim=-1).T).gather(-1, found.rows)
     torch.testing.assert_close(found.similarities, similarities, rtol=0, atol=1e-6)
     assert (found.similarities.diff(dim=-1) <= 0).all()
     share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.rows.tolist(), exact.rows.tolist(), strict=True)])

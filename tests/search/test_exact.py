@@ -74,7 +74,7 @@ def test_ids_equal_a_plain_float32_search_where_it_can_tell(storage: torch.dtype
     vectors = torch.nn.functional.normalize(torch.randn(3001, 48, generator=generator), dim=-1).to(storage)
     queries = torch.nn.functional.normalize(torch.randn(9, 48, generator=generator), dim=-1)
     found = VectorSearch(vectors, "cpu", dtype, memory_budget=budget).top_k(queries, 20)
-    plain = (queries @ vectors.float().T).sort(dim=-1, descending=True, stable=True)
+    plain = (queries @ torch.nn.functional.normalize(vectors.float(), dim=-1).T).sort(dim=-1, descending=True, stable=True)
     gaps = torch.nn.functional.pad(plain.values[:, :20] - plain.values[:, 1:21], (1, 0), value=1.0)
     clear = torch.minimum(gaps[:, :-1], gaps[:, 1:]) > 1e-5
     assert clear.float().mean() > 0.9

@@ -76,6 +76,24 @@ def test_columns_of_longer_rows_are_brought_to_unit_length_first(storage: torch.
 @every_way
 @pytest.mark.parametrize("dtype", PASSES)
 @pytest.mark.parametrize("storage", STORAGE, ids=str)
+@pytest.mark.parametrize("center", [False, True])
+def test_the_length_that_rounding_left_changes_no_rank(storage: torch.dtype, dtype: str, center: bool) -> None:
+    rng = np.random.default_rng(8)
+    rows = rng.standard_normal((600, 64))
+    rows[:, 0] = 20  # one massive dimension: cosines differ by less than rounding changes lengths
+    vectors = torch.from_numpy(unit(rows)).to(storage)
+    middle = vectors.double().mean(0) if center else None
+    for unit_length in (None, False):
+        search = VectorSearch(vectors, "cpu", dtype, unit_length=unit_length, center=middle, memory_budget=50_000)
+        queries = torch.from_numpy(unit(to_float64(vectors)) - (0 if middle is None else to_float64(middle)))
+        found = search.top_k(queries, 12)
+        check(found, compared_rows(vectors, middle), queries, 12)
+        assert found.rows[:, 0].tolist() == list(range(600))
+
+
+@every_way
+@pytest.mark.parametrize("dtype", PASSES)
+@pytest.mark.parametrize("storage", STORAGE, ids=str)
 def test_center_is_taken_from_every_row(storage: torch.dtype, dtype: str) -> None:
     rng = np.random.default_rng(6)
     vectors = torch.from_numpy(unit(rng.standard_normal((900, 20)) + 4)).to(storage)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tl_latentlens.search.error_bounds import UNIT_LENGTH_TOLERANCE
 from tl_latentlens.search.tensors import DTYPES
 from tl_latentlens.search.topk import TopK
 
@@ -25,16 +26,19 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
 
 
-def compared_rows(
-    vectors: torch.Tensor | np.ndarray, center: torch.Tensor | None = None, normalize: bool | None = None
-) -> np.ndarray:
-    """The rows a query is multiplied with: as stored where they are unit vectors up to rounding, else made so."""
+def compared_rows(vectors: torch.Tensor | np.ndarray, center: torch.Tensor | None = None, normalize: bool = True) -> np.ndarray:
+    """The rows of length 1 that a query is multiplied with; before they are centered, unit rows lose what rounding added."""
     rows = to_float64(vectors)
-    if center is not None:
-        rows = rows - to_float64(center)
-    if normalize is None:
-        normalize = center is not None or bool((np.abs(np.linalg.norm(rows, axis=-1) - 1) > 1e-2).any())
-    return unit(rows) if normalize else rows
+    if not normalize:
+        return rows
+    return unit(rows if center is None else unit_up_to_rounding(vectors) - to_float64(center))
+
+
+def unit_up_to_rounding(vectors: torch.Tensor | np.ndarray) -> np.ndarray:
+    """Rows of length 1 where all of them are, up to the rounding of their type; else as they are."""
+    rows, dtype = to_float64(vectors), vectors.dtype if isinstance(vectors, torch.Tensor) else torch.float16
+    deviation = np.abs(np.linalg.norm(rows, axis=-1) - 1)
+    return unit(rows) if (deviation <= UNIT_LENGTH_TOLERANCE[dtype]).all() else rows
 
 
 def brute_force(rows: np.ndarray, queries: torch.Tensor | np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +92,7 @@ def check_without_means(
     found: TopK, vectors: torch.Tensor, queries: torch.Tensor, k: int, center: torch.Tensor | None = None
 ) -> None:
     """Against float64; only rows that agree to its own rounding may stand for one another."""
-    rows = to_float64(vectors)
+    rows = unit_up_to_rounding(vectors)
     left = without_means(rows) - (0 if center is None else to_float64(center))
     something = np.linalg.norm(left, axis=-1) > 1e-6 * np.linalg.norm(rows, axis=-1)
     units = unit(without_means(to_float64(queries))).astype(np.float32).astype(np.float64)

@@ -14,7 +14,6 @@ from scipy.sparse.linalg import eigsh
 
 from tl_latentlens.bank.bank import Bank
 from tl_latentlens.index.rows import PlacedBank
-from tl_latentlens.model.heads import head_of
 from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.search.geometry import Affine, HubSample, RowGeometry
 from tl_latentlens.search.tensors import as_tensor
@@ -65,7 +64,7 @@ def evenly_spaced_rows_of(banks: Sequence[PlacedBank], n: int) -> list[Int[np.nd
 def _hub_sample(geometry: RowGeometry, banks: Sequence[PlacedBank], hook_name: str, device: torch.device) -> HubSample:
     samples = null_sample_rows(banks)
     vectors = [as_tensor(bank.vectors(hook_name)[rows]).to(device) for (_, bank), rows in zip(banks, samples, strict=True)]
-    units = torch.cat([geometry.normalized(part, prenormalize=head_of(hook_name) is not None) for part in vectors])
+    units = torch.cat([geometry.normalized(part) for part in vectors])
     row_ids = np.concatenate([first + rows for (first, _), rows in zip(banks, samples, strict=True)])
     return HubSample(units, torch.from_numpy(row_ids).to(device), _HUBNESS_NEIGHBORS)
 
@@ -91,8 +90,7 @@ def _top_components(banks: Sequence[Bank], hook_name: str, mean: Float[np.ndarra
     for bank in banks:
         rows = evenly_spaced_rows(bank.n_rows, max(1, _COVARIANCE_ROWS * bank.n_rows // n_rows))
         vectors = np.asarray(bank.vectors(hook_name)[rows]).astype(np.float64)
-        if head_of(hook_name) is not None:  # the part of a unit vector that belongs to a head is no unit vector
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
         centered = vectors - mean
         covariance += centered.T @ centered
     n_components = min(max(1, round(d / _DIMENSIONS_PER_COMPONENT)), d - 1)

@@ -17,6 +17,7 @@ from tl_latentlens.search.backend import gpu_kernels
 from tl_latentlens.search.candidates import CandidatePairs, select_fused, select_pairs
 from tl_latentlens.search.chunks import SHORTLIST_GROUP_ROWS, Chunk, ScratchMemory, round_up, rows_per_chunk
 from tl_latentlens.search.codes import QuantizedRows, QueryCodes
+from tl_latentlens.search.device import is_asynchronous
 from tl_latentlens.search.error_bounds import (
     CoarseScores,
     ErrorBound,
@@ -147,6 +148,12 @@ class FloatSource:
         # A query with mean 0 does not see the rows' means; weights and removed directions gave queries a mean again.
         return queries - queries.mean(-1, keepdim=True) if self._rows.geometry.removes_own_mean else queries
 
+    @property
+    def _products_are_scores(self) -> bool:
+        """True where rows need no scale, or where the error bound covers it: a GPU then passes over its products once."""
+        scales = self._rows.scales
+        return scales.row is None or (scales.max_deviation is not None and is_asynchronous(self._rows.device))
+
     @cached_property
     def _no_residual(self) -> Float[Tensor, " 1"]:
         return self._queries.new_zeros(1)  # A query that is not rounded has no residual.
@@ -170,7 +177,7 @@ class FloatSource:
     def _score(self, chunk: Chunk, vectors: Float[Tensor, "rows d"]) -> CoarseScores:
         raw, query_residual_norm = self._multiply(vectors)
         first_row = self._first_row + chunk.first
-        if self._rows.is_untransformed and self._rows.scales.row is None and query_residual_norm is not None:
+        if query_residual_norm is not None and self._rows.is_untransformed and self._products_are_scores:
             return self._untransformed_scores(first_row, len(chunk), raw, query_residual_norm)
         return self._transformed_scores(first_row, chunk, raw)
 
@@ -200,12 +207,13 @@ class FloatSource:
     def _untransformed_scores(
         self, first_row: int, n_rows: int, raw: Float[Tensor, "padded columns"], query_residual_norm: Float[Tensor, " q"]
     ) -> CoarseScores:
-        """Products with rows as they are stored: they are the scores."""
+        """Products with rows as they are stored: they are the scores, up to the rounding of each row's length."""
         rows = self._rows
         error = untransformed_product_error(
             query_residual_norm, rows.d, self._coarse_dtype, rounds_rows=rows.vectors.dtype != self._coarse_dtype
         )
-        bound = ErrorBound(None, error, roundoff=product_roundoff(raw.dtype))
+        roundoff = product_roundoff(raw.dtype) + 1.01 * (rows.scales.max_deviation or 0.0)
+        bound = ErrorBound(None, error, roundoff=roundoff)
         return CoarseScores(first_row, n_rows, raw.float() if rows.device.type == "cpu" else raw, bound)
 
     def _transformed_scores(self, first_row: int, chunk: Chunk, raw: Float[Tensor, "padded columns"]) -> CoarseScores:

@@ -27,27 +27,29 @@ class CoarsePass:
     Attributes:
         rows: The rows.
         code_dtypes: Codes to choose from at the first search, the most precise first; none where stored rows are multiplied.
-        coarse_dtype: What stored rows are multiplied in.
         stats: How well shortlists did.
     """
 
     rows: StoredRows
     code_dtypes: list[torch.dtype]
-    coarse_dtype: torch.dtype
     stats: ShortlistStats
 
     def __init__(self, rows: StoredRows, dtype: str) -> None:
         """Choose; `dtype` is that of `VectorSearch`."""
         self.rows = rows
-        code_dtypes = _choose_code_dtypes(rows, dtype)
-        self.coarse_dtype = _choose_coarse_dtype(rows, dtype, bool(code_dtypes))
-        self.code_dtypes = code_dtypes if rows.geometry.is_cosine else []
+        self._dtype, self._code_dtypes = dtype, _choose_code_dtypes(rows, dtype)
+        self.code_dtypes = self._code_dtypes if rows.geometry.is_cosine else []
         self._codes_only_if_memory_is_free = dtype == "auto"
         self.stats = ShortlistStats()
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the codes, which another process makes for its own processor."""
         return {name: value for name, value in vars(self).items() if name != "codes"}
+
+    @cached_property
+    def coarse_dtype(self) -> torch.dtype:
+        """What stored rows are multiplied in, where there are no codes or they leave too many candidates."""
+        return _choose_coarse_dtype(self.rows, self._dtype, bool(self._code_dtypes))
 
     @property
     def can_shortlist(self) -> bool:
@@ -114,7 +116,7 @@ def _choose_code_dtypes(rows: StoredRows, dtype: str) -> list[torch.dtype]:
 
 def _choose_coarse_dtype(rows: StoredRows, dtype: str, has_codes: bool) -> torch.dtype:
     """The type in which the coarse pass multiplies stored rows, where it has no codes or they leave too many candidates."""
-    coarse_dtype, is_scaled = torch.float32, rows.scales.row is not None
+    coarse_dtype, is_scaled = torch.float32, rows.scales.row is not None and rows.scales.max_deviation is None
     if dtype in DTYPES and not has_codes:
         coarse_dtype = DTYPES[dtype]
     elif rows.device.type != "cpu" and rows.vectors.dtype in DTYPES.values() and (rows.is_on_device or not is_scaled):

@@ -126,24 +126,14 @@ class RowGeometry:
             vectors = vectors - vectors.mean(-1, keepdim=True)
         return self.affine(vectors)
 
-    def normalized(self, vectors: Float[Tensor, "n d"], *, prenormalize: bool) -> Float[Tensor, "n d"]:
-        """Some rows as a search of all rows compares them, of length 1 (0 where nothing is left of a row), float32.
-
-        Args:
-            vectors: Stored rows.
-            prenormalize: They are no unit vectors; each is divided by its length first.
-        """
+    def normalized(self, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Stored rows as a search of all rows compares them, of length 1 (0 where nothing is left of a row), float32."""
         exact = vectors.double()
-        stored_lengths = exact.norm(dim=-1)
-        if not prenormalize:
-            transformed = self.rows(exact)
-            lengths = transformed.norm(dim=-1)
-        else:
-            prenorm = torch.where(stored_lengths > 0, 1 / stored_lengths, 0.0)
-            transformed = self.rows(exact * prenorm[:, None])
-            stored_lengths = stored_lengths * prenorm
-            lengths = torch.where(prenorm > 0, transformed.norm(dim=-1), 0.0)
-        return (transformed * self.row_scales(lengths, stored_lengths)[:, None]).float()
+        stored_lengths = exact.norm(dim=-1, keepdim=True)
+        transformed = self.rows(torch.where(stored_lengths > 0, exact / stored_lengths, 0.0))
+        has_direction = (stored_lengths > 0)[:, 0]
+        lengths = torch.where(has_direction, transformed.norm(dim=-1), 0.0)
+        return (transformed * self.row_scales(lengths, has_direction.double())[:, None]).float()
 
     def activations(self, vectors: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """Queries that are activations, transformed; `normalize_queries` removes their own mean."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,15 @@ class RowScales:
     Attributes:
         prenorm: Multiplied with each stored row before it is transformed. None: 1.
         row: Multiplied with each transformed row; 0 where nothing is left of it. None: 1.
+        max_deviation: Largest |row - 1|, where the rows are compared untransformed and are of length 1 up to the rounding of
+            their type. None: they are not.
         row_error_gain: Largest length of a stored row after both scales: how much its rounding error grows.
         center_error_gain: Largest length of the center after both scales.
     """
 
     prenorm: Float[Tensor, " n"] | None = None
     row: Float[Tensor, " n"] | None = None
+    max_deviation: float | None = None
     row_error_gain: float = MAX_UNIT_LENGTH
     center_error_gain: float = 0.0
 
@@ -45,7 +49,6 @@ class StoredRows:
         vectors: [n, d], as given; on the device where it has room for them.
         device: Where rows are compared.
         geometry: How they are compared, on the device.
-        scales: What brings them to length 1.
         penalty: Subtracted from each row's similarities, float64. None: nothing.
         memory_budget: Bytes of working memory for a search.
     """
@@ -53,7 +56,6 @@ class StoredRows:
     vectors: Float[Tensor, "n d"]
     device: torch.device
     geometry: RowGeometry
-    scales: RowScales
     penalty: Float[Tensor, " n"] | None
     memory_budget: int
 
@@ -64,13 +66,17 @@ class StoredRows:
         geometry: RowGeometry,
         unit_length: bool | None,
         memory_budget: int | None,
+        *,
+        is_verified: bool,
     ) -> None:
-        """Check the rows, place them on the device if it has room, and measure their lengths; see `VectorSearch`."""
+        """Check the rows and place them on the device if it has room; see `VectorSearch`."""
         self.vectors = _place_on_device(_check_vectors(vectors), device)
         self.device = self.vectors.device if self.vectors.device.type == device.type else device
         self.memory_budget = working_memory(device) if memory_budget is None else memory_budget
         self.geometry = geometry.to(self.device)
-        self.scales = self._fit_scales(unit_length)
+        self._unit_length = unit_length
+        if not is_verified:
+            _ = self.scales
         self.penalty = self._hubness_penalty()
 
     def __len__(self) -> int:
@@ -81,6 +87,11 @@ class StoredRows:
     def d(self) -> int:
         """Width of the vectors."""
         return self.vectors.shape[1]
+
+    @cached_property
+    def scales(self) -> RowScales:
+        """What brings the rows to length 1, from one pass over them."""
+        return self._fit_scales(self._unit_length)
 
     @property
     def is_on_device(self) -> bool:
@@ -137,25 +148,28 @@ class StoredRows:
         return self.geometry.rows(exact if prenorm is None else exact * prenorm[rows, None])
 
     def _fit_scales(self, unit_length: bool | None) -> RowScales:
-        """The scales of rows that are no unit vectors already."""
+        """The scales that bring the rows to length 1; see `VectorSearch`."""
         is_identity = self.geometry.is_identity
         if is_identity and unit_length:
             return RowScales()
         chunks = self.chunks(Chunk(0, len(self)), 32 * self.d) or [Chunk(0, 0)]
+        stored_lengths = self._stored_lengths(chunks)
+        _require_finite(stored_lengths)
+        deviation = float((stored_lengths - 1).abs().max()) if len(self) else 0.0
+        is_rounded_unit = deviation <= UNIT_LENGTH_TOLERANCE.get(self.vectors.dtype, _OTHER_LENGTH_TOLERANCE)
+        if is_identity:
+            scales = self.geometry.row_scales(stored_lengths, stored_lengths)
+            gain = float((stored_lengths * scales).max()) if len(self) else 1.0
+            max_deviation = float((scales - 1).abs().max()) if is_rounded_unit and len(self) else None
+            return RowScales(None, scales, max_deviation, row_error_gain=gain)
         prenorm = None
-        if unit_length is False and not is_identity:
-            norms = self._stored_lengths(chunks)
-            prenorm = torch.where(norms > 0, 1 / norms, 0.0)
+        if unit_length is False or (unit_length is None and is_rounded_unit):
+            prenorm = torch.where(stored_lengths > 0, 1 / stored_lengths, 0.0)
+            stored_lengths = stored_lengths * prenorm
         lengths = torch.cat([self._transform(chunk.rows, torch.float64, prenorm).norm(dim=-1) for chunk in chunks])
         if prenorm is not None:
             lengths = torch.where(prenorm > 0, lengths, 0.0)  # zeros have no direction, centered or not
         _require_finite(lengths)
-        tolerance = UNIT_LENGTH_TOLERANCE.get(self.vectors.dtype, _OTHER_LENGTH_TOLERANCE)
-        if is_identity and unit_length is None and not bool(((lengths - 1).abs() > tolerance).any()):
-            return RowScales()
-        stored_lengths = lengths
-        if not is_identity:
-            stored_lengths = self._stored_lengths(chunks) * (1 if prenorm is None else prenorm)
         scales = self.geometry.row_scales(lengths, stored_lengths)
         center = self.geometry.affine.center
         return RowScales(

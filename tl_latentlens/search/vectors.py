@@ -42,6 +42,7 @@ class VectorSearch:
         remove_means: bool = False,
         geometry: RowGeometry | None = None,
         memory_budget: int | None = None,
+        is_verified: bool = False,
     ) -> None:
         """Hold `vectors` on `device` in the precision they have; a CPU search reads a memory map in place.
 
@@ -56,8 +57,9 @@ class VectorSearch:
                 CPU with two bytes. "auto" takes the vectors' own precision on a GPU that holds them. Else it takes bfloat16
                 codes (CPUs with AMX) or byte codes (VNNI, AVX2, NVIDIA), if the hardware multiplies them fast and they fit in
                 half of the memory that is free then (80 % of a GPU's).
-            unit_length: True: the rows are unit vectors, up to rounding, and are used as stored. False: each row is divided by
-                its length first, also before `center` is subtracted. None: the lengths are measured to decide.
+            unit_length: False: each row is divided by its stored length first, so that rounding does not change its rank. True:
+                the rows are used as stored. None: False, but rows that are no unit vectors, up to rounding, are used as stored
+                before `center`, `weight`, `removed` and `remove_means`; the result of these is divided by its length always.
             center: Subtracted from each row before comparing; the rows stay as they are in memory.
             weight: Each dimension is multiplied by this next; above 0.
             removed: Orthonormal rows; each row's projection on their span is removed last. Queries are not transformed:
@@ -67,6 +69,7 @@ class VectorSearch:
             geometry: All of `center`, `weight`, `removed` and `remove_means` in one object, in place of them.
             memory_budget: Bytes of working memory for a search, beside the vectors and their codes. None: 256 MiB, on a GPU a
                 sixteenth of its memory.
+            is_verified: The vectors are known to be finite. Their lengths are then measured at the first search.
 
         Raises:
             InvalidInputError: Vectors that are not [n, d] floats, or hold NaN or inf; a device that does not exist.
@@ -75,7 +78,7 @@ class VectorSearch:
             raise InvalidInputError(f"got dtype={dtype!r}; expected 'auto' or one of {['int8', *DTYPES]}")
         if geometry is None:
             geometry = RowGeometry(Affine(center, weight, removed), remove_means)
-        self.rows = StoredRows(vectors, as_device(device), geometry, unit_length, memory_budget)
+        self.rows = StoredRows(vectors, as_device(device), geometry, unit_length, memory_budget, is_verified=is_verified)
         self.coarse_pass = CoarsePass(self.rows, dtype)
 
     def __len__(self) -> int:
