@@ -128,7 +128,7 @@ def test_every_pass_gives_the_same_rows(storage: torch.dtype, dtype: str, hubs: 
     removed = torch.from_numpy(np.linalg.qr(rng.standard_normal((48, 3)))[0].T.copy())
     affine = Affine(center, weight, removed)
     search = VectorSearch(held, "cpu", dtype, **vars(affine), memory_budget=60_000)
-    rows = (held.double().numpy() - center.numpy()) * weight.numpy()
+    rows = (unit(held.double().numpy()) - center.numpy()) * weight.numpy()
     rows = unit(rows - rows @ removed.numpy().T @ removed.numpy())
     offsets = np.zeros(len(rows))
     if hubs:
