@@ -1,7 +1,8 @@
 """Find what writes the meaning of a word: the SAE features, attention heads and MLP neurons that set this use of it apart.
 
 The meaning is what this use shares with the nearest other uses of its token and others lack; each component's output at the
-word is measured along that direction, and held against what the same component adds at other uses.
+word is measured along that direction, less what the same component adds at other uses, and held against the most that any
+adds along the meanings of other words.
 """
 
 import tempfile
@@ -32,12 +33,12 @@ def main() -> None:
         neurons = tll.find_neurons(PROMPT, WORD, index, model=model, top_k=5)
         for line in features.table.to_dict("records"):
             said = line["label"] or "no label"
-            print(f"feature {line['feature']}: {line['share']:.0%} of it (p = {line['p_same_token']:.2f}), {said}")
+            print(f"feature {line['feature']}: {line['share']:.0%} of it (p = {line['p_family']:.2f}), {said}")
         for line in heads.table.to_dict("records"):
             seen = f"attends most to {line['attends_to']!r}"
-            print(f"head {line['layer']}.{line['head']}: {line['share']:.0%} of it (p = {line['p_same_token']:.2f}), {seen}")
+            print(f"head {line['layer']}.{line['head']}: {line['share']:.0%} of it (p = {line['p_family']:.2f}), {seen}")
         for line in neurons.table.to_dict("records"):
-            print(f"neuron {line['layer']}.{line['neuron']}: {line['share']:.0%} of it (p = {line['p_same_token']:.2f})")
+            print(f"neuron {line['layer']}.{line['neuron']}: {line['share']:.0%} of it (p = {line['p_family']:.2f})")
 
 
 if __name__ == "__main__":

@@ -66,6 +66,28 @@ class OutputWeights:
         return einsum(outputs.post, _stack(projections, (0,)), "layer n neuron, layer neuron -> n layer neuron")
 
     @own_arithmetic(full_products=True)
+    def largest_of_heads(
+        self, z: Float[Tensor, "layers_attn head d_head"], directions: Float[Tensor, "n d_model"]
+    ) -> Float[Tensor, " n"]:
+        """The largest output of any head, z @ W_O, projected on each direction."""
+        largest = torch.full((len(directions),), -torch.inf)
+        for of_layer, weight in zip(z, self.out_heads, strict=True):
+            outputs = einsum(of_layer.to(weight.device), weight.float(), "head d, head d d_model -> head d_model")
+            largest = torch.maximum(largest, (outputs @ directions.T.to(outputs)).amax(0).cpu())
+        return largest
+
+    @own_arithmetic(full_products=True)
+    def largest_of_neurons(
+        self, post: Float[Tensor, "layers_mlp d_mlp"], directions: Float[Tensor, "n d_model"]
+    ) -> Float[Tensor, " n"]:
+        """The largest output of any neuron, post * W_out, projected on each direction."""
+        largest = torch.full((len(directions),), -torch.inf)
+        for of_layer, weight in zip(post, self.out_neurons, strict=True):
+            projections = weight.float() @ directions.T.to(weight.device)
+            largest = torch.maximum(largest, (projections * of_layer.to(weight.device)[:, None]).amax(0).cpu())
+        return largest
+
+    @own_arithmetic(full_products=True)
     def require_sum(self, outputs: ComponentOutputs, hook_name: str) -> None:
         """Check on the first prompt that resid_pre, heads, neurons and biases add up to the activation.
 

@@ -1,5 +1,6 @@
-"""Components ranked by their share of a word's meaning, each with its p-values against two nulls."""
+"""Components ranked by their share of a word's meaning, with p-values among all and against two nulls of their own."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ from jaxtyping import Float, Int
 
 from tl_latentlens.directions.find.word_in_context import WordInContext
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.statistics.p_values import p_values
 
 _SIGNIFICANCE_LEVEL = 0.05
 
@@ -20,11 +22,14 @@ class Contributions:
         at_word: At the word itself.
         at_contrast: At the contrast uses of its token.
         at_random: At random rows.
+        along_others: The largest excess of any component at the word, along the meaning of each of some other words. An excess
+            is what a component adds more than it usually does.
     """
 
     at_word: Float[np.ndarray, " components"]
     at_contrast: Float[np.ndarray, "uses components"]
     at_random: Float[np.ndarray, "random components"]
+    along_others: Float[np.ndarray, " meanings"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +38,8 @@ class RankedComponents:
 
     Attributes:
         places: Their places among all components, the largest share first.
-        table: A line for each: contribution, usual, share, beats_null, why_not, and p, z and n against each null.
+        table: A line for each: contribution, usual, share, beats_null, why_not, p_family, n_family, and p, z and n against each
+            null of its own.
         shares: The shares of all components.
     """
 
@@ -61,18 +67,32 @@ def rank_components(contributions: Contributions, word: WordInContext, total: fl
     shares = (at_word - usual) / total
     top = np.argsort(-shares, kind="stable")[:top_k]
     table = pd.DataFrame({"contribution": at_word[top], "usual": usual[top], "share": shares[top]})
-    table["beats_null"], table["why_not"] = False, ""
+    table["beats_null"], table["why_not"], table["p_family"], table["n_family"] = False, "", np.nan, 0
     for name, null in (("same_token", contributions.at_contrast[:, top]), ("random", contributions.at_random[:, top])):
         for figure, values in _null_figures(at_word[top], null).items():
             table[f"{figure}_{name}"] = values
-    null_used, rows = ("same_token", "other uses of the token") if word.has_contrast else ("random", "random rows")
-    p, n = table[f"p_{null_used}"], table[f"n_{null_used}"]
-    table["beats_null"] = p <= np.maximum(_SIGNIFICANCE_LEVEL, 1 / (1 + n))
-    table["why_not"] = [
-        "" if beats_null else f"adds as much at {rows} (p = {p_value:.2g})"
-        for beats_null, p_value in zip(table["beats_null"], p, strict=True)
-    ]
+    table["p_family"] = p_values((at_word - usual)[top], contributions.along_others)
+    table["n_family"] = len(contributions.along_others)
+    table["why_not"] = _why_not(table, word.has_contrast)
+    table["beats_null"] = table["why_not"] == ""
     return RankedComponents(top, table, shares)
+
+
+def _why_not(table: pd.DataFrame, has_contrast: bool) -> list[str]:
+    """What each component fails of: to add more than it does elsewhere, and more than any does along other meanings."""
+    null, rows = ("same_token", "other uses of the token") if has_contrast else ("random", "random rows")
+    fewest = math.ceil(1 / _SIGNIFICANCE_LEVEL) - 1
+    reasons = []
+    for p, n, p_family, n_family in table[[f"p_{null}", f"n_{null}", "p_family", "n_family"]].itertuples(index=False):
+        if not p <= max(_SIGNIFICANCE_LEVEL, 1 / (1 + n)):
+            reasons.append(f"adds as much at {rows} (p = {p:.2g})")
+        elif n_family < fewest:
+            reasons.append(f"the bank has {n_family:.0f} other words to compare with, of {fewest} at least")
+        elif p_family > _SIGNIFICANCE_LEVEL:
+            reasons.append(f"adds no more than some component does along other words' meanings (p = {p_family:.2g})")
+        else:
+            reasons.append("")
+    return reasons
 
 
 def _null_figures(

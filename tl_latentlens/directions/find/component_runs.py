@@ -15,6 +15,7 @@ from tl_latentlens.directions.find.component_outputs import (
     record_component_outputs,
 )
 from tl_latentlens.directions.find.component_ranking import Contributions, RankedComponents, rank_components
+from tl_latentlens.directions.find.other_meanings import other_meanings, unlike_the_word
 from tl_latentlens.directions.find.word_in_context import WordInContext, locate_word
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex, require_index
@@ -33,11 +34,13 @@ class ComponentRuns:
         word: The word.
         weights: The weights of the components.
         outputs: Their activations at all of these places.
+        others: The meanings of other words (`other_meanings`).
     """
 
     word: WordInContext
     weights: OutputWeights
     outputs: ComponentOutputs
+    others: Float[Tensor, "meanings d_model"]
 
     @property
     def usual_places(self) -> slice:
@@ -52,11 +55,29 @@ class ComponentRuns:
     def _random_places(self) -> slice:
         return slice(1 + len(self.word.contrast_rows), None)
 
-    def rank(self, projections: Float[Tensor, "places ..."], top_k: int) -> RankedComponents:
-        """The components with the largest shares; their places count through the flattened axes after the first."""
+    def rank_heads(self, top_k: int) -> RankedComponents:
+        """The heads with the largest shares; their places count through layers and heads."""
+        others = unlike_the_word(self.others, self.word)
+        along_others = self.weights.largest_of_heads(self.excess(self.outputs.z), others)
+        return self._rank(self.head_projections(), along_others, top_k)
+
+    def rank_neurons(self, top_k: int) -> RankedComponents:
+        """The neurons with the largest shares; their places count through layers and neurons."""
+        others = unlike_the_word(self.others, self.word)
+        along_others = self.weights.largest_of_neurons(self.excess(self.outputs.post), others)
+        return self._rank(self.neuron_projections(), along_others, top_k)
+
+    def _rank(
+        self, projections: Float[Tensor, "places ..."], along_others: Float[Tensor, " meanings"], top_k: int
+    ) -> RankedComponents:
         values = projections.flatten(1).numpy()
-        contributions = Contributions(values[0], values[self._contrast_places], values[self._random_places])
+        at_contrast, at_random = values[self._contrast_places], values[self._random_places]
+        contributions = Contributions(values[0], at_contrast, at_random, along_others.numpy())
         return rank_components(contributions, self.word, self._excess(self._activation_projections), top_k)
+
+    def excess(self, of_places: Float[Tensor, "layers places ..."]) -> Float[Tensor, "layers ..."]:
+        """What components do at the word less what they usually do."""
+        return of_places[:, 0] - of_places[:, self.usual_places].mean(1)
 
     def head_projections(self) -> Float[Tensor, "places layers head"]:
         """The output of each head, projected on the meaning's direction."""
@@ -101,7 +122,7 @@ def run_components(
     prompts = [row.bank.prompt(row.prompt_index)[: row.position + 1] for row in rows]
     outputs = record_component_outputs(model, [word.tokens, *prompts], read_hook)
     weights.require_sum(outputs, read_hook)
-    return ComponentRuns(word, weights, outputs)
+    return ComponentRuns(word, weights, outputs, other_meanings(word, index, seed))
 
 
 def stack_rows(weights: list[Float[Tensor, "n ..."]], layers: list[int], places: list[int]) -> Float[Tensor, "top ..."]:

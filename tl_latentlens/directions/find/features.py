@@ -18,9 +18,16 @@ from tl_latentlens.directions.features.sae import (
     rows_per_step,
 )
 from tl_latentlens.directions.features.sae_fit import require_encoder_of_rows, require_width, warn_of_other_model
-from tl_latentlens.directions.find.component_ranking import Contributions, rank_components
+from tl_latentlens.directions.find.component_ranking import Contributions, RankedComponents, rank_components
+from tl_latentlens.directions.find.other_meanings import other_meanings, unlike_the_word
 from tl_latentlens.directions.find.result import FindResult
-from tl_latentlens.directions.find.word_in_context import MAX_STORED_ROWS, N_NEIGHBORS, locate_word, stored_activations
+from tl_latentlens.directions.find.word_in_context import (
+    MAX_STORED_ROWS,
+    N_NEIGHBORS,
+    WordInContext,
+    locate_word,
+    stored_activations,
+)
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.model.layers import one_hook_name
@@ -55,9 +62,14 @@ def find_features(
 
     Each feature is compared with its own contributions along the same m at two sets of rows, up to 1000 each, from the bank's
     stored activations: the contrast uses (`_same_token`) and random rows (`_random`). p = (1 + nulls at least as large) /
-    (1 + n). `beats_null`: p_same_token, or p_random where the bank has too few uses of the token, is at most 0.05, or the
-    smallest that n allows. `why_not` says what failed otherwise. p_random also tells how particular a feature is: a meaning
-    that many tokens share is written at many. Each p is that of one feature; among many, some reach it by chance.
+    (1 + n). p_random also tells how particular a feature is: a meaning that many tokens share is written at many. Each of
+    these is the p of one feature; among many, some reach it by chance.
+
+    `p_family` knows of all features. It compares the feature's contribution - usual with the largest of any active feature
+    along the meaning of another word, made as m is: of the 199 tokens that are nearest to this one, without those whose meaning
+    is nearly m (a cosine above 0.5); there are `n_family`. Each is turned so that the word has more of it than usual.
+    `beats_null`: p_family is at most 0.05, and p_same_token (p_random where the bank has too few uses of the token) at most
+    0.05 or the smallest that n allows. `why_not` says what failed otherwise.
 
     Args:
         text: The text. It is run up to the word.
@@ -72,9 +84,9 @@ def find_features(
 
     Returns:
         A table with a line a feature: feature, activation, contribution, usual, share, beats_null, why_not, p, z and n against
-        each null (p_same_token, ..., p_random, ...), label, label_why_not, density. `parts`: the share of all features active
-        at the word, and the rest: features active at other uses alone, and the reconstruction error. Neighbors are those of
-        the decoder row.
+        each null (p_same_token, ..., p_random, ...), p_family and n_family, label, label_why_not, density. `parts`: the share
+        of all features active at the word, and the rest: features active at other uses alone, and the reconstruction error.
+        Neighbors are those of the decoder row.
 
     Raises:
         InvalidInputError: No such position or word; no encoder; a transcoder; another width than the activation; a bank that
@@ -96,14 +108,7 @@ def find_features(
         raise InvalidInputError(
             f"no feature of the SAE is active at {word.token_strings[-1]!r}; is {read_hook} what it was trained on?"
         )
-    with own_arithmetic(full_products=True):
-        projections = (decoder[active].float() @ word.direction.to(decoder.device)).cpu()
-    contributions = Contributions(
-        (activations[active] * projections).numpy(),
-        _contributions_at_rows(sae, index, read_hook, word.contrast_rows, active, projections),
-        _contributions_at_rows(sae, index, read_hook, word.random_rows, active, projections),
-    )
-    ranked = rank_components(contributions, word, word.strength, top_k)
+    ranked = rank_features(word, other_meanings(word, index, seed), sae, index, active, top_k)
     features, table = active[ranked.places], ranked.table
     table.insert(0, "feature", features.numpy())
     table.insert(1, "activation", activations[features].numpy())
@@ -114,6 +119,42 @@ def find_features(
     parts = {"features active here": active_share, "the rest": 1 - active_share}
     neighbors = index.search(decoder[features], N_NEIGHBORS, read_hook)
     return FindResult("feature", word.meaning(index), table, parts, neighbors)
+
+
+def rank_features(
+    word: WordInContext,
+    others: Float[Tensor, "meanings d"],
+    sae: Any,
+    index: ContextualIndex,
+    active: Int[Tensor, " active"],
+    top_k: int,
+) -> RankedComponents:
+    """The features with the largest shares, of those that are active at the word.
+
+    Args:
+        word: The word.
+        others: The meanings of other words (`other_meanings`).
+        sae: The SAE, with an encoder.
+        index: Holds the activation that the SAE reads.
+        active: The features that are active at the word.
+        top_k: At least 1.
+    """
+    decoder = decoder_of(sae)
+    with own_arithmetic(full_products=True):
+        directions = torch.cat([word.direction[None], unlike_the_word(others, word)]).to(decoder.device)
+        own, along_others = (decoder[active].float() @ directions.T).cpu().tensor_split([1], dim=1)
+    at_word = encode(sae, word.activation[None])[0, active].cpu()
+    at_contrast, at_random = (
+        _activations_at_rows(sae, index, word.hook_name, rows, active) for rows in (word.contrast_rows, word.random_rows)
+    )
+    excess = at_word - (at_contrast if word.has_contrast else at_random).mean(0)
+    contributions = Contributions(
+        (at_word * own[:, 0]).numpy(),
+        (at_contrast * own[:, 0]).numpy(),
+        (at_random * own[:, 0]).numpy(),
+        (excess[:, None] * along_others).amax(0).numpy(),
+    )
+    return rank_components(contributions, word, word.strength, top_k)
 
 
 def _require_encoder_of_one_hook(sae: Any, hook_name: str | None) -> str:
@@ -133,17 +174,11 @@ def _require_encoder_of_one_hook(sae: Any, hook_name: str | None) -> str:
     return encoder_hook
 
 
-def _contributions_at_rows(
-    sae: Any,
-    index: ContextualIndex,
-    hook_name: str,
-    rows: Int[np.ndarray, " n"],
-    features: Int[Tensor, " f"],
-    projections: Float[Tensor, " f"],
-) -> Float[np.ndarray, "n f"]:
-    """Activation times projection of each feature at each row, from the bank's stored activations."""
+def _activations_at_rows(
+    sae: Any, index: ContextualIndex, hook_name: str, rows: Int[np.ndarray, " n"], features: Int[Tensor, " f"]
+) -> Float[Tensor, "n f"]:
+    """The activation of each feature at each row, from the bank's stored activations."""
     if not len(rows):
-        return np.zeros((0, len(features)), np.float32)
+        return torch.zeros(0, len(features))
     stored = stored_activations(index, hook_name, rows)
-    activations = torch.cat([encode(sae, part)[:, features].cpu() for part in stored.split(rows_per_step(sae))])
-    return (activations * projections).numpy()
+    return torch.cat([encode(sae, part)[:, features].cpu() for part in stored.split(rows_per_step(sae))])

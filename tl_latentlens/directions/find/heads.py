@@ -42,7 +42,7 @@ def find_heads(
 
     Returns:
         A table with a line a head: layer, head, attends_to and attention (the token with the largest attention weight, and
-        that weight, in [0, 1]), then the columns of `find_features` from `contribution` to `n_random`. Neighbors are those of
+        that weight, in [0, 1]), then the columns of `find_features` from `contribution` to `n_family`. Neighbors are those of
         the head's output at the word less its usual output.
 
     Raises:
@@ -53,7 +53,7 @@ def find_heads(
         ModelMismatchError: `model` is not the bank's.
     """
     runs = run_components(text, at, index, model, hook_name, seed)
-    ranked = runs.rank(runs.head_projections(), top_k)
+    ranked = runs.rank_heads(top_k)
     table, all_z = ranked.table, runs.outputs.z
     layers, heads = np.divmod(ranked.places, all_z.shape[2])
     table.insert(0, "layer", layers)
@@ -63,8 +63,7 @@ def find_heads(
         largest = pattern[layers, heads].max(-1)
         table.insert(2, "attends_to", [runs.word.token_strings[pos] for pos in largest.indices.tolist()])
         table.insert(3, "attention", largest.values.numpy())
-    z = all_z[layers, :, heads]
-    excess_z = z[:, 0] - z[:, runs.usual_places].mean(1)
+    excess_z = runs.excess(all_z)[layers, heads]
     out_weights = stack_rows(runs.weights.out_heads, layers.tolist(), heads.tolist())
     with own_arithmetic(full_products=True):
         excess_outputs = einsum(excess_z, out_weights, "head d_head, head d_head d_model -> head d_model")

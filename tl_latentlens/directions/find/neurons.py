@@ -24,8 +24,8 @@ def find_neurons(
     """The MLP neurons that write the meaning of a word in its context, the largest share first.
 
     As `find_heads`; the components are the outputs post_i * W_out[layer, i] of every neuron before the read activation.
-    `mlp.hook_post` is the input of W_out, in gated MLPs (Llama) too. There are thousands of neurons: at p = 0.05 for each,
-    many beat their nulls by chance. Look at the share and at z.
+    `mlp.hook_post` is the input of W_out, in gated MLPs (Llama) too. There are thousands of neurons: at p_same_token = 0.05
+    many stand by chance. p_family knows how many there are.
 
     Args:
         text: The text. It is run up to the word.
@@ -38,7 +38,7 @@ def find_neurons(
 
     Returns:
         A table with a line a neuron: layer, neuron, activation, then the columns of `find_features` from `contribution` to
-        `n_random`. Neighbors are those of W_out[layer, neuron], or of its opposite where the neuron is below its usual
+        `n_family`. Neighbors are those of W_out[layer, neuron], or of its opposite where the neuron is below its usual
         activation.
 
     Raises:
@@ -47,14 +47,13 @@ def find_neurons(
         ModelMismatchError: `model` is not the bank's.
     """
     runs = run_components(text, at, index, model, hook_name, seed)
-    ranked = runs.rank(runs.neuron_projections(), top_k)
+    ranked = runs.rank_neurons(top_k)
     table = ranked.table
     layers, neurons = np.divmod(ranked.places, runs.outputs.post.shape[2])
-    post = runs.outputs.post[layers, :, neurons]
     table.insert(0, "layer", layers)
     table.insert(1, "neuron", neurons)
-    table.insert(2, "activation", post[:, 0].numpy())
-    is_below_usual = post[:, 0] < post[:, runs.usual_places].mean(1)
+    table.insert(2, "activation", runs.outputs.post[layers, 0, neurons].numpy())
+    is_below_usual = runs.excess(runs.outputs.post)[layers, neurons] < 0
     out_weights = stack_rows(runs.weights.out_neurons, layers.tolist(), neurons.tolist())
     added = out_weights * torch.where(is_below_usual, -1.0, 1.0)[:, None]
     neighbors = index.search(added, N_NEIGHBORS, runs.word.hook_name)

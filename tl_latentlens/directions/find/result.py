@@ -92,8 +92,8 @@ class FindResult:
     Attributes:
         kind: "feature", "head" or "neuron".
         meaning: What the word means here, and what it was compared with.
-        table: A line a component: what it is, contribution, usual, share, beats_null, why_not, and p, z and n against both
-            nulls (_same_token, _random).
+        table: A line a component: what it is, contribution, usual, share, beats_null, why_not, p, z and n against both nulls of
+            its own (_same_token, _random), and p and n among all components (_family).
         parts: What all components of a kind add up to, as shares of the whole; they sum to 1.
         found: Neighbors of what each line's component writes.
     """

@@ -25,7 +25,7 @@ from tl_latentlens.search.ambient import own_arithmetic
 
 N_NEIGHBORS = 5
 MAX_STORED_ROWS = 1000  # Other uses of the token, and random rows, whose stored activations are compared.
-_MIN_USES = 6  # Fewer other uses of a token cannot be parted into similar and contrast uses.
+MIN_USES = 6  # Fewer other uses of a token cannot be parted into similar and contrast uses.
 _MAX_SIMILAR_USES = 10
 
 
@@ -41,6 +41,7 @@ class WordInContext:
         activation: That activation at the word, [d].
         direction: m, [d], of length 1.
         strength: How much more of m the activation has than the mean of the rows it is compared with.
+        usual: That mean, [d].
         similar_rows: Rows of the other uses of the token that are nearest to this one.
         similar_cosines: Their cosines to this use, both less the mean of the other uses.
         contrast_rows: Rows of the token's uses of another kind.
@@ -55,6 +56,7 @@ class WordInContext:
     activation: Float[Tensor, " d"]
     direction: Float[Tensor, " d"]
     strength: float
+    usual: Float[Tensor, " d"]
     similar_rows: Int[np.ndarray, " similar"]
     similar_cosines: Float[np.ndarray, " similar"]
     contrast_rows: Int[np.ndarray, " contrast"]
@@ -113,15 +115,15 @@ def locate_word(
     random_rows = rng.permutation(hook_rows)[:MAX_STORED_ROWS]
 
     stored = stored_activations(index, hook_name, use_rows)
-    has_contrast = len(use_rows) >= _MIN_USES
-    uses = _part_uses(stored, activation, min(_MAX_SIMILAR_USES, len(use_rows) // 3) if has_contrast else 0)
+    has_contrast = len(use_rows) >= MIN_USES
+    uses = _part_uses(stored, activation, _n_similar(stored) if has_contrast else 0)
     if has_contrast:
         usual = stored[uses.contrast].mean(0)
         added = stored[uses.similar].mean(0) - usual
     else:
         usual = stored_activations(index, hook_name, random_rows).mean(0)
         added = activation - usual
-    direction = _unit_direction(added, index, hook_name)
+    direction = unit_direction(added, index, hook_name)
     strength = float(((activation - usual) * direction).sum())
     if not strength > 0:
         raise InvalidInputError(f"nothing tells this use of {strings[-1]!r} from the bank's others; give more text")
@@ -133,6 +135,7 @@ def locate_word(
         activation,
         direction,
         strength,
+        usual,
         use_rows[uses.similar.numpy()],
         uses.cosines.numpy(),
         rng.permutation(use_rows[uses.contrast.numpy()])[:max_rows],
@@ -202,7 +205,18 @@ def _part_uses(stored: Float[Tensor, "uses d"], activation: Float[Tensor, " d"],
     return _Uses(similar, cosines[similar], contrast)
 
 
-def _unit_direction(added: Float[Tensor, " d"], index: ContextualIndex, hook_name: str) -> Float[Tensor, " d"]:
+def difference_of_uses(stored: Float[Tensor, "uses d"], activation: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """The mean of the uses that are similar to a use less the mean of its contrast uses."""
+    uses = _part_uses(stored, activation, _n_similar(stored))
+    return stored[uses.similar].mean(0) - stored[uses.contrast].mean(0)
+
+
+def _n_similar(stored: Float[Tensor, "uses d"]) -> int:
+    return min(_MAX_SIMILAR_USES, len(stored) // 3)
+
+
+def unit_direction(added: Float[Tensor, "... d"], index: ContextualIndex, hook_name: str) -> Float[Tensor, "... d"]:
+    """Vectors as directions of an activation, of length 1."""
     if index.removes_own_mean(hook_name):
-        added = added - added.mean()  # The bank's vectors may have a mean over d_model that the model's do not have.
-    return added / added.norm()
+        added = added - added.mean(-1, keepdim=True)  # The bank's vectors may have a mean over d_model; the model's do not.
+    return added / added.norm(dim=-1, keepdim=True)

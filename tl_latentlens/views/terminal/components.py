@@ -42,7 +42,8 @@ def component_table(
     columns = {name: name for name in ("feature", "layer", "head", "neuron") if name in components}
     columns |= {"act": "activation"} if "activation" in components else {}
     columns |= {"added": "contribution", "usual": "usual"} if width >= 110 else {}
-    columns |= {"share": "share", "p token": "p_same_token", "p any": "p_random"}
+    columns |= {"share": "share", "p": "p_family", "p token": "p_same_token"}
+    columns |= {"p any": "p_random"} if width >= 90 else {}
     table = Table(box=box.SIMPLE_HEAD, header_style="dim")
     for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True, min_width=max(len(heading), 5))
