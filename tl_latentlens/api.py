@@ -32,8 +32,10 @@ from tl_latentlens.errors import (
 from tl_latentlens.evaluation.evaluate import Evaluation, evaluate
 from tl_latentlens.evaluation.labelled_uses import load_senses
 from tl_latentlens.index.contextual import ContextualIndex
+from tl_latentlens.index.near_word import NearWord
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.index.search_result import SearchResult
+from tl_latentlens.index.word_search import WordSearchResult
 from tl_latentlens.lens.followed import FollowedTokens
 from tl_latentlens.lens.hook import LatentLensHook
 from tl_latentlens.lens.lens_hooks import latentlens_hooks
@@ -76,6 +78,7 @@ __all__ = [
     "Meaning",
     "MissingExtraError",
     "ModelMismatchError",
+    "NearWord",
     "Neighbor",
     "PatchGrid",
     "Plan",
@@ -88,6 +91,7 @@ __all__ = [
     "SteeringResult",
     "UnknownHookError",
     "VectorSearch",
+    "WordSearchResult",
     "bank_hooks",
     "block_attention",
     "build_bank",

@@ -1,5 +1,6 @@
 """A bank, or several of one model, made searchable on a device: the cross-layer search, and the texts of what it finds."""
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch import Tensor
 from tl_latentlens.bank.bank import Bank, Row
 from tl_latentlens.errors import InvalidInputError, ModelMismatchError
 from tl_latentlens.index.banks import different_models, open_banks
-from tl_latentlens.index.cross_layer import search_hook_names, transform_queries
+from tl_latentlens.index.cross_layer import FoundRows, search_hook_names, transform_queries
 from tl_latentlens.index.hook_name_search import HookNameSearch, SearchOptions
 from tl_latentlens.index.hook_names import (
     default_hook_names,
@@ -32,6 +33,8 @@ from tl_latentlens.index.rows import BankRows
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.index.transforms import TRANSFORMS
 from tl_latentlens.index.uses import TokenUses
+from tl_latentlens.index.word_search import WordSearchResult, as_words, chances_of, search_words
+from tl_latentlens.index.word_table import WordTable, make_word_table
 from tl_latentlens.model.fingerprint_check import check_fingerprint
 from tl_latentlens.model.heads import hook_point
 from tl_latentlens.model.info import ModelInfo
@@ -61,6 +64,7 @@ class ContextualIndex(ReopenedIndex):
     _is_approximate: bool
     _known_tokens: dict[tuple[str, tuple[str, ...]], KnownTokens]
     _token_uses: dict[str, TokenUses]
+    _word_tables: dict[str | None, WordTable]
     _checked_models: WeakKeyDictionary[Any, set[Any]]  # the states of autocast in which each was checked
 
     @own_arithmetic()
@@ -131,7 +135,7 @@ class ContextualIndex(ReopenedIndex):
         options = SearchOptions(self.transform, self.device, dtype, approximate, memory_budget)
         self._is_approximate = bool(approximate)
         self._searches = {name: HookNameSearch(name, self.bank_rows.of(name), options) for name in self.hook_names}
-        self._known_tokens, self._token_uses = {}, {}
+        self._known_tokens, self._token_uses, self._word_tables = {}, {}, {}
         self._checked_models = WeakKeyDictionary()
         settings = {"device": None if device is None else str(device), "dtype": dtype, "approximate": approximate}
         settings |= {"transform": transform, "memory_budget": memory_budget, "verify": verify}
@@ -204,6 +208,66 @@ class ContextualIndex(ReopenedIndex):
             return result
         known = None if query_hook_name is None else self.known(tensor, result, query_hook_name, hook_names)
         return replace(result.with_chances(), known=known)
+
+    @own_arithmetic()
+    def search_words(
+        self,
+        vectors: Float[Tensor, "... d"] | np.ndarray,
+        top_k: int = 8,
+        hook_names: int | str | Iterable[int | str] | None = None,
+        query_hook_name: int | str | None = None,
+        *,
+        unlike: str | Sequence[str | None] | None = None,
+        language: str | None = "english",
+        calibrate: bool = False,
+    ) -> WordSearchResult:
+        """The words nearest to each vector: each once, at the nearest row that ends it or an inflection of it.
+
+        The nearest rows of a token are mostly uses of the token itself. The nearest *other* words say what it means here: leave
+        out its own with `unlike`. A row has a word where its token ends one of three letters or more without digits, subwords
+        merged; rows inside a word, punctuation, digits and special tokens are passed over. The result is that of a search of
+        all rows, however many of them one word fills.
+
+        Args:
+            vectors: As `search` takes them.
+            top_k: Words of each vector; fewer come back where the index holds fewer.
+            hook_names: Narrow the search to these. None: `query_hook_name` where it is loaded, else as `search`.
+            query_hook_name: The hook name, or layer, that the vectors come from; None for directions.
+            unlike: A word that is left out with its inflections, in any case: for all vectors, or one (or None) for each, over
+                the flattened leading shape.
+            language: Of the stemmer that tells which words are inflections of one, as Snowball names it. None: words are the
+                same where their letters are.
+            calibrate: Also say how likely a random activation comes as near (`NearWord.chance`).
+
+        Raises:
+            InvalidInputError: As `search`; a language without a stemmer; another number of words than of vectors.
+        """
+        tensor = as_tensor(vectors)
+        require_top_k(top_k)
+        n_queries = math.prod(tensor.shape[:-1])
+        if len(left_out := as_words(unlike, n_queries)) != n_queries:
+            expected = f"one, or one (or None) for each of {n_queries} vectors"
+            raise InvalidInputError(f"got {len(left_out)} words in unlike; expected {expected}")
+        if query_hook_name is not None:
+            query_hook_name = one_hook_name(query_hook_name, self.model_info.n_layers)
+            hook_names = query_hook_name if hook_names is None and query_hook_name in self._searches else hook_names
+        searched = self._hook_names_to_search(tensor, hook_names, query_hook_name)
+        queries = transform_queries(tensor, self._searches, searched, query_hook_name, self.device)
+        queries = {name: units.reshape(-1, units.shape[-1]) for name, units in queries.items()}
+        n_rows = sum(len(part.search) for name in searched for part in self._searches[name].parts)
+        table = self._word_table(language)
+
+        def search(places: Int[Tensor, " some"], depth: int) -> FoundRows:
+            units = {name: queries[name][places] for name in queries}
+            return search_hook_names(units, self._searches, depth, query_hook_name, is_approximate=self._is_approximate)
+
+        stem_ids = torch.from_numpy(table.stem_ids).to(self.device)
+        left_out_ids = torch.tensor([table.stem_id(word) for word in left_out], dtype=torch.int64, device=self.device)
+        words = search_words(search, n_queries, n_rows, top_k, stem_ids, left_out_ids)
+        chances = chances_of(words, self) if calibrate else None
+        shape = (*tensor.shape[:-1], top_k)
+        tensors = [None if values is None else values.reshape(shape) for values in (*vars(words).values(), chances)]
+        return WordSearchResult(*tensors[:3], self, table, tensors[3])
 
     @own_arithmetic()
     def known(
@@ -361,6 +425,11 @@ class ContextualIndex(ReopenedIndex):
     def random_directions(self, n: int, hook_names: Sequence[str], seed: int) -> Float[Tensor, "n d"]:
         """Directions with the covariance of the rows of some hook names of one width; see `projections.mix_rows`."""
         return mix_rows([self._searches[name] for name in hook_names], n, seed)
+
+    def _word_table(self, language: str | None) -> WordTable:
+        if language not in self._word_tables:
+            self._word_tables[language] = make_word_table([bank for _, bank in self.bank_rows.by_plan], language)
+        return self._word_tables[language]
 
     @property
     def _ignores_centering(self) -> bool:

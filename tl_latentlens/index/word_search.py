@@ -1,0 +1,135 @@
+"""The nearest words of vectors: each word once, at its nearest row, from a search that goes as deep as it must."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_latentlens.index.cross_layer import FoundRows
+from tl_latentlens.index.near_word import NearWord
+from tl_latentlens.index.search_result import SearchedIndex, SearchResult
+from tl_latentlens.index.word_table import WordTable
+
+_FIRST_DEPTH = 128  # rows of each query in which words are looked for first; then in eight times as many, and so on
+_DEEPER = 8
+_MAX_NUMBERS = 2**22  # pairs of a query and a row that are looked at together
+
+
+@dataclass(frozen=True)
+class WordSearchResult:
+    """The words near each query, nearest first, each once.
+
+    Attributes:
+        similarities: Cosines of the words' nearest rows, float32, [..., k]; NaN past the last word.
+        rows: These rows, int64, [..., k]; -1 past the last word.
+        hook_ids: Places in `index.hook_names`, int64, [..., k]; -1 past the last word.
+        index: The `ContextualIndex` that was searched.
+        table: The words of its rows.
+        chances: How likely a random activation comes as near to each row, [..., k]; None where it was not asked for.
+    """
+
+    similarities: Float[Tensor, "... k"]
+    rows: Int[Tensor, "... k"]
+    hook_ids: Int[Tensor, "... k"]
+    index: SearchedIndex = field(repr=False)
+    table: WordTable = field(repr=False)
+    chances: Float[Tensor, "... k"] | None = None
+
+    def words_of(self, query: int) -> list[NearWord]:
+        """The words near one query, counted over the flattened leading shape."""
+        tensors = [self.rows, self.hook_ids, self.similarities, *([] if self.chances is None else [self.chances])]
+        columns = [tensor.reshape(-1, self.rows.shape[-1])[query].tolist() for tensor in tensors]
+        words = []
+        for row, hook_id, similarity, *chance in zip(*columns, strict=True):
+            if row >= 0:
+                neighbor = self.index.neighbor(row, hook_id, similarity, *chance)
+                word = self.table.words[self.table.word_ids[row]]
+                words.append(NearWord(word, similarity, neighbor.chance, neighbor))
+        return words
+
+    def words(self) -> list[list[NearWord]]:
+        """The words near each query, over the flattened leading shape."""
+        return [self.words_of(query) for query in range(int(np.prod(self.rows.shape[:-1])))]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A line for each query and word: query, rank, word, similarity, chance if known, token, context, hook_name, row."""
+        lines = []
+        for query, words in enumerate(self.words()):
+            for rank, near in enumerate(words):
+                at = near.neighbor
+                line = {"query": query, "rank": rank + 1, "word": near.word, "similarity": near.similarity}
+                chance = {} if near.chance is None else {"chance": near.chance}
+                place = {"token": at.token, "context": at.context, "hook_name": at.hook_name, "row": at.row}
+                lines.append(line | chance | place)
+        columns = ["query", "rank", "word", "similarity", "token", "context", "hook_name", "row"]
+        return pd.DataFrame(lines) if lines else pd.DataFrame(columns=columns)
+
+
+def search_words(
+    search: Callable[[Int[Tensor, " some"], int], FoundRows],
+    n_queries: int,
+    n_rows: int,
+    top_k: int,
+    stem_ids: Int[Tensor, " rows"],
+    unlike: Int[Tensor, " queries"],
+) -> FoundRows:
+    """The nearest row of each of the `top_k` nearest words of each query; -1 and NaN where there are fewer words.
+
+    Args:
+        search: Gives the nearest rows of some queries, by their places, and how many rows.
+        n_queries: Number of queries.
+        n_rows: Rows that a search of all of them finds, over all hook names.
+        top_k: Words of each query.
+        stem_ids: The stem of each row's word; -1: none.
+        unlike: The stem that each query leaves out.
+    """
+    device = stem_ids.device
+    best = FoundRows(
+        torch.full((n_queries, top_k), torch.nan, device=device),
+        torch.full((n_queries, top_k), -1, device=device),
+        torch.full((n_queries, top_k), -1, device=device),
+    )
+    left, depth = torch.arange(n_queries, device=device), min(_FIRST_DEPTH, n_rows)
+    while len(left) and depth:
+        is_short = []
+        for places in left.split(max(1, _MAX_NUMBERS // depth)):
+            found = search(places, depth)
+            query, rank, at = _first_of_each_stem(stem_ids[found.rows], unlike[places], top_k)
+            for words, rows in zip(vars(best).values(), vars(found).values(), strict=True):
+                words[places[query], rank] = rows[query, at]
+            is_short.append(best.rows[places, -1] < 0)
+        left = left[torch.cat(is_short)] if depth < n_rows else left[:0]
+        depth = min(_DEEPER * depth, n_rows)
+    return best
+
+
+def _first_of_each_stem(
+    stems: Int[Tensor, "q depth"], unlike: Int[Tensor, " q"], top_k: int
+) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"], Int[Tensor, " found"]]:
+    """Query, rank among its words, and place of the first row of each stem that a query does not leave out."""
+    ordered, order = stems.sort(dim=-1, stable=True)
+    is_new = torch.ones_like(ordered, dtype=torch.bool)
+    is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    is_new &= (ordered >= 0) & (ordered != unlike[:, None])
+    is_first = torch.zeros_like(is_new).scatter(-1, order, is_new)
+    rank = is_first.cumsum(-1) - 1
+    query, at = (is_first & (rank < top_k)).nonzero(as_tuple=True)
+    return query, rank[query, at], at
+
+
+def as_words(unlike: str | Sequence[str | None] | None, n_queries: int) -> list[str | None]:
+    """A word to leave out, or None, for each query."""
+    return [unlike] * n_queries if unlike is None or isinstance(unlike, str) else list(unlike)
+
+
+def chances_of(words: FoundRows, index: SearchedIndex) -> Float[Tensor, "q k"]:
+    """The chance of each word's nearest row; NaN past the last word."""
+    is_word = words.rows >= 0
+    chances = torch.full_like(words.similarities, torch.nan)
+    found = SearchResult(*(values[is_word][:, None] for values in vars(words).values()), index)
+    chances[is_word] = index.chances(found)[:, 0]
+    return chances
