@@ -26,6 +26,7 @@ def decode(
     hook_name: HookOption = None,
     word: Annotated[str | None, typer.Option(help="read only the tokens that end this word, in any case; default: all")] = None,
     top_k: Annotated[int, typer.Option(help="neighbors for each token and hook name")] = 3,
+    words: Annotated[int, typer.Option(help="nearest other words for each token and hook name, which say what it means")] = 0,
     repeat: Annotated[
         bool, typer.Option("--repeat", help="run each text twice and read the second copy, as for a bank built with --repeat")
     ] = False,
@@ -51,7 +52,7 @@ def decode(
     loaded = model.load_for(index.banks[0])
     index.check_model(loaded)  # before anything else
     _note_differences(loaded, index, text, repeat)
-    settings: dict[str, Any] = {"hook_names": hook_name, "top_k": top_k, "calibrate": calibrate}
+    settings: dict[str, Any] = {"hook_names": hook_name, "top_k": top_k, "calibrate": calibrate, "words": words}
     result = _read_repeated(loaded, index, text, settings) if repeat else _read(loaded, index, text, settings)
     _require_tokens(result)
     if calibrate:

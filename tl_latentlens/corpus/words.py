@@ -3,6 +3,7 @@
 import operator
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool
@@ -81,6 +82,15 @@ def starts_word(tokens: Sequence[str], pos: int) -> bool:
     """True where the token at `pos` starts a word: it starts with no letter or digit, or the token before ends with none."""
     token, previous = tokens[pos], tokens[pos - 1] if pos else ""
     return not token[:1].isalnum() or not previous[-1:].isalnum()
+
+
+def words_of_tokens(tokens: Sequence[str]) -> list[str]:
+    """For each token the whole word that it belongs to, with the signs around it; empty where that has no letter or digit."""
+    bounds = [0, *(pos for pos in range(1, len(tokens)) if starts_word(tokens, pos)), len(tokens)]
+    words = []
+    for first, end in pairwise(bounds):
+        words += ["".join(tokens[first:end])] * (end - first)
+    return [word if any(sign.isalnum() for sign in word) else "" for word in words]
 
 
 def letters_of(text: str) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from tl_latentlens.index.near_word import NearWord
 from tl_latentlens.index.neighbor import Neighbor
 
 CELL_COLUMNS = [
@@ -20,6 +21,7 @@ class Cell:
         batch, pos: Where the token stands.
         token: The input token there, or None where the run's tokens were not known.
         neighbors: Nearest contextual tokens, nearest first.
+        words: Nearest other words, each once (`ContextualIndex.search_words`); None where they were not asked for.
         logit_lens, embedding_lens: (token, score) pairs, best first; None where that lens did not read.
         known: How well the bank knows the token, in (0, 1]; at most 0.05: it does not (`ContextualIndex.known`). None where
             it was not asked for, or the index does not hold the hook name.
@@ -36,11 +38,13 @@ class Cell:
     embedding_lens: list[tuple[str, float]] | None
     known: float | None = None
     use_chance: float | None = None
+    words: list[NearWord] | None = None
 
     def lines(self) -> list[dict[str, Any]]:
-        """A line of a table for each neighbor: `CELL_COLUMNS`, then `chance`, `known`, `use_chance` and the other lenses.
+        """A line of a table for each neighbor: `CELL_COLUMNS`, `chance`, `known`, `use_chance`, `words` and the other lenses.
 
-        Those that were not computed are left out. `known` is the same in each line of the cell; `use_chance` is of the first.
+        Those that were not computed are left out. `known` is the same in each line of the cell. `use_chance` and `words`, which
+        is all words in one text, are in the first line.
         """
         lines = []
         for i, neighbor in enumerate(self.neighbors):
@@ -60,6 +64,7 @@ class Cell:
                 **({} if neighbor.chance is None else {"chance": neighbor.chance}),
                 **({} if self.known is None else {"known": self.known}),
                 **({} if self.use_chance is None or i else {"use_chance": self.use_chance}),
+                **({} if self.words is None or i else {"words": ", ".join(near.word for near in self.words)}),
             }
             if self.logit_lens is not None and i < len(self.logit_lens):
                 line["logit_token"], line["logit_probability"] = self.logit_lens[i]

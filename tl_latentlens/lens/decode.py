@@ -13,10 +13,12 @@ from torch import Tensor
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex, require_top_k
 from tl_latentlens.index.search_result import SearchResult
+from tl_latentlens.index.word_search import WordSearchResult
 from tl_latentlens.lens.batches import indexed_hook_name, vector_batches
 from tl_latentlens.lens.captures import Captures, RunTokens
 from tl_latentlens.lens.followed import FollowedTokens, TokenRanks, neighbor_ranks
 from tl_latentlens.lens.lenses import embedding_lens, embedding_ranks, logit_lens, logit_ranks
+from tl_latentlens.lens.other_words import other_words, own_words
 from tl_latentlens.lens.positions import decoded_positions
 from tl_latentlens.lens.result import LensResult
 from tl_latentlens.lens.settings import LensSettings
@@ -50,7 +52,7 @@ def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSe
         _warn_where_no_image_was(hook_name, captures.vectors(hook_name, decoded))
     settings = _without_missing_readout(captures, settings)
     tokens = None if run_tokens is None else _DecodedTokens.of(run_tokens, model, decoded)
-    neighbors, logits, embeddings = {}, {}, {}
+    neighbors, words, logits, embeddings = {}, {}, {}, {}
     for batch in vector_batches(captures, decoded, index):
         search_result = index.search(batch.vectors, settings.top_k, query_hook_name=batch.query_hook_name)
         found = {name: search_result[i] for i, name in enumerate(batch.hook_names)}
@@ -58,6 +60,9 @@ def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSe
             vectors = dict(zip(batch.hook_names, batch.vectors, strict=True))
             found = {name: _calibrated(one, vectors[name], name, tokens, index) for name, one in found.items()}
         neighbors |= found
+        if settings.words:
+            for name, vectors in zip(batch.hook_names, batch.vectors, strict=True):
+                words[name] = _other_words(vectors, name, tokens, index, settings)
         if model is not None and batch.is_residual:
             if settings.logit_lens:
                 logits |= _by_hook_name(batch.hook_names, logit_lens(model, batch.vectors, settings.top_k))
@@ -66,21 +71,29 @@ def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSe
     strings = is_special = None
     if run_tokens is not None:
         is_special = run_tokens.is_skipped.cpu().numpy() | _is_placeholder(run_tokens, model)
-        string_of = token_strings(model, run_tokens.ids.unique().tolist())
-        strings = [[string_of[i] for i in ids] for ids in run_tokens.ids.tolist()]
-    return LensResult(tuple(captures.hook_names), strings, decoded, neighbors, logits, embeddings, is_special)
+        strings = _token_strings(run_tokens, model)
+    return LensResult(tuple(captures.hook_names), strings, decoded, neighbors, logits, embeddings, is_special, words)
 
 
 @dataclass(frozen=True)
 class _DecodedTokens:
-    """The token id at each decoded cell, and whether it stands for a part of an image."""
+    """The token id at each decoded cell, whether it stands for a part of an image, and the word that it belongs to."""
 
     ids: Int[np.ndarray, " cells"]
     is_placeholder: Bool[np.ndarray, " cells"]
+    words: list[str]
 
     @classmethod
     def of(cls, run_tokens: RunTokens, model: Any, decoded: Bool[np.ndarray, "batch pos"]) -> "_DecodedTokens":
-        return cls(run_tokens.ids.cpu().numpy()[decoded], _is_placeholder(run_tokens, model)[decoded])
+        is_placeholder, is_skipped = _is_placeholder(run_tokens, model), run_tokens.is_skipped.cpu().numpy()
+        words = own_words(_token_strings(run_tokens, model), is_skipped | is_placeholder, decoded)
+        return cls(run_tokens.ids.cpu().numpy()[decoded], is_placeholder[decoded], words)
+
+
+def _token_strings(run_tokens: RunTokens, model: Any) -> list[list[str]]:
+    """[batch][pos] texts of the run's tokens."""
+    string_of = token_strings(model, run_tokens.ids.unique().tolist())
+    return [[string_of[i] for i in ids] for ids in run_tokens.ids.tolist()]
 
 
 def _is_placeholder(run_tokens: RunTokens, model: Any) -> Bool[np.ndarray, "batch pos"]:
@@ -101,6 +114,18 @@ def _calibrated(
     if known is not None and tokens is not None:
         known = known.masked_fill(torch.from_numpy(tokens.is_placeholder).to(known.device), torch.nan)
     return replace(found.with_chances(), known=known, use_chances=use_chances)
+
+
+def _other_words(
+    vectors: Float[Tensor, "cells d"],
+    hook_name: str,
+    tokens: _DecodedTokens | None,
+    index: ContextualIndex,
+    settings: LensSettings,
+) -> WordSearchResult:
+    words, is_visual = (None, np.ones(len(vectors), bool)) if tokens is None else (tokens.words, tokens.is_placeholder)
+    name = indexed_hook_name(hook_name, index) or hook_name
+    return other_words(vectors, name, index, settings.words, words, is_visual, calibrate=settings.calibrate)
 
 
 def _warn_of_two_bos(model: Any, ids: Int[Tensor, "batch pos"]) -> None:

@@ -78,11 +78,12 @@ class LatentLensHook:
         embedding_lens: bool = False,
         positions: int | Sequence[int] | slice | str | Bool[Tensor, "batch pos"] | None = None,
         calibrate: bool = False,
+        words: int = 0,
         model: Any = None,
     ) -> None:
         """Make a hook; see `latentlens_hooks` for the arguments."""
         self.index = index
-        self.settings = LensSettings(top_k, logit_lens, embedding_lens, positions, calibrate)
+        self.settings = LensSettings(top_k, logit_lens, embedding_lens, positions, calibrate, words)
         self._given_model = model
         self._readings = {}
 

@@ -90,6 +90,7 @@ def latentlens_hooks(
     embedding_lens: bool = False,
     positions: int | Sequence[int] | slice | str | Bool[Tensor, "batch pos"] | None = None,
     calibrate: bool = False,
+    words: int = 0,
     model: Any = None,
 ) -> LensHooks:
     """Hooks that decode every token of a run by its nearest contextual neighbors, beside the logit lens.
@@ -118,6 +119,11 @@ def latentlens_hooks(
             (`Cell.use_chance`), and how likely a random activation comes as near to each neighbor (`Neighbor.chance`). Tables
             and pages show a token faint where `known` is at most 0.05. The first reading takes as long as 1,000 queries more
             for each hook name.
+        words: The nearest *other* words of each token too (`Cell.words`), so many; 0: none. The nearest uses of a token are
+            mostly of its own word; the other words say what it means here. They are words of three letters or more that rows of
+            the token's own layer end, each once, without the token's own word and its inflections (English;
+            `ContextualIndex.search_words` takes other languages). There are none for punctuation, digits, and layers in the
+            first fifth of the model. Of visual tokens no word is left out.
         model: The model, where it should not be looked up: for checking hook names, or for calling the hook by hand.
 
     Raises:
@@ -140,6 +146,7 @@ def latentlens_hooks(
         embedding_lens=embedding_lens,
         positions=positions,
         calibrate=calibrate,
+        words=words,
         model=model,
     )
     return LensHooks(hook, names)

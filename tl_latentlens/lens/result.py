@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.search_result import SearchResult
+from tl_latentlens.index.word_search import WordSearchResult
 from tl_latentlens.lens.cell import CELL_COLUMNS, Cell
 from tl_latentlens.model.layers import is_layer_choice, one_hook_name
 from tl_latentlens.views.context import Context
@@ -42,6 +43,7 @@ class LensResult:
         embedding_lens: Hook name → tokens of the nearest input embeddings; empty without that lens.
         is_special: True at tokens that are no text: padding, BOS and other special tokens, placeholders of images,
             [batch, pos]; None where the run's tokens were not known.
+        words: Hook name → nearest other words of each decoded token; empty where they were not asked for.
     """
 
     hook_names: tuple[str, ...]
@@ -51,6 +53,7 @@ class LensResult:
     logit_lens: dict[str, TokenReading] = field(repr=False)
     embedding_lens: dict[str, TokenReading] = field(repr=False)
     is_special: Bool[np.ndarray, "batch pos"] | None = field(default=None, repr=False)
+    words: dict[str, WordSearchResult] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         return plain_text(self.to_rich())
@@ -127,13 +130,14 @@ class LensResult:
             *(readings[hook_name].token_scores(i) if hook_name in readings else None for readings in self._readings().values()),
             known=found.known_of(i),
             use_chance=found.use_chance_of(i),
+            words=self.words[hook_name].words_of(i) if hook_name in self.words else None,
         )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each hook name, token and rank.
 
         Columns: hook_name, batch, pos, token, rank (from 1), neighbor, similarity, context, neighbor_hook_name,
-        neighbor_row, neighbor_prompt_index, neighbor_position; chance, known and use_chance where they were computed;
+        neighbor_row, neighbor_prompt_index, neighbor_position; chance, known, use_chance and words where they were computed;
         logit_token and logit_probability, embedding_token and embedding_similarity where those lenses read.
         """
         lines = [line for cell in self.iter_cells() for line in cell.lines()]
@@ -229,7 +233,8 @@ class LensResult:
         }
         neighbors = found.neighbor_lines(i, n_neighbors)
         token = self.token(batch, pos)
-        return LensCell(hook_name, batch, pos, token, neighbors, lenses, found.known_of(i), found.use_chance_of(i))
+        words = [near.word for near in self.words[hook_name].words_of(i)] if hook_name in self.words else None
+        return LensCell(hook_name, batch, pos, token, neighbors, lenses, found.known_of(i), found.use_chance_of(i), words)
 
     def token_heading(self, batch: int, pos: int) -> TokenHeading:
         """The place of a token and the text around it, as views draw them."""

@@ -20,10 +20,11 @@ class LensSettings:
         logit_lens: Whether the model's own unembedding is read too.
         embedding_lens: Whether the nearest input embeddings are read too.
         positions: The positions to decode: numbers, a slice, a mask [batch, pos], or "image"; None: all but BOS and padding.
+        words: Nearest other words of each token; 0: none.
         calibrate: Whether the bank is asked how well it knows each token, and neighbors come with their chance.
 
     Raises:
-        InvalidInputError: top_k below 1, or another string than "image" for positions.
+        InvalidInputError: top_k below 1, words below 0, or another string than "image" for positions.
     """
 
     top_k: int = 5
@@ -31,10 +32,13 @@ class LensSettings:
     embedding_lens: bool = False
     positions: int | Sequence[int] | slice | str | Bool[Tensor, "batch pos"] | None = None
     calibrate: bool = False
+    words: int = 0
 
     def __post_init__(self) -> None:
         """Check the settings, and make a list of a single position."""
         require_top_k(self.top_k)
+        if not isinstance(self.words, int | np.integer) or self.words < 0:
+            raise InvalidInputError(f"got words={self.words!r}; expected how many words, 0 for none")
         if isinstance(self.positions, str) and self.positions != "image":
             raise InvalidInputError(
                 f"got positions={self.positions!r}; expected 'image', numbers, a slice, or a mask [batch, pos]"

@@ -78,6 +78,7 @@ class LensCell:
         known: How well the bank knows the token, in (0, 1]; None where it was not computed.
         use_chance: How likely another use of the token comes as near to the nearest row, in (0, 1]; None where that is another
             token, or it was not computed.
+        words: Nearest other words; None where they were not asked for.
     """
 
     hook_name: str
@@ -88,6 +89,7 @@ class LensCell:
     lenses: dict[str, TokenScores]
     known: float | None = None
     use_chance: float | None = None
+    words: list[str] | None = None
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ def _token_table(heading: TokenHeading, cells: list[LensCell], width: int) -> Ta
         columns["known"] = [Text(format_share(cell.known), "dim" if is_unknown(cell.known) else "") for cell in cells]
     if any(cell.use_chance is not None for cell in cells):
         columns["use"] = [Text(format_share(cell.use_chance)) for cell in cells]
+    if any(cell.words is not None for cell in cells):
+        columns["other words"] = [Text(_in_lines(cell.words or [], len(cell.neighbors))) for cell in cells]
     lens_columns = _lens_columns(cells)
     n_columns = len(columns) + len(lens_columns)
     taken = sum(longest_width(name, *texts) + 2 for name, texts in {**columns, **lens_columns}.items())
@@ -59,6 +61,12 @@ def _token_table(heading: TokenHeading, cells: list[LensCell], width: int) -> Ta
     for line in zip(*columns.values(), strict=True):
         table.add_row(*line)
     return table
+
+
+def _in_lines(words: list[str], n_lines: int) -> str:
+    """Words in at most so many lines of about as many words each."""
+    words_per_line = max(1, -(-len(words) // max(1, n_lines)))
+    return ",\n".join(", ".join(words[i : i + words_per_line]) for i in range(0, len(words), words_per_line))
 
 
 def _lens_columns(cells: list[LensCell]) -> dict[str, list[Text]]:
