@@ -1,5 +1,6 @@
 """The nearest words of vectors against a brute force over all rows."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def test_words_are_those_of_a_brute_force(
     unlike = ["Banks", None, " boat", "the", "no word of the bank", "!"]
     found = index.search_words(queries, top_k, names, unlike=unlike)
     assert found.rows.shape == (2, 3, top_k)
-    for i, (query, word, words) in enumerate(zip(queries.view(-1, 256), unlike, found.words(), strict=True)):
+    for i, (query, word, words) in enumerate(zip(queries.view(-1, 256), unlike, chain(*found.words()), strict=True)):
         expected = brute(index, row_words, query, names, word)[:top_k]
         assert [(stem(near.word), near.similarity) for near in words] == expected, i
         assert [near.neighbor.similarity for near in words] == [near.similarity for near in words]
@@ -128,6 +129,7 @@ def test_chances_and_the_table(index: tll.ContextualIndex) -> None:
     table = found.to_dataframe()
     assert table["word"].tolist() == [near.word for near in words]
     assert table["rank"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert found.words() == words
 
 
 def test_what_cannot_be_is_refused(index: tll.ContextualIndex) -> None:

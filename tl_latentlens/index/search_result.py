@@ -1,7 +1,7 @@
 """The result of a search: numbers on the device, and their texts, which are looked up when they are asked for."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -106,11 +106,7 @@ class SearchResult:
 
     def neighbors(self) -> Any:
         """Neighbors in nested lists of the queries' leading shape; text is looked up here and not before."""
-        nested = [self.neighbors_of(i) for i in range(int(np.prod(self.rows.shape[:-1])))]
-        for axis in range(self.rows.ndim - 2, 0, -1):
-            size, n_lists = self.rows.shape[axis], int(np.prod(self.rows.shape[:axis]))
-            nested = [nested[i * size : (i + 1) * size] for i in range(n_lists)]
-        return nested[0] if self.rows.ndim == 1 else nested
+        return in_leading_shape(self.neighbors_of, self.rows.shape[:-1])
 
     def neighbors_of(self, query: int) -> list[Neighbor]:
         """Neighbors of one query, counted over the flattened leading shape."""
@@ -141,6 +137,15 @@ class SearchResult:
         k = self.rows.shape[-1]
         tensors = [self.rows, self.hook_ids, self.similarities, *([] if self.chances is None else [self.chances])]
         return [tensor.reshape(-1, k).cpu().numpy() for tensor in tensors]
+
+
+def in_leading_shape(list_of: Callable[[int], list[Any]], shape: Sequence[int]) -> Any:
+    """The list of each query, counted over the flattened shape, in nested lists of that shape; of one query, its list."""
+    nested = [list_of(i) for i in range(math.prod(shape))]
+    for axis in range(len(shape) - 1, 0, -1):
+        size, n_lists = shape[axis], math.prod(shape[:axis])
+        nested = [nested[i * size : (i + 1) * size] for i in range(n_lists)]
+    return nested if shape else nested[0]
 
 
 def _number_of(numbers: Float[Tensor, "..."] | None, query: int) -> float | None:

@@ -1,9 +1,10 @@
 """The nearest words of vectors: each word once, at its nearest row, from a search that goes as deep as it must."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from tl_latentlens.index.cross_layer import FoundRows
 from tl_latentlens.index.near_word import NearWord
-from tl_latentlens.index.search_result import SearchedIndex, SearchResult
+from tl_latentlens.index.search_result import SearchedIndex, SearchResult, in_leading_shape
 from tl_latentlens.index.word_table import WordTable
 
 _FIRST_DEPTH = 128  # rows of each query in which words are looked for first; then in eight times as many, and so on
@@ -51,15 +52,15 @@ class WordSearchResult:
                 words.append(NearWord(word, similarity, neighbor.chance, neighbor))
         return words
 
-    def words(self) -> list[list[NearWord]]:
-        """The words near each query, over the flattened leading shape."""
-        return [self.words_of(query) for query in range(int(np.prod(self.rows.shape[:-1])))]
+    def words(self) -> Any:
+        """The words near each query, in nested lists of the queries' leading shape."""
+        return in_leading_shape(self.words_of, self.rows.shape[:-1])
 
     def to_dataframe(self) -> pd.DataFrame:
         """A line for each query and word: query, rank, word, similarity, chance if known, token, context, hook_name, row."""
         lines = []
-        for query, words in enumerate(self.words()):
-            for rank, near in enumerate(words):
+        for query in range(math.prod(self.rows.shape[:-1])):
+            for rank, near in enumerate(self.words_of(query)):
                 at = near.neighbor
                 line = {"query": query, "rank": rank + 1, "word": near.word, "similarity": near.similarity}
                 chance = {} if near.chance is None else {"chance": near.chance}
