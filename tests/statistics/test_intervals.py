@@ -90,3 +90,13 @@ def test_amounts_of_zero_count() -> None:
 def test_what_stands_after_plus_minus_is_the_larger_half() -> None:
     found = share_of(np.array([1.0] * 29 + [0.0]))
     assert found.half == found.mean - found.low > found.high - found.mean
+
+
+def test_units_of_more_trials_count_more() -> None:
+    rng = np.random.default_rng(3)
+    n_trials = rng.integers(1, 9, (DRAWS, 40))
+    drawn = rng.binomial(n_trials, 0.8) / n_trials
+    found = [share_of(shares, weights) for shares, weights in zip(drawn, n_trials, strict=True)]
+    assert found[0].mean == pytest.approx((drawn[0] * n_trials[0]).sum() / n_trials[0].sum())
+    assert 0.92 < np.mean([one.low <= 0.8 <= one.high for one in found]) < 0.985
+    assert share_of(drawn[0], np.full(40, 7)) == share_of(drawn[0])

@@ -56,20 +56,27 @@ def gain_of(gains: Float[np.ndarray, " n"]) -> Mean:
     return gain
 
 
-def share_of(shares: Float[np.ndarray, " n"]) -> Mean:
+def share_of(shares: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"] | None = None) -> Mean:
     """Mean of shares in [0, 1], one a unit, with its Wilson score interval; NaN units are left out.
 
     The interval (Wilson, 1927) has a width even where the mean is 0 or 1. Where a unit's share is of several trials, units
     vary less than units that are right or wrong, by the design effect: variance / (mean (1 - mean)), four units of whole
     trials counted in. The interval is then that of n / design effect units.
+
+    Args:
+        shares: One a unit.
+        weights: How much each unit counts in the mean, above 0, its number of trials for instance; None: all the same.
     """
     known = _known(shares)
     n, z2 = len(known), float(stats.norm.ppf(_LEVEL)) ** 2
     if not n:
         return Mean(math.nan, math.nan, math.nan, 0)
-    mean = float(known.mean())
+    counts = np.ones(n) if weights is None else np.asarray(weights, float)[~np.isnan(np.asarray(shares, float))]
+    counts = counts / counts.mean()
+    mean = float((counts * known).mean())
     whole = mean * (1 - mean)
-    effect = (n * float(known.var()) / whole + _PSEUDO_UNITS) / (n + _PSEUDO_UNITS) if whole > 0 else 1.0
+    variance = float(np.square(counts * (known - mean)).mean())
+    effect = (n * variance / whole + _PSEUDO_UNITS) / (n + _PSEUDO_UNITS) if whole > 0 else 1.0
     n_effective = n / effect
     middle = (mean + z2 / (2 * n_effective)) / (1 + z2 / n_effective)
     half = math.sqrt(z2 * whole / n_effective + z2**2 / (4 * n_effective**2)) / (1 + z2 / n_effective)

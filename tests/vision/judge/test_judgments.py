@@ -9,6 +9,7 @@ from scipy import stats
 
 from tl_latentlens.statistics.intervals import share_of
 from tl_latentlens.vision.judge.judgments import cohens_kappa
+from tl_latentlens.vision.judge.questions import RELATIONS
 
 pytest.importorskip("openai")
 pytest.importorskip("PIL")
@@ -39,6 +40,33 @@ def test_kappa_is_cohens() -> None:
     assert cohens_kappa(np.array([[20, 5], [10, 15]])) == pytest.approx(0.4)
     assert cohens_kappa(np.array([[45, 15], [25, 15]])) == pytest.approx(0.1304, abs=1e-4)
     assert np.isnan(cohens_kappa(np.array([[9, 0], [0, 0]])))
+
+
+def judged_by_two(first: np.ndarray, second: np.ndarray) -> pd.Series:
+    """Their agreement over the four categories; answers are numbers of categories, [images, questions]."""
+    images, positions = np.indices(first.shape)
+    place = {"image": images.ravel(), "position": positions.ravel(), "lens": "a", "hook_name": "b", "shown": images.ravel()}
+    tables = [pd.DataFrame({**place, "category": np.array(RELATIONS)[answers.ravel()]}) for answers in (first, second)]
+    return tll.Judgments("m", tables[0], 0, 0).agreement(tables[1]).iloc[0]
+
+
+@pytest.mark.parametrize("n_questions", [1, 4])
+def test_the_interval_of_kappa_holds_it(n_questions: int) -> None:
+    """The second judge repeats the first's answer in 90 % of cases, and guesses in the rest, so that kappa is 0.9."""
+    rng, held = np.random.default_rng(n_questions), []
+    for _ in range(300):
+        shape = (30, n_questions)
+        first, guess = rng.integers(0, 4, (2, *shape))
+        found = judged_by_two(first, np.where(rng.random(shape) < 0.9, first, guess))
+        held.append(found["low"] <= 0.9 <= found["high"])
+    assert np.mean(held) > 0.92
+
+
+def test_judges_who_agree_on_few_images_may_disagree_on_others() -> None:
+    same = np.tile(np.arange(4), 5)[:, None]
+    found = judged_by_two(same, same)
+    assert found["kappa"] == found["high"] == 1
+    assert 0.7 < found["low"] < 0.85  # 20 of 20 is an agreement of 0.84 at least
 
 
 def test_agreement_with_people(stub: Stub, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """A judge's answers as figures: shares with intervals beside the control, and the agreement of two judges."""
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +12,6 @@ from tl_latentlens.vision.judge.questions import RELATIONS
 
 UNPARSED, UNANSWERED = "unparsed", "unanswered"  # categories of questions without a relation, without an answer
 _QUESTION_COLUMNS = ["image", "position", "lens", "hook_name", "shown"]  # they tell which lines of two tables are one question
-_BOOTSTRAP_DRAWS = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +83,12 @@ class Judgments:
         Args:
             other: Judgments, or a frame as `JudgeQuestions.to_dataframe` gives, with a column `category`: concrete, abstract,
                 global or none. Lines with anything else are left out.
-            seed: Seed of the bootstrap over images.
+            seed: Not used: nothing is drawn.
 
         Returns:
             A line for the four categories ("relation"), and one for whether there is any relation ("interpretable"): kappa,
-            low, high (95 %), agreement (share of equal ones), n. Kappa is NaN where both always give one and the same category.
+            low, high (95 %, over images), agreement (share of equal ones), n. Kappa is NaN where both always give one and the
+            same category.
 
         Raises:
             InvalidInputError: No question that both judged.
@@ -106,7 +105,7 @@ class Judgments:
         for name, classes, a, b in (("relation", 4, first, second), ("interpretable", 2, first == 3, second == 3)):
             counts = np.zeros((images.max() + 1, classes, classes))
             np.add.at(counts, (images, a.astype(int), b.astype(int)), 1)
-            kappa, low, high = _kappa_with_interval(counts, seed)
+            kappa, low, high = _kappa_with_interval(counts)
             equal = float((a == b).mean())
             lines.append({"labels": name, "kappa": kappa, "low": low, "high": high, "agreement": equal, "n": len(pairs)})
         return pd.DataFrame(lines)
@@ -131,17 +130,23 @@ def _with_interval(table: pd.DataFrame, *names: str) -> list[str]:
 def cohens_kappa(counts: Float[np.ndarray, "... classes classes"]) -> Float[np.ndarray, "..."]:
     """Cohen's kappa (1960), (p_o - p_e) / (1 - p_e), from how often two judges gave each pair of labels; NaN where p_e is 1."""
     shares = counts / counts.sum((-2, -1), keepdims=True)
-    observed = np.trace(shares, axis1=-2, axis2=-1)
-    expected = (shares.sum(-1) * shares.sum(-2)).sum(-1)
+    return _kappa(np.trace(shares, axis1=-2, axis2=-1), _expected_agreement(shares))
+
+
+def _expected_agreement(shares: Float[np.ndarray, "... classes classes"]) -> Float[np.ndarray, "..."]:
+    """p_e: how often two judges with these shares of labels would agree by chance."""
+    return (shares.sum(-1) * shares.sum(-2)).sum(-1)
+
+
+def _kappa(observed: Float[np.ndarray, "..."], expected: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(expected < 1, (observed - expected) / (1 - expected), np.nan)
 
 
-def _kappa_with_interval(counts: Float[np.ndarray, "images classes classes"], seed: int) -> tuple[float, float, float]:
-    """Kappa of all images together, and its 95 % percentile bootstrap interval over images."""
-    n = len(counts)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), _BOOTSTRAP_DRAWS)
-    kappas = cohens_kappa(np.tensordot(draws, counts, 1))
-    finite = kappas[~np.isnan(kappas)]
-    low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (math.nan, math.nan)
+def _kappa_with_interval(counts: Float[np.ndarray, "images classes classes"]) -> tuple[float, float, float]:
+    """Kappa of all images together, and its 95 % interval: Wilson's of p_o, over images, put in kappa's formula."""
+    n_questions = counts.sum((1, 2))
+    agreement = share_of(np.trace(counts, axis1=1, axis2=2) / n_questions, n_questions)
+    expected = _expected_agreement(counts.sum(0) / n_questions.sum())
+    low, high = np.minimum(_kappa(np.array([agreement.low, agreement.high]), expected), 1)
     return float(cohens_kappa(counts.sum(0))), float(low), float(high)
