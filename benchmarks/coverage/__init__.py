@@ -1,11 +1,11 @@
 """Do intervals cover, and are p-values uniform under their null? Simulations whose truth is known, one module a subject."""
 
-from benchmarks.coverage import aurocs, components, directions, features, kappas, measures, shares
+from benchmarks.coverage import aurocs, components, directions, features, kappas, known, measures, shares
 from benchmarks.coverage.lines import lines_table
 from benchmarks.measure import Settings, WrongResultError
 
 # Each has a TITLE, and a function `lines(settings)` that gives its lines.
-SUBJECTS = (shares, measures, kappas, components, aurocs, directions, features)
+SUBJECTS = (shares, measures, kappas, components, aurocs, directions, features, known)
 
 
 def run(settings: Settings) -> str:

@@ -280,10 +280,11 @@ class ContextualIndex(ReopenedIndex):
         """How well the bank knows each activation, in (0, 1]: the share of the bank's own tokens that are no nearer to theirs.
 
         A token of the bank is as near as its nearest row in another prompt, an activation as its nearest row. The share is
-        (1 + n no nearer) / (1 + n), over up to 1,000 rows of the same hook name, evenly spaced among those whose token stands
-        in another prompt too. Near is the cosine of both vectors as they are compared, each less the mean of its hook name.
-        So a token that the bank holds in other texts gets 0.05 or less in about one of twenty cases. 0.05 or less says that the
-        bank does not know this token: its neighbors are the nearest of what is there, and no reading.
+        (1 + n no nearer) / (1 + n), over up to 1,000 rows of the same hook name whose token stands in another prompt too,
+        frequent and rare tokens in the shares that they have in the bank's texts. Near is the cosine of both vectors as they
+        are compared, each less the mean of its hook name. So a token that the bank holds gets 0.05 or less in about one of
+        twenty cases. 0.05 or less says that the bank does not know this token: its neighbors are the nearest of what is there,
+        and no reading.
 
         The bank's tokens are searched once for each `query_hook_name`, which takes as long as 1,000 queries.
 

@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 from tl_latentlens.index.cross_layer import centered_rows, search_hook_names, transform_queries
 from tl_latentlens.index.hook_name_search import HookNameSearch
 from tl_latentlens.index.rows import BankRows
-from tl_latentlens.index.transforms import evenly_spaced_rows
 from tl_latentlens.search.ambient import own_arithmetic
 
 _REFERENCE_ROWS = 1000  # rows of the bank whose nearest rows tell how near a known token is
@@ -93,16 +92,26 @@ class KnownTokens:
         return self._searches[self.query_hook_name].null_sample.units.device
 
     def _rows_of_shared_tokens(self) -> Int[np.ndarray, " n"]:
-        """Up to 1,000 rows of the hook name, evenly spaced among those whose token stands in another prompt too."""
+        """Up to 1,000 rows of the hook name whose token stands in another prompt too, as often as their token in the texts.
+
+        A bank may keep a few rows of a frequent token; each then stands for more tokens of the texts.
+        """
         token_ids, prompts = self._bank_rows.token_ids().astype(np.int64), self._bank_rows.distinct_prompts
         placed = {first_row: bank.n_rows for name in self._searched for first_row, bank in self._bank_rows.of(name)}
         searched = np.concatenate([first_row + np.arange(n_rows) for first_row, n_rows in placed.items()])
-        n_prompts = int(prompts.max(initial=0)) + 1
+        row_ids, banks = self._bank_rows.row_ids(self.query_hook_name), self._bank_rows.of(self.query_hook_name)
+        n_ids, n_prompts = int(token_ids.max(initial=0)) + 1, int(prompts.max(initial=0)) + 1
+        n_rows_of = np.bincount(token_ids[row_ids], minlength=n_ids)
+        n_tokens_of = sum(np.bincount(bank.plan.tokens, minlength=n_ids)[:n_ids] for _, bank in banks)
         pairs = np.unique(token_ids[searched] * n_prompts + prompts[searched])
-        tokens, n_prompts_of = np.unique(pairs // n_prompts, return_counts=True)
-        row_ids = self._bank_rows.row_ids(self.query_hook_name)
-        row_ids = row_ids[np.isin(token_ids[row_ids], tokens[n_prompts_of > 1])]
-        return row_ids[evenly_spaced_rows(len(row_ids), _REFERENCE_ROWS)] if len(row_ids) else row_ids
+        n_prompts_of = np.bincount(pairs // n_prompts, minlength=n_ids)
+        row_ids = row_ids[n_prompts_of[token_ids[row_ids]] > 1]
+        # In this order, evenly spaced rows are of frequent and rare tokens in their right shares.
+        row_ids = row_ids[np.lexsort((token_ids[row_ids], n_prompts_of[token_ids[row_ids]]))]
+        ends = (n_tokens_of / np.maximum(n_rows_of, 1))[token_ids[row_ids]].cumsum()
+        n_taken = min(len(row_ids), _REFERENCE_ROWS)
+        places = (np.arange(n_taken) + 0.5) / max(n_taken, 1) * ends[-1:]
+        return row_ids[ends.searchsorted(places)]
 
     def _nearest_in_other_prompts(
         self, row_ids: Int[np.ndarray, " n"]

@@ -1,7 +1,12 @@
 """One cell of a lens result: what the lenses read at one hook name and token, and its lines in a table."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from tl_latentlens.index.near_word import NearWord
 from tl_latentlens.index.neighbor import Neighbor
@@ -72,3 +77,10 @@ class Cell:
                 line["embedding_token"], line["embedding_similarity"] = self.embedding_lens[i]
             lines.append(line)
         return lines
+
+
+def numbers_of_cells(numbers: Sequence[Tensor | None], n_cells: int) -> Float[np.ndarray, "names cells"] | None:
+    """A figure of each hook name's cells, NaN where a hook name has none; None where none has."""
+    if all(tensor is None for tensor in numbers):
+        return None
+    return np.stack([np.full(n_cells, np.nan, np.float32) if t is None else t.cpu().numpy() for t in numbers])

@@ -1,6 +1,6 @@
 """Readings of a run by lens hooks, as frozen data. Text is looked up only when it is needed; views draw what is built here."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from rich.console import Group
-from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.index.word_search import WordSearchResult
-from tl_latentlens.lens.cell import CELL_COLUMNS, Cell
+from tl_latentlens.lens.cell import CELL_COLUMNS, Cell, numbers_of_cells
 from tl_latentlens.model.layers import is_layer_choice, one_hook_name
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import LensCell, TokenHeading, TokenReading
@@ -277,8 +276,8 @@ class LensResult:
             rows=stacked("rows"),
             hook_ids=stacked("hook_ids"),
             similarities=stacked("similarities"),
-            known=_of_cells([search.known for search in searches], len(cell_ids)),
-            use_chances=_of_cells([search.use_chances for search in searches], len(cell_ids)),
+            known=numbers_of_cells([search.known for search in searches], len(cell_ids)),
+            use_chances=numbers_of_cells([search.use_chances for search in searches], len(cell_ids)),
             readings={
                 lens: {name: reading.select(cell_ids) for name, reading in readings.items()}
                 for lens, readings in self._readings().items()
@@ -293,10 +292,3 @@ class LensResult:
     def _batches(self) -> list[int]:
         """The texts of which something was decoded."""
         return np.unique(self.positions[:, 0]).tolist()
-
-
-def _of_cells(numbers: Sequence[Tensor | None], n_cells: int) -> Float[np.ndarray, "names cells"] | None:
-    """The numbers of each hook name's cells, NaN where a hook name has none; None where none has."""
-    if all(tensor is None for tensor in numbers):
-        return None
-    return np.stack([np.full(n_cells, np.nan, np.float32) if t is None else t.cpu().numpy() for t in numbers])
