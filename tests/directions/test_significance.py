@@ -71,19 +71,40 @@ def test_words_are_told_from_random_directions(words: tll.Bank, transform: str, 
     assert (like_rows.p >= 0.01).mean() >= 0.95
 
 
-def test_z_is_nearness_above_random_rows_of_each_neighbors_own_hook_name(words: tll.Bank) -> None:
+def test_z_is_nearness_about_the_mean_above_random_rows_of_the_neighbors_hook_name(words: tll.Bank) -> None:
     index, direction = tll.ContextualIndex(words, **SETTINGS), word_centers()[3]
     found = tll.decode_directions(direction, index, top_k=3000, calibrate=True)
     assert found.scores is not None
     assert found.positive.hook_ids.unique().tolist() == [0, 1]
-    projections = {hook: stored(words, hook) @ direction / np.linalg.norm(direction) for hook in HOOKS}
+    about_mean = {}
+    for hook in HOOKS:
+        centered = stored(words, hook) - stored(words, hook).mean(0)
+        about_mean[hook] = centered @ direction / np.linalg.norm(centered, axis=-1) / np.linalg.norm(direction)
     for sign, line, neighbors in zip((1, -1), found.scores.to_dict("records"), found.neighbors(0), strict=True):
         z = [
-            (near.similarity - sign * projections[near.hook_name].mean()) / projections[near.hook_name].std()
+            sign * (about_mean[near.hook_name][near.row] - about_mean[near.hook_name].mean()) / about_mean[near.hook_name].std()
             for near in neighbors
         ]
         assert line["z"] == pytest.approx(np.mean(z), abs=0.02)  # all rows are few enough to be the sample
         assert line["similarity"] == pytest.approx(np.mean([near.similarity for near in neighbors]), abs=1e-6)
+
+
+def test_a_few_rows_far_from_all_others_do_not_decide(tmp_path: Path) -> None:
+    """As first tokens with massive activations are: they are near to every direction that has a little of theirs."""
+    plan, rng = plan_of(200), np.random.default_rng(5)
+    rows = word_centers()[plan.tokens[plan.row_tokens] - 1] + 0.1 * rng.standard_normal((plan.n_rows, D))
+    rows[:, 7] += 10
+    rows[rng.random(plan.n_rows) < 0.01, 11] += 10
+    acts = {HOOKS[0]: rows.astype(np.float32)}
+    fill(tmp_path / "b.h5", plan, acts=acts, record=make_record(plan, {HOOKS[0]: D}))
+    index = tll.ContextualIndex(tmp_path / "b.h5", **SETTINGS)
+    of_words = scores_of(word_centers() - word_centers().mean(0), index, top_k=5)
+    assert (of_words.p[::2] < 0.01).mean() >= 0.95
+    centered = stored(index.banks[0], HOOKS[0]) - stored(index.banks[0], HOOKS[0]).mean(0)
+    like_rows = scores_of(rng.standard_normal((300, len(centered))) @ centered, index, top_k=5)
+    isotropic = scores_of(rng.standard_normal((300, D)), index, top_k=5)
+    assert (like_rows.p < 0.01).mean() <= 0.03
+    assert (isotropic.p < 0.01).mean() <= 0.03
 
 
 def test_p_is_the_share_of_random_directions_of_at_least_this_z(words: tll.Bank) -> None:

@@ -13,14 +13,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_latentlens.index.contextual import ContextualIndex
-from tl_latentlens.index.projections import Projections
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.statistics.p_values import p_values
 
 N_NULL_DIRECTIONS = 1000  # of each kind
 _NULL_STEP = 250  # directions that are searched at once
-_MIN_STD = 1e-6  # below it, all rows are as near to a direction up to rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +42,7 @@ class DirectionScores:
 
     Attributes:
         similarity: The mean similarity of the neighbors.
-        z: The mean over the neighbors of their similarity, above the mean of random rows of their hook name and in standard
-            deviations of these.
+        z: How far the neighbors are above random rows of their hook name, in standard deviations of these; their mean.
         p_isotropic: The share of isotropic random directions of at least this z.
         p_covariance: The share of random directions with the covariance of the rows; NaN where all rows are equal.
         null: The random directions.
@@ -95,8 +92,8 @@ def direction_scores(
     """How near the neighbors of directions are, held against two kinds of random directions, 1,000 of each.
 
     A cosine of 0.4 is near for one direction and nothing for another: rows point mostly the same way, and vary more along some
-    directions than along others. So the neighbors of a direction are compared with the similarities of up to 4,096 random rows
-    to that same direction. Random directions are searched and scored the same way.
+    directions than along others. So the neighbors of a direction are compared with random rows along that same direction (see
+    `ContextualIndex.nearness`). Random directions are searched and scored the same way.
 
     They are scored once for an index, the searched hook names, a number of neighbors and a seed.
 
@@ -108,9 +105,9 @@ def direction_scores(
         seed: Seed of the random directions.
         progress: Show a progress bar.
     """
-    projected = index.project(directions, hook_names)
-    nearness = _nearness(found, projected)
-    null = _null(index, projected.hook_names, directions.shape[-1], found.rows.shape[-1], seed, progress)
+    searched = index.searched_hook_names(directions, hook_names)
+    nearness = _nearness(index, directions, found, searched)
+    null = _null(index, searched, directions.shape[-1], found.rows.shape[-1], seed, progress)
     p_isotropic, p_covariance = p_values(nearness.z, null.isotropic), p_values(nearness.z, null.covariance)
     if not len(null.covariance):
         p_covariance = np.full(len(nearness.z), np.nan)
@@ -126,7 +123,7 @@ def _null(index: ContextualIndex, hook_names: list[str], d: int, top_k: int, see
         kinds = [isotropic, index.random_directions(N_NULL_DIRECTIONS, hook_names, seed)]
         steps = torch.cat(kinds).split(_NULL_STEP)
         with tqdm(steps, desc="random directions", delay=2, disable=not progress) as bar:
-            scored = [_nearness(index.search(step, top_k, hook_names), index.project(step, hook_names)) for step in bar]
+            scored = [_nearness(index, step, index.search(step, top_k, hook_names), hook_names) for step in bar]
         z = np.concatenate([step.z for step in scored])
         similarities = np.concatenate([step.similarity for step in scored])
         of_index[key] = DirectionNull(z[:N_NULL_DIRECTIONS], z[N_NULL_DIRECTIONS:], similarities)
@@ -134,7 +131,8 @@ def _null(index: ContextualIndex, hook_names: list[str], d: int, top_k: int, see
 
 
 @own_arithmetic()
-def _nearness(found: SearchResult, projected: Projections) -> _Nearness:
-    mean, std = projected.mean.gather(1, found.hook_ids).double(), projected.std.gather(1, found.hook_ids).double()
-    z = torch.where(std > _MIN_STD, (found.similarities.double() - mean) / std, 0.0).mean(-1)
+def _nearness(
+    index: ContextualIndex, directions: Float[Tensor, "n d"], found: SearchResult, hook_names: list[str]
+) -> _Nearness:
+    z = index.nearness(directions, found, hook_names).mean(-1)
     return _Nearness(found.similarities.mean(-1).cpu().numpy(), z.cpu().numpy())

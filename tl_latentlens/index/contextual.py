@@ -26,9 +26,9 @@ from tl_latentlens.index.hook_names import (
     require_hook_names,
 )
 from tl_latentlens.index.known import KnownTokens
+from tl_latentlens.index.nearness import mix_rows, nearness
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.index.opened import ReopenedIndex
-from tl_latentlens.index.projections import Projections, mix_rows, project
 from tl_latentlens.index.rows import BankRows
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.index.transforms import TRANSFORMS
@@ -413,18 +413,23 @@ class ContextualIndex(ReopenedIndex):
         """Activations as the rows of their hook name are compared; see `HookNameSearch.transform_activations`."""
         return self._searches[hook_name].transform_activations(activations)
 
+    def searched_hook_names(
+        self, vectors: Float[Tensor, "... d"], hook_names: int | str | Iterable[int | str] | None = None
+    ) -> list[str]:
+        """The hook names that `search` searches for directions."""
+        return self._hook_names_to_search(vectors, hook_names, None)
+
     @own_arithmetic()
-    def project(
-        self, directions: Float[Tensor, "n d"], hook_names: int | str | Iterable[int | str] | None = None
-    ) -> Projections:
-        """The similarities of random rows to directions, for each hook name that a search of the directions searches."""
-        tensor = as_tensor(directions)
-        searched = self._hook_names_to_search(tensor, hook_names, None)
-        return project(self._searches, transform_queries(tensor, self._searches, searched, None, self.device))
+    def nearness(
+        self, directions: Float[Tensor, "n d"], found: SearchResult, hook_names: Sequence[str]
+    ) -> Float[Tensor, "n k"]:
+        """How far the neighbors of directions among some hook names are above random rows; see `nearness.nearness`."""
+        queries = transform_queries(as_tensor(directions), self._searches, hook_names, None, self.device)
+        return nearness(self._searches, queries, found)
 
     @own_arithmetic(full_products=True)
     def random_directions(self, n: int, hook_names: Sequence[str], seed: int) -> Float[Tensor, "n d"]:
-        """Directions with the covariance of the rows of some hook names of one width; see `projections.mix_rows`."""
+        """Directions with the covariance of the rows of some hook names of one width; see `nearness.mix_rows`."""
         return mix_rows([self._searches[name] for name in hook_names], n, seed)
 
     def _word_table(self, language: str | None) -> WordTable:
