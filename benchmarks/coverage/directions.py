@@ -21,6 +21,7 @@ _SEED = 100  # of the directions that are tried; those of the null have seed 0
 def lines(settings: Settings) -> list[Line]:
     """By transform, for one hook name and for all."""
     sae, bank = tll.load_sae("demo"), demo_bank()
+    assert sae.hook_name is not None
     found = []
     for transform in ("raw", "center"):
         for hook_names in ([sae.hook_name], bank.hook_names):
