@@ -98,6 +98,27 @@ def test_fresh_uses_of_the_banks_tokens_are_known_uniformly(n_prompts: int, tmp_
     assert (unknown <= 0.05).double().mean() > 0.95
 
 
+def test_frequent_tokens_count_as_in_the_texts_where_a_bank_keeps_few_rows_of_them(tmp_path: Path) -> None:
+    """Half of the tokens of the texts are token 1, whose uses are scattered; the bank keeps as few of them as of others."""
+    rng = np.random.default_rng(0)
+
+    def drawn(n: int) -> np.ndarray:
+        return np.where(rng.random(n) < 0.5, 1, rng.integers(2, N_TOKENS, n))
+
+    def scattered(tokens: np.ndarray, seed: int) -> np.ndarray:
+        noise = np.random.default_rng(seed + 50).standard_normal((len(tokens), D)).astype(np.float32)
+        return activations_of(tokens, seed) + 2 * noise * (tokens == 1)[:, None]
+
+    lists = [[0, *drawn(8).tolist()] for _ in range(800)]
+    settings = PlanSettings(max_rows_per_token=200)
+    plan = make_plan(prompts_from_lists(lists, [[True] + [False] * 8] * 800), settings)
+    acts = scattered(plan.tokens[plan.row_tokens], 1)
+    fill(tmp_path / "bank.h5", plan, acts={NAMES[0]: acts}, record=make_record(plan, {NAMES[0]: D}), dtype="float32")
+    index = tll.ContextualIndex(tmp_path / "bank.h5", device="cpu")
+    known = index.search(scattered(drawn(2000), 4), 1, query_hook_name=0, calibrate=True).known
+    assert (known <= 0.05).double().mean() == pytest.approx(0.05, abs=0.03)
+
+
 def test_tokens_of_one_prompt_alone_are_no_measure_of_a_known_token(tmp_path: Path) -> None:
     """Half of the rows are of tokens that stand in one prompt; their nearest rows are far."""
     lists = [[0, *range(1, 9), *range(30 + 8 * i, 38 + 8 * i)] for i in range(20)]
