@@ -245,7 +245,7 @@ def test_a_sentence_below_the_rows_of_a_direction_says_whether_they_are_near(ind
     ]
     assert verdicts == expected
     assert "explains" not in verdicts[0]
-    assert all("explains" in verdict for verdict in verdicts[2:])
+    assert "explains" in verdicts[1], "nothing is near to the opposite of a row"
     assert found._repr_html_().count("random directions come as near") == 4
     assert found._repr_html_().count("explains it") == str(found).count("explains it")
     assert "random" not in str(tll.decode_directions(random, index, top_k=2))

@@ -86,17 +86,19 @@ def select_features(
         raise UnknownHookError(f"the index has no hook name {hook_name!r}; it has {list(index.hook_names)}")
     encoder_hook, decoder_hook = hook_names_of(sae) if hook_name is None else (hook_name, hook_name)
     searched_hook = decoder_hook if decoder_hook in index.hook_names else None
-    encoded_hook = searched_hook if can_encode(sae) and encoder_hook == searched_hook else None
+    is_nonzero = nonzero_features(sae)
+    has_encoder = can_encode(sae) and bool(is_nonzero.any())
+    encoded_hook = searched_hook if has_encoder and encoder_hook == searched_hook else None
     require_width(sae, index, searched_hook)
     warn_of_other_model(sae, index, stacklevel=3)
-    if can_encode(sae) and encoded_hook is None:
+    if has_encoder and encoded_hook is None:
         warnings.warn(
             "no activations to encode, so no density, no AUROC and no max-activating rows: the SAE reads "
             f"{encoder_hook} and writes {decoder_hook}, the index holds {list(index.hook_names)}; "
             "pass hook_name= where it is one of those",
             stacklevel=3,
         )
-    return FeatureSelection(sae, decoder, nonzero_features(sae), requested, searched_hook, encoded_hook)
+    return FeatureSelection(sae, decoder, is_nonzero, requested, searched_hook, encoded_hook)
 
 
 def _require_finite(decoder: Float[Tensor, "d_sae d_in"]) -> None:
