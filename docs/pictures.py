@@ -33,7 +33,7 @@ def main() -> None:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         bank, page = (str(Path(folder) / name) for name in ("demo.h5", "reading.html"))
-        _command("build", "demo", bank)
+        _command("build", "demo", bank, "--model", "demo")
         _command("decode", bank, *TEXTS, "--html", page)
         model, index = tll.load_demo_model(), tll.ContextualIndex(bank)
         hooks = tll.latentlens_hooks(index)
@@ -52,7 +52,7 @@ def main() -> None:
 def _scene(bank: Path) -> None:
     """The picture of the page with a scene, at the second layer of four."""
     names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in (0, 2, 4))]
-    _command("build", "demo", str(bank), *(part for name in names for part in ("-n", name)))
+    _command("build", "demo", str(bank), "--model", "demo", *(part for name in names for part in ("-n", name)))
     app = make_app(tll.load_demo_vlm(), tll.ContextualIndex(bank), top_k=4)
     server = make_server("127.0.0.1", 0, app.server, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
