@@ -260,10 +260,13 @@ def test_storage_moves_no_cosine_further_than_stated(values: np.ndarray, dtype: 
 
 
 def halfway(dtype: str) -> np.ndarray:
-    """63 components half-way between two numbers of the type, and one that makes the length 1."""
+    """63 components about half-way between two numbers of the type, and one that makes the length 1.
+
+    They stand in turns just below and just above the middle, so that rounding changes the direction and not the length.
+    """
     u = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
     signs = np.random.default_rng(0).choice([-1, 1], 63)
-    values = np.r_[signs * 2.0**-3 * (1 + u), 0]
+    values = np.r_[signs * 2.0**-3 * (1 + u * np.resize([0.99, 1.01], 63)), 0]
     values[-1] = np.sqrt(1 - values @ values) if values @ values < 1 else 0
     return values
 

@@ -264,10 +264,10 @@ class ContextualIndex(ReopenedIndex):
         stem_ids = torch.from_numpy(table.stem_ids).to(self.device)
         left_out_ids = torch.tensor([table.stem_id(word) for word in left_out], dtype=torch.int64, device=self.device)
         words = search_words(search, n_queries, n_rows, top_k, stem_ids, left_out_ids)
-        chances = chances_of(words, self) if calibrate else None
         shape = (*tensor.shape[:-1], top_k)
-        tensors = [None if values is None else values.reshape(shape) for values in (*vars(words).values(), chances)]
-        return WordSearchResult(*tensors[:3], self, table, tensors[3])
+        similarities, rows, hook_ids = words.similarities.view(shape), words.rows.view(shape), words.hook_ids.view(shape)
+        chances = chances_of(words, self).view(shape) if calibrate else None
+        return WordSearchResult(similarities, rows, hook_ids, self, table, chances)
 
     @own_arithmetic()
     def known(

@@ -131,6 +131,7 @@ def chances_of(words: FoundRows, index: SearchedIndex) -> Float[Tensor, "q k"]:
     """The chance of each word's nearest row; NaN past the last word."""
     is_word = words.rows >= 0
     chances = torch.full_like(words.similarities, torch.nan)
-    found = SearchResult(*(values[is_word][:, None] for values in vars(words).values()), index)
+    similarities, rows, hook_ids = (values[is_word][:, None] for values in (words.similarities, words.rows, words.hook_ids))
+    found = SearchResult(similarities, rows, hook_ids, index)
     chances[is_word] = index.chances(found)[:, 0]
     return chances

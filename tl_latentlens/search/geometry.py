@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_latentlens.search.ambient import own_arithmetic
@@ -132,7 +132,7 @@ class RowGeometry:
         stored_lengths = exact.norm(dim=-1, keepdim=True)
         transformed = self.rows(torch.where(stored_lengths > 0, exact / stored_lengths, 0.0))
         has_direction = (stored_lengths > 0)[:, 0]
-        lengths = torch.where(has_direction, transformed.norm(dim=-1), 0.0)
+        lengths = torch.where(has_direction & ~self.leaves_nothing(exact), transformed.norm(dim=-1), 0.0)
         return (transformed * self.row_scales(lengths, has_direction.double())[:, None]).float()
 
     def activations(self, vectors: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
@@ -142,6 +142,13 @@ class RowGeometry:
     def directions(self, vectors: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """Queries that are differences of activations, transformed; `normalize_queries` removes their own mean."""
         return self.affine.linear(vectors)
+
+    def leaves_nothing(self, vectors: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
+        """True for stored rows, float64, of which the transform leaves nothing, such as those that are the center itself.
+
+        They are taken as they are stored, as the center is: at length 1 they would differ from it by what rounding added.
+        """
+        return self.row_scales(self.rows(vectors).norm(dim=-1), vectors.norm(dim=-1)) == 0
 
     def row_scales(self, lengths: Float[Tensor, " n"], stored_lengths: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """1 / length of transformed rows; 0 where the transform leaves nothing of a row.

@@ -169,6 +169,8 @@ class StoredRows:
         lengths = torch.cat([self._transform(chunk.rows, torch.float64, prenorm).norm(dim=-1) for chunk in chunks])
         if prenorm is not None:
             lengths = torch.where(prenorm > 0, lengths, 0.0)  # zeros have no direction, centered or not
+            if is_rounded_unit:
+                lengths[self._nothing_left(lengths, deviation)] = 0.0
         _require_finite(lengths)
         scales = self.geometry.row_scales(lengths, stored_lengths)
         center = self.geometry.affine.center
@@ -178,6 +180,16 @@ class StoredRows:
             row_error_gain=float((stored_lengths * scales).max()) if len(self) else 1.0,
             center_error_gain=float(scales.max()) * float(center.norm()) if len(self) and center is not None else 0.0,
         )
+
+    def _nothing_left(self, lengths: Float[Tensor, " n"], deviation: float) -> Int[Tensor, " some"]:
+        """Rows of which the transform leaves no more than rounding added to their lengths, and nothing as they are stored."""
+        weight = self.geometry.affine.weight
+        is_short = lengths <= 2 * deviation * (1.0 if weight is None else weight.max())
+        nothing = [
+            row_ids[self.geometry.leaves_nothing(self.vectors[row_ids.to(self.vectors.device)].to(self.device).double())]
+            for row_ids in is_short.nonzero()[:, 0].split(max(1, self.memory_budget // (32 * self.d)))
+        ]
+        return torch.cat(nothing)
 
     def _stored_lengths(self, chunks: Iterable[Chunk]) -> Float[Tensor, " n"]:
         return torch.cat([self.vectors[chunk.rows].to(self.device).double().norm(dim=-1) for chunk in chunks])

@@ -142,7 +142,7 @@ def rank_features(
     decoder = decoder_of(sae)
     with own_arithmetic(full_products=True):
         directions = torch.cat([word.direction[None], unlike_the_word(others, word)]).to(decoder.device)
-        own, along_others = (decoder[active].float() @ directions.T).cpu().tensor_split([1], dim=1)
+        own, along_others = (decoder[active].float() @ directions.float().T).cpu().tensor_split([1], dim=1)
     at_word = encode(sae, word.activation[None])[0, active].cpu()
     at_contrast, at_random = (
         _activations_at_rows(sae, index, word.hook_name, rows, active) for rows in (word.contrast_rows, word.random_rows)
