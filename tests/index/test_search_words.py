@@ -100,7 +100,7 @@ def test_one_word_that_fills_the_bank_does_not_hide_the_others(any_model: Any, t
     texts = [f"{'dog ' * n}dogs" for n in range(1, 60)] + ["a cat slept"]
     bank = tll.build_bank(any_model, texts, tmp_path / "dogs.h5", max_rows_per_token=None, progress=False)
     index = tll.ContextualIndex(bank, bank.hook_names[2], device="cpu")
-    query = bank.activations(bank.hook_names[2], [3])[0]
+    query = bank.activations(bank.hook_names[2], np.array([3]))[0]
     assert index.search_words(query, 3).words_of(0)[0].word in ("dog", "dogs")
     assert {near.word for near in index.search_words(query, 3, unlike="dog").words_of(0)} == {"cat", "slept"}
     assert index.search_words(query, 3, unlike="dog", language=None).words_of(0)[0].word == "dogs"

@@ -32,8 +32,8 @@ class DirectionNull:
     """
 
     isotropic: Float[np.ndarray, " nulls"]
-    covariance: Float[np.ndarray, " nulls"]
-    similarities: Float[np.ndarray, " nulls"]
+    covariance: Float[np.ndarray, " mixtures"]
+    similarities: Float[np.ndarray, " both"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -115,7 +115,7 @@ class KnownTokens:
 
     def _nearest_in_other_prompts(
         self, row_ids: Int[np.ndarray, " n"]
-    ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]]:
+    ) -> tuple[Bool[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]]:
         """For each row whether there is a row of another prompt, and the nearest such row and its hook id."""
         vectors = torch.from_numpy(self._bank_rows.activations(self.query_hook_name, row_ids))
         queries = transform_queries(vectors, self._searches, self._searched, self.query_hook_name, self._device)

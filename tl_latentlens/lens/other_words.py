@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from tl_latentlens.corpus.words import words_of_tokens
@@ -74,6 +74,6 @@ def other_words(
     )
 
 
-def _with_none(values: Tensor, missing: float) -> Tensor:
+def _with_none(values: Shaped[Tensor, "n k"], missing: float | int) -> Shaped[Tensor, "n+1 k"]:
     """Values of each query, and after them those of a query without any."""
     return torch.nn.functional.pad(values, (0, 0, 0, 1), value=missing)

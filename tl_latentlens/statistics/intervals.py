@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 _LEVEL = 0.975  # The quantile of both ends of a 95 % interval.
@@ -56,7 +56,7 @@ def gain_of(gains: Float[np.ndarray, " n"]) -> Mean:
     return gain
 
 
-def share_of(shares: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"] | None = None) -> Mean:
+def share_of(shares: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"] | Int[np.ndarray, " n"] | None = None) -> Mean:
     """Mean of shares in [0, 1], one a unit, with its Wilson score interval; NaN units are left out.
 
     The interval (Wilson, 1927) has a width even where the mean is 0 or 1. Where a unit's share is of several trials, units
