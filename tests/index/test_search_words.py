@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.vectors import quick, unit
 
 import tl_latentlens as tll
-from tl_latentlens.corpus.words import letters_of
+from tl_latentlens.corpus.words import letters_of, starts_word
 from tl_latentlens.index.cross_layer import FoundRows
 from tl_latentlens.index.word_search import search_words
 from tl_latentlens.index.words import word_at_row
@@ -24,6 +24,7 @@ TEXTS = [
     "She works at a bank, and he banks with another; banking is her life.",
     "An antidisestablishmentarian sat near the river 1234567 times",
     "Boat, boats and boating: it's 3rd!",
+    "He didn't eat the résumé at the café, and I'll say naïve Straße.",
     "the the the the the the the the the the the the",
 ]
 
@@ -47,7 +48,11 @@ def row_words(index: tll.ContextualIndex) -> list[str]:
     for row in range(index.n_rows):
         found = word_at_row(index.row(row))
         has_digit = any(sign.isdigit() for sign in index.row(row).token)
-        words.append("" if found.piece.endswith("…") or len(found.word) < 3 or has_digit else found.word)
+        position, tokens = index.row(row).position, index.row(row).prompt_tokens
+        is_contracted = tokens[position + 1 : position + 2] in (["'t"], ["'ll"])
+        goes_on = position + 1 < len(tokens) and not starts_word(tokens, position + 1)
+        has_word = not goes_on and len(found.word) >= 3 and not has_digit and not is_contracted
+        words.append(found.word if has_word else "")
     return words
 
 
@@ -76,9 +81,10 @@ def test_words_are_those_of_a_brute_force(
     monkeypatch.setattr("tl_latentlens.index.word_search._FIRST_DEPTH", 5)  # so that most searches must go deeper
     monkeypatch.setattr("tl_latentlens.index.word_search._MAX_NUMBERS", 12)
     queries = torch.randn(2, 3, 256, generator=torch.Generator().manual_seed(1))
-    unlike = ["Banks", None, " boat", "the", "no word of the bank", "!"]
+    unlike = ["Banks", None, " boat", "the", "zebra", "!"]
     found = index.search_words(queries, top_k, names, unlike=unlike)
-    assert found.rows.shape == (2, 3, top_k)
+    assert found.rows.shape[:2] == (2, 3)
+    assert found.rows.shape[2] <= top_k
     for i, (query, word, words) in enumerate(zip(queries.view(-1, 256), unlike, chain(*found.words()), strict=True)):
         expected = brute(index, row_words, query, names, word)[:top_k]
         assert [(stem(near.word), near.similarity) for near in words] == expected, i
@@ -106,6 +112,20 @@ def test_one_word_that_fills_the_bank_does_not_hide_the_others(any_model: Any, t
     assert index.search_words(query, 3, unlike="dog", language=None).words_of(0)[0].word == "dogs"
 
 
+def test_letters_of_several_tokens_and_contractions(index: tll.ContextualIndex) -> None:
+    found = {near.word for near in index.search_words(torch.ones(256), 10**6).words_of(0)}
+    assert {"résumé", "café", "naïve", "straße"} <= found
+    assert not found & {"sum", "caf", "stra", "didn", "don"}
+
+
+def test_each_word_of_several_is_left_out(index: tll.ContextualIndex) -> None:
+    query = torch.ones(256)
+    everything = {stem(near.word) for near in index.search_words(query, 10**6).words_of(0)}
+    for unlike in ("river bank", "river-bank", "the river / banks"):
+        found = {stem(near.word) for near in index.search_words(query, 10**6, unlike=unlike).words_of(0)}
+        assert everything - found >= {"river", "bank"}
+
+
 def test_no_word_at_all(any_model: Any, tmp_path: Path) -> None:
     bank = tll.build_bank(any_model, ["1 2 3, 4 5!", "?!"], tmp_path / "none.h5", progress=False)
     index = tll.ContextualIndex(bank, device="cpu")
@@ -114,7 +134,7 @@ def test_no_word_at_all(any_model: Any, tmp_path: Path) -> None:
     assert (found.rows == -1).all()
     assert found.similarities.isnan().all()
     assert found.to_dataframe().empty
-    assert index.search_words(torch.ones(0, 256), 4).rows.shape == (0, 4)
+    assert index.search_words(torch.ones(0, 256), 4).rows.shape == (0, 1)
 
 
 def test_chances_and_the_table(index: tll.ContextualIndex) -> None:
@@ -133,12 +153,15 @@ def test_chances_and_the_table(index: tll.ContextualIndex) -> None:
 
 
 def test_what_cannot_be_is_refused(index: tll.ContextualIndex) -> None:
-    with pytest.raises(tll.InvalidInputError, match=r"got 2 words in unlike; expected one, or one \(or None\) for each of 3"):
+    with pytest.raises(tll.InvalidInputError, match=r"got unlike=2 of them; expected one word, or a list"):
         index.search_words(torch.ones(3, 256), unlike=["bank", None])
+    with pytest.raises(tll.InvalidInputError, match="got unlike=5; expected one word, or a list"):
+        index.search_words(torch.ones(256), unlike=5)
     with pytest.raises(tll.InvalidInputError, match="got language='elvish'; expected None, or one that has a stemmer: arabic"):
         index.search_words(torch.ones(256), language="elvish")
-    with pytest.raises(tll.InvalidInputError, match="top_k"):
-        index.search_words(torch.ones(256), 0)
+    for top_k in (0, 2.5, "3", None):
+        with pytest.raises(tll.InvalidInputError, match=r"got top_k=.* expected at least 1, a whole number"):
+            index.search_words(torch.ones(256), top_k)
 
 
 @quick
@@ -147,7 +170,7 @@ def test_first_of_each_stem(seed: int, n_words: int, depth: int, top_k: int) -> 
     rng = np.random.default_rng(seed)
     scores = torch.from_numpy(unit(rng.standard_normal((4, 30)))).float()
     stems = torch.from_numpy(rng.integers(-1, n_words, 30))
-    unlike = torch.from_numpy(rng.integers(-2, n_words, 4))
+    unlike = torch.from_numpy(rng.integers(-2, n_words, (4, 2)))
 
     def search(places: torch.Tensor, k: int) -> FoundRows:
         best = scores[places].sort(dim=-1, descending=True, stable=True)
@@ -159,7 +182,7 @@ def test_first_of_each_stem(seed: int, n_words: int, depth: int, top_k: int) -> 
     for i in range(4):
         expected: dict[int, int] = {}
         for row in scores[i].argsort(descending=True, stable=True).tolist():
-            if int(stems[row]) not in (-1, int(unlike[i])):
+            if int(stems[row]) not in (-1, *unlike[i].tolist()):
                 expected.setdefault(int(stems[row]), row)
         rows = list(expected.values())[:top_k]
         assert found.rows[i].tolist() == rows + [-1] * (top_k - len(rows))

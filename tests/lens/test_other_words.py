@@ -30,8 +30,10 @@ def result(any_model: Any, index: tll.ContextualIndex) -> tll.LensResult:
 def test_words_of_tokens() -> None:
     tokens = ["", "The", " boat", "man", "'s", " boat", ",", " 12", " b", "an", "ks", "!"]
     words = ["", "The", " boatman", " boatman", "'s", " boat", "", " 12", " banks", " banks", " banks", ""]
-    assert words_of_tokens(tokens) == words
-    assert words_of_tokens([]) == []
+    assert words_of_tokens(tokens, [token.encode() for token in tokens]) == words
+    assert words_of_tokens([], []) == []
+    parts = [b" caf", b"\xc3", b"\xa9", b"s!"]
+    assert words_of_tokens([part.decode("utf-8", "replace") for part in parts], parts) == [" cafés!"] * 4
 
 
 def test_words_are_those_of_a_search_at_the_token_s_layer(
@@ -40,7 +42,7 @@ def test_words_are_those_of_a_search_at_the_token_s_layer(
     _, cache = any_model.run_with_cache(TEXT, names_filter=NAMES)
     n_read = 0
     for cell in result.cells():
-        whole = words_of_tokens(result.text_tokens[0])[cell.pos]
+        whole = words_of_tokens(result.text_tokens[0], [token.encode() for token in result.text_tokens[0]])[cell.pos]
         if cell.hook_name == NAMES[0] or not any(sign.isalpha() for sign in whole):
             assert cell.words == []
             continue

@@ -168,3 +168,16 @@ def test_a_device_that_is_not_there_is_named() -> None:
         VectorSearch(torch.eye(2), "cuda")
     with pytest.raises(InvalidInputError, match=r"got device='gpu'; expected 'cpu', 'cuda' or 'cuda:1', say"):
         VectorSearch(torch.eye(2), "gpu")
+
+
+@pytest.mark.parametrize("storage", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"unit_length": False}, {"center": torch.full((6,), 0.1)}], ids=["", "any_length", "center"]
+)
+def test_rows_too_short_for_float32_have_no_direction(storage: torch.dtype, kwargs: dict[str, Any]) -> None:
+    vectors = queries_of(40, 6)
+    vectors[7] *= 1e-39
+    found = VectorSearch(vectors.to(storage), "cpu", **kwargs).top_k(queries_of(3, 6), 40)
+    assert [sorted(rows) for rows in found.rows.tolist()] == [list(range(40))] * 3
+    if "center" not in kwargs:
+        assert (found.similarities[found.rows == 7] == 0).all()

@@ -240,12 +240,12 @@ def test_a_sentence_below_the_rows_of_a_direction_says_whether_they_are_near(ind
     verdicts = [line.strip() for line in lines if "random directions" in line]
     assert found.scores is not None
     expected = [
-        f"random directions come as near: p = {p:.2g} (z = {z:.1f}){'; chance explains it' * (p >= 0.01)}"
+        f"random directions come as near: p = {p:.2g} (z = {z:.1f}){'; may be chance' * (p >= 0.01)}"
         for z, p in zip(found.scores["z"], found.scores["p"], strict=True)
     ]
     assert verdicts == expected
-    assert "explains" not in verdicts[0]
-    assert "explains" in verdicts[1], "nothing is near to the opposite of a row"
+    assert "may be chance" not in verdicts[0]
+    assert "may be chance" in verdicts[1], "nothing is near to the opposite of a row"
     assert found._repr_html_().count("random directions come as near") == 4
     assert found._repr_html_().count("explains it") == str(found).count("explains it")
     assert "random" not in str(tll.decode_directions(random, index, top_k=2))

@@ -2,6 +2,7 @@
 
 import operator
 import re
+import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -10,6 +11,8 @@ from jaxtyping import Bool
 
 from tl_latentlens.corpus.unicode import require_unicode
 from tl_latentlens.errors import InvalidInputError
+
+_PART_OF_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # stands for it where a token is shown by itself
 
 
 def positions_of_word(tokens: Sequence[str], word: str) -> list[int]:
@@ -79,20 +82,36 @@ def find_position(position_or_word: int | str, tokens: Sequence[str], special: B
 
 
 def starts_word(tokens: Sequence[str], pos: int) -> bool:
-    """True where the token at `pos` starts a word: it starts with no letter or digit, or the token before ends with none."""
+    """True where the token at `pos` starts a word: it starts with no sign of a word, or the token before ends with none."""
     token, previous = tokens[pos], tokens[pos - 1] if pos else ""
-    return not token[:1].isalnum() or not previous[-1:].isalnum()
+    return not is_of_word(token[:1]) or not is_of_word(previous[-1:])
 
 
-def words_of_tokens(tokens: Sequence[str]) -> list[str]:
-    """For each token the whole word that it belongs to, with the signs around it; empty where that has no letter or digit."""
-    bounds = [0, *(pos for pos in range(1, len(tokens)) if starts_word(tokens, pos)), len(tokens)]
+def is_of_word(sign: str) -> bool:
+    """True for a letter, a digit, a mark on a letter, and a part of a character that several tokens make up."""
+    return sign.isalnum() or sign == _PART_OF_CHARACTER or unicodedata.category(sign or " ").startswith("M")
+
+
+def word_spans(tokens: Sequence[str]) -> list[tuple[int, int]]:
+    """First token of each word of a text, and the first after it."""
+    starts = [pos for pos in range(len(tokens)) if not pos or starts_word(tokens, pos)]
+    return list(pairwise([*starts, len(tokens)]))
+
+
+def words_of_tokens(tokens: Sequence[str], token_bytes: Sequence[bytes]) -> list[str]:
+    """For each token the whole word that it belongs to, with the signs around it; empty where that has no letter or digit.
+
+    Args:
+        tokens: Their texts, empty for those that are no text.
+        token_bytes: The bytes of these texts, which may be parts of characters.
+    """
     words = []
-    for first, end in pairwise(bounds):
-        words += ["".join(tokens[first:end])] * (end - first)
-    return [word if any(sign.isalnum() for sign in word) else "" for word in words]
+    for first, end in word_spans(tokens):
+        word = b"".join(token_bytes[first:end]).decode("utf-8", "replace")
+        words += [word if any(sign.isalnum() for sign in word) else ""] * (end - first)
+    return words
 
 
 def letters_of(text: str) -> str:
-    """The letters of a text in lower case; everything else is left out."""
-    return "".join(letter for letter in text.lower() if letter.isalpha())
+    """The letters of a text in lower case, with the marks on them; everything else is left out."""
+    return "".join(sign for sign in text.lower() if sign.isalpha() or unicodedata.category(sign).startswith("M"))

@@ -18,6 +18,7 @@ from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.statistics.p_values import p_values
 
 N_NULL_DIRECTIONS = 1000  # of each kind
+_Z_DECIMALS = 5  # The rest of z is rounding, which decides nothing where all rows are neighbors and z is 0.
 _NULL_STEP = 250  # directions that are searched at once
 
 
@@ -134,5 +135,5 @@ def _null(index: ContextualIndex, hook_names: list[str], d: int, top_k: int, see
 def _nearness(
     index: ContextualIndex, directions: Float[Tensor, "n d"], found: SearchResult, hook_names: list[str]
 ) -> _Nearness:
-    z = index.nearness(directions, found, hook_names).mean(-1)
+    z = index.nearness(directions, found, hook_names).mean(-1).round(decimals=_Z_DECIMALS)
     return _Nearness(found.similarities.mean(-1).cpu().numpy(), z.cpu().numpy())

@@ -33,7 +33,7 @@ from tl_latentlens.index.rows import BankRows
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.index.transforms import TRANSFORMS
 from tl_latentlens.index.uses import TokenUses
-from tl_latentlens.index.word_search import WordSearchResult, as_words, chances_of, search_words
+from tl_latentlens.index.word_search import WordSearchResult, chances_of, left_out_stems, search_words
 from tl_latentlens.index.word_table import WordTable, make_word_table
 from tl_latentlens.model.fingerprint_check import check_fingerprint
 from tl_latentlens.model.heads import hook_point
@@ -234,7 +234,7 @@ class ContextualIndex(ReopenedIndex):
             hook_names: Narrow the search to these. None: `query_hook_name` where it is loaded, else as `search`.
             query_hook_name: The hook name, or layer, that the vectors come from; None for directions.
             unlike: A word that is left out with its inflections, in any case: for all vectors, or one (or None) for each, over
-                the flattened leading shape.
+                the flattened leading shape. Of several words in one text, each is left out.
             language: Of the stemmer that tells which words are inflections of one, as Snowball names it. None: words are the
                 same where their letters are.
             calibrate: Also say how likely a random activation comes as near (`NearWord.chance`).
@@ -244,10 +244,9 @@ class ContextualIndex(ReopenedIndex):
         """
         tensor = as_tensor(vectors)
         require_top_k(top_k)
-        n_queries = math.prod(tensor.shape[:-1])
-        if len(left_out := as_words(unlike, n_queries)) != n_queries:
-            expected = f"one, or one (or None) for each of {n_queries} vectors"
-            raise InvalidInputError(f"got {len(left_out)} words in unlike; expected {expected}")
+        n_queries, table = math.prod(tensor.shape[:-1]), self._word_table(language)
+        left_out = torch.from_numpy(left_out_stems(unlike, n_queries, table)).to(self.device)
+        top_k = min(top_k, max(1, len(table.stems)))
         if query_hook_name is not None:
             query_hook_name = one_hook_name(query_hook_name, self.model_info.n_layers)
             hook_names = query_hook_name if hook_names is None and query_hook_name in self._searches else hook_names
@@ -255,15 +254,13 @@ class ContextualIndex(ReopenedIndex):
         queries = transform_queries(tensor, self._searches, searched, query_hook_name, self.device)
         queries = {name: units.reshape(-1, units.shape[-1]) for name, units in queries.items()}
         n_rows = sum(len(part.search) for name in searched for part in self._searches[name].parts)
-        table = self._word_table(language)
 
         def search(places: Int[Tensor, " some"], depth: int) -> FoundRows:
             units = {name: queries[name][places] for name in queries}
             return search_hook_names(units, self._searches, depth, query_hook_name, is_approximate=self._is_approximate)
 
         stem_ids = torch.from_numpy(table.stem_ids).to(self.device)
-        left_out_ids = torch.tensor([table.stem_id(word) for word in left_out], dtype=torch.int64, device=self.device)
-        words = search_words(search, n_queries, n_rows, top_k, stem_ids, left_out_ids)
+        words = search_words(search, n_queries, n_rows, top_k, stem_ids, left_out)
         shape = (*tensor.shape[:-1], top_k)
         similarities, rows, hook_ids = words.similarities.view(shape), words.rows.view(shape), words.hook_ids.view(shape)
         chances = chances_of(words, self).view(shape) if calibrate else None
@@ -491,5 +488,5 @@ def require_top_k(top_k: int) -> None:
     Raises:
         InvalidInputError: It is not.
     """
-    if top_k < 1:
-        raise InvalidInputError(f"got top_k={top_k}; expected at least 1")
+    if not isinstance(top_k, int | np.integer) or top_k < 1:
+        raise InvalidInputError(f"got top_k={top_k!r}; expected at least 1, a whole number")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from tl_latentlens.model.info import ModelInfo
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import NeighborLine
 from tl_latentlens.views.notebook import search_html
+
+_Result = TypeVar("_Result", bound=Any)
 
 
 @runtime_checkable
@@ -60,8 +62,26 @@ class SearchedIndex(Protocol):
         ...
 
 
+class OnDevice:
+    """A dataclass of tensors over queries, any leading shape, on the device of its `index`."""
+
+    def __getitem__(self: _Result, query: Any) -> _Result:
+        """The result of some of the queries, chosen as in their leading shape."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{key: value[query] for key, value in values.items() if isinstance(value, Tensor)})
+
+    def __getstate__(self: Any) -> dict[str, Any]:
+        """The numbers in the computer's memory, since another process may number its devices otherwise."""
+        return {f.name: value.cpu() if isinstance(value := getattr(self, f.name), Tensor) else value for f in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Put the numbers on the device of the index that came along."""
+        device = state["index"].device
+        self.__dict__.update({key: value.to(device) if isinstance(value, Tensor) else value for key, value in state.items()})
+
+
 @dataclass(frozen=True)
-class SearchResult:
+class SearchResult(OnDevice):
     """Neighbors of each query, nearest first; ties by hook order, then row.
 
     Attributes:
@@ -84,20 +104,6 @@ class SearchResult:
     chances: Float[Tensor, "... k"] | None = None
     known: Float[Tensor, "..."] | None = None
     use_chances: Float[Tensor, "..."] | None = None
-
-    def __getitem__(self, query: Any) -> "SearchResult":
-        """The neighbors of some of the queries, chosen as in their leading shape."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{key: value[query] for key, value in values.items() if isinstance(value, Tensor)})
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The numbers in the computer's memory, since another process may number its devices otherwise."""
-        return {f.name: value.cpu() if isinstance(value := getattr(self, f.name), Tensor) else value for f in fields(self)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Put the numbers on the device of the index that came along."""
-        device = state["index"].device
-        self.__dict__.update({key: value.to(device) if isinstance(value, Tensor) else value for key, value in state.items()})
 
     def _repr_html_(self) -> str:
         places = (", ".join(map(str, place)) for place in np.ndindex(*self.rows.shape[:-1]))

@@ -5,14 +5,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.cross_layer import FoundRows
 from tl_latentlens.index.near_word import NearWord
-from tl_latentlens.index.search_result import SearchedIndex, SearchResult, in_leading_shape
+from tl_latentlens.index.search_result import OnDevice, SearchedIndex, SearchResult, in_leading_shape
 from tl_latentlens.index.word_table import WordTable
 
 _FIRST_DEPTH = 128  # rows of each query in which words are looked for first; then in eight times as many, and so on
@@ -21,7 +23,7 @@ _MAX_NUMBERS = 2**22  # pairs of a query and a row that are looked at together
 
 
 @dataclass(frozen=True)
-class WordSearchResult:
+class WordSearchResult(OnDevice):
     """The words near each query, nearest first, each once.
 
     Attributes:
@@ -76,7 +78,7 @@ def search_words(
     n_rows: int,
     top_k: int,
     stem_ids: Int[Tensor, " rows"],
-    unlike: Int[Tensor, " queries"],
+    unlike: Int[Tensor, "queries words"],
 ) -> FoundRows:
     """The nearest row of each of the `top_k` nearest words of each query; -1 and NaN where there are fewer words.
 
@@ -86,7 +88,7 @@ def search_words(
         n_rows: Rows that a search of all of them finds, over all hook names.
         top_k: Words of each query.
         stem_ids: The stem of each row's word; -1: none.
-        unlike: The stem that each query leaves out.
+        unlike: The stems that each query leaves out, padded with numbers below -1.
     """
     device = stem_ids.device
     best = FoundRows(
@@ -109,22 +111,40 @@ def search_words(
 
 
 def _first_of_each_stem(
-    stems: Int[Tensor, "q depth"], unlike: Int[Tensor, " q"], top_k: int
+    stems: Int[Tensor, "q depth"], unlike: Int[Tensor, "q words"], top_k: int
 ) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"], Int[Tensor, " found"]]:
     """Query, rank among its words, and place of the first row of each stem that a query does not leave out."""
     ordered, order = stems.sort(dim=-1, stable=True)
     is_new = torch.ones_like(ordered, dtype=torch.bool)
     is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    is_new &= (ordered >= 0) & (ordered != unlike[:, None])
+    is_new &= ordered >= 0
+    for left_out in unlike.unbind(-1):
+        is_new &= ordered != left_out[:, None]
     is_first = torch.zeros_like(is_new).scatter(-1, order, is_new)
     rank = is_first.cumsum(-1) - 1
     query, at = (is_first & (rank < top_k)).nonzero(as_tuple=True)
     return query, rank[query, at], at
 
 
-def as_words(unlike: str | Sequence[str | None] | None, n_queries: int) -> list[str | None]:
-    """A word to leave out, or None, for each query."""
-    return [unlike] * n_queries if unlike is None or isinstance(unlike, str) else list(unlike)
+def left_out_stems(
+    unlike: str | Sequence[str | None] | None, n_queries: int, table: WordTable
+) -> Int[np.ndarray, "queries words"]:
+    """The stems that each query leaves out, padded with -2.
+
+    Raises:
+        InvalidInputError: No word, or another number of words than of queries.
+    """
+    words = [unlike] * n_queries if unlike is None or isinstance(unlike, str) else unlike
+    is_list = isinstance(words, list | tuple | np.ndarray)
+    if not is_list or len(words) != n_queries or not all(word is None or isinstance(word, str) for word in words):
+        got = f"{len(words)} of them" if is_list else f"{unlike!r:.80}"
+        raise InvalidInputError(
+            f"got unlike={got}; expected one word, or a list with a word (or None) for each of {n_queries} vectors"
+        )
+    ids_of = {word: table.stem_ids_of(word) for word in set(words)}
+    width = max(map(len, ids_of.values()), default=0)
+    padded = {word: ids + [-2] * (width - len(ids)) for word, ids in ids_of.items()}
+    return np.array([padded[word] for word in words], np.int64).reshape(n_queries, width)
 
 
 def chances_of(words: FoundRows, index: SearchedIndex) -> Float[Tensor, "q k"]:

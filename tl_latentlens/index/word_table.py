@@ -1,5 +1,6 @@
 """The whole word that each row of a bank ends, and its stem, for all rows at once."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,12 +9,14 @@ import snowballstemmer
 from jaxtyping import Bool, Int
 
 from tl_latentlens.bank.bank import Bank
-from tl_latentlens.corpus.words import letters_of
+from tl_latentlens.corpus.words import is_of_word, letters_of
 from tl_latentlens.errors import InvalidInputError
 
 _MIN_LETTERS = 3  # A shorter word says little.
 _MAX_TOKENS = 32  # A longer run of letters is no word.
 _NO_WORD = -1
+_PARTS = re.compile(r"[\s\-–—/]+")  # what parts the words of a text
+_CONTRACTION = re.compile(r"['’](?!s$)[^\W\d_]+", re.IGNORECASE)  # 't of don't: what stands before it is no word by itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +40,10 @@ class WordTable:
     stems: dict[str, int]
     language: str | None
 
-    def stem_id(self, word: str | None) -> int:
-        """The number of the stem of any word; -2 for None, and for a stem that no row has."""
-        return -2 if word is None else self.stems.get(next(iter(stems_of([letters_of(word)], self.language))), -2)
+    def stem_ids_of(self, text: str | None) -> list[int]:
+        """The numbers of the stems of the words of a text; none for None, and for stems that no row has."""
+        words = [] if text is None else [word for part in _PARTS.split(text) if (word := letters_of(part))]
+        return [self.stems[stem] for stem in stems_of(words, self.language) if stem in self.stems]
 
 
 def make_word_table(banks: Sequence[Bank], language: str | None) -> WordTable:
@@ -70,7 +74,8 @@ def stems_of(words: Sequence[str], language: str | None) -> list[str]:
     """
     if language is None:
         return list(words)
-    if language not in (known := snowballstemmer.algorithms()):
+    known = snowballstemmer.algorithms()
+    if not isinstance(language, str) or language not in known:
         raise InvalidInputError(f"got language={language!r}; expected None, or one that has a stemmer: {', '.join(known)}")
     return snowballstemmer.stemmer(language).stemWords(list(words))
 
@@ -78,9 +83,9 @@ def stems_of(words: Sequence[str], language: str | None) -> list[str]:
 def _word_ids(bank: Bank, ids: dict[str, int]) -> Int[np.ndarray, " rows"]:
     """For each row of a bank the number of its word in `ids`, which gets the new ones; -1: none."""
     plan = bank.plan
-    starts_word = _starts_of_words(bank)
+    starts_word, is_contraction = _starts_of_words(bank)
     first = np.maximum.accumulate(np.where(starts_word, np.arange(len(starts_word)), 0))[plan.row_tokens]
-    ends_word = np.append(starts_word[1:], True)[plan.row_tokens]
+    ends_word = np.append(starts_word[1:] & ~is_contraction[1:], True)[plan.row_tokens]
     n_tokens = np.where(ends_word, plan.row_tokens - first + 1, 0)
     word_ids = np.full(len(first), _NO_WORD)
     for length in np.unique(n_tokens[(n_tokens > 0) & (n_tokens <= _MAX_TOKENS)]).tolist():
@@ -92,16 +97,17 @@ def _word_ids(bank: Bank, ids: dict[str, int]) -> Int[np.ndarray, " rows"]:
     return word_ids
 
 
-def _starts_of_words(bank: Bank) -> Bool[np.ndarray, " tokens"]:
-    """True for tokens of all prompts that start a word, as `corpus.words.starts_word` says for one prompt."""
+def _starts_of_words(bank: Bank) -> tuple[Bool[np.ndarray, " tokens"], Bool[np.ndarray, " tokens"]]:
+    """Of all prompts, which tokens start a word, as `corpus.words.starts_word` says for one prompt, and which contract one."""
     plan, special_ids = bank.plan, set(bank.file.metadata.special_ids)
     used, place = np.unique(plan.tokens, return_inverse=True)
     texts = ["" if token_id in special_ids else bank.token_string(token_id) for token_id in used.tolist()]
-    begins_with_letter = np.array([text[:1].isalnum() for text in texts])[place]
-    ends_with_letter = np.array([text[-1:].isalnum() for text in texts])[place]
-    starts_word = ~begins_with_letter | ~np.append(False, ends_with_letter[:-1])
+    begins, ends = (np.array([is_of_word(text[at]) for text in texts], bool)[place] for at in (slice(0, 1), slice(-1, None)))
+    starts_word = ~begins | ~np.append(False, ends[:-1])
     starts_word[plan.prompt_starts[:-1]] = True
-    return starts_word
+    is_contraction = np.array([_CONTRACTION.fullmatch(text) is not None for text in texts], bool)[place]
+    is_contraction[plan.prompt_starts[:-1]] = False
+    return starts_word, is_contraction
 
 
 def _plain_word(text: str) -> str:
@@ -110,6 +116,5 @@ def _plain_word(text: str) -> str:
     if len(letters) < _MIN_LETTERS or any(sign.isdigit() for sign in text):
         return ""
     word = text.lower().strip()
-    first = next(i for i, sign in enumerate(word) if sign.isalpha())
-    last = next(i for i, sign in enumerate(reversed(word)) if sign.isalpha())
-    return word[first : len(word) - last]
+    first, *_, last = (i for i, sign in enumerate(word) if letters_of(sign))
+    return word[first : last + 1]

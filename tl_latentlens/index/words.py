@@ -14,7 +14,7 @@ from jaxtyping import Int
 from tqdm.auto import tqdm
 
 from tl_latentlens.bank.bank import Row
-from tl_latentlens.corpus.words import letters_of, starts_word
+from tl_latentlens.corpus.words import letters_of, starts_word, word_spans
 from tl_latentlens.index.contextual import ContextualIndex
 
 _NEAR_TOKENS = 8  # tokens to each side of a row whose words count as near
@@ -88,11 +88,11 @@ def word_at_row(row: Row) -> RowWords:
     special_ids = set(row.bank.file.metadata.special_ids)
     token_ids, position = row.bank.prompt(row.prompt_index), row.position
     tokens = ["" if i in special_ids else row.bank.token_string(i) for i in token_ids]
-    words, own_word = _words_near(tokens, position)
-    plain_words = [letters_of(word) for word in words]
+    spans, own_word = _words_near(tokens, position)
+    plain_words = [letters_of(row.bank.text(token_ids[first:end])) for first, end in spans]
     own = plain_words[own_word]
     near = frozenset(word for i, word in enumerate(plain_words) if i != own_word and len(word) > 2)
-    piece = letters_of(tokens[position])
+    piece = letters_of(row.bank.text([token_ids[position]]))
     if piece == own:
         piece = ""
     elif piece:
@@ -101,19 +101,12 @@ def word_at_row(row: Row) -> RowWords:
     return RowWords(own, piece, near - {own})
 
 
-def _words_near(tokens: Sequence[str], position: int) -> tuple[list[str], int]:
-    """The whole words within some tokens of a position, and which of them the position is in."""
+def _words_near(tokens: Sequence[str], position: int) -> tuple[list[tuple[int, int]], int]:
+    """The spans of the whole words within some tokens of a position, and which of them the position is in."""
     first, end = max(0, position - _NEAR_TOKENS), position + _NEAR_TOKENS + 1
     while first > 0 and not starts_word(tokens, first):
         first -= 1
     while end < len(tokens) and not starts_word(tokens, end):
         end += 1
-    words: list[str] = []
-    own_word = -1
-    for pos in range(first, min(end, len(tokens))):
-        if starts_word(tokens, pos) or not words:
-            words.append("")
-        words[-1] += tokens[pos]
-        if pos == position:
-            own_word = len(words) - 1
-    return words, own_word
+    spans = [(first + start, first + stop) for start, stop in word_spans(tokens[first:end])]
+    return spans, next(i for i, (_, stop) in enumerate(spans) if position < stop)

@@ -26,7 +26,7 @@ from tl_latentlens.model.heads import head_result_layer
 from tl_latentlens.model.hook_points import in_residual_stream
 from tl_latentlens.model.image_tokens import placeholder_ids
 from tl_latentlens.model.readout import readout_problem
-from tl_latentlens.model.token_strings import single_tokens, token_strings
+from tl_latentlens.model.token_strings import single_tokens, token_bytes, token_strings
 from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.views.data import TokenReading
 
@@ -86,8 +86,9 @@ class _DecodedTokens:
     @classmethod
     def of(cls, run_tokens: RunTokens, model: Any, decoded: Bool[np.ndarray, "batch pos"]) -> "_DecodedTokens":
         is_placeholder, is_skipped = _is_placeholder(run_tokens, model), run_tokens.is_skipped.cpu().numpy()
-        words = own_words(_token_strings(run_tokens, model), is_skipped | is_placeholder, decoded)
-        return cls(run_tokens.ids.cpu().numpy()[decoded], is_placeholder[decoded], words)
+        ids = run_tokens.ids.cpu().numpy()
+        words = own_words(ids, token_bytes(model, np.unique(ids).tolist()), is_skipped | is_placeholder, decoded)
+        return cls(ids[decoded], is_placeholder[decoded], words)
 
 
 def _token_strings(run_tokens: RunTokens, model: Any) -> list[list[str]]:

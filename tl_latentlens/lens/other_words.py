@@ -1,10 +1,11 @@
 """The nearest other words of the tokens of a run."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from tl_latentlens.corpus.words import words_of_tokens
@@ -16,18 +17,23 @@ _FIRST_SHARE_OF_LAYERS = 0.2  # In the layers before it, lists of other words te
 
 
 def own_words(
-    tokens: list[list[str]], is_special: Bool[np.ndarray, "batch pos"], decoded: Bool[np.ndarray, "batch pos"]
+    ids: Int[np.ndarray, "batch pos"],
+    bytes_of: Mapping[int, bytes],
+    is_special: Bool[np.ndarray, "batch pos"],
+    decoded: Bool[np.ndarray, "batch pos"],
 ) -> list[str]:
     """The whole word that each decoded token belongs to, in reading order; empty for punctuation and special tokens.
 
     Args:
-        tokens: [batch][pos] texts of the input.
+        ids: The tokens of the input.
+        bytes_of: The bytes of the text of each, which may be parts of characters.
         is_special: True at tokens that are no text.
         decoded: True at the tokens that are decoded.
     """
     words = []
-    for text_tokens, special, is_decoded in zip(tokens, is_special, decoded, strict=True):
-        of_text = words_of_tokens(["" if skip else token for token, skip in zip(text_tokens, special, strict=True)])
+    for text_ids, special, is_decoded in zip(ids.tolist(), is_special.tolist(), decoded, strict=True):
+        token_bytes = [b"" if skip else bytes_of[i] for i, skip in zip(text_ids, special, strict=True)]
+        of_text = words_of_tokens([part.decode("utf-8", "replace") for part in token_bytes], token_bytes)
         words += [of_text[pos] for pos in np.flatnonzero(is_decoded).tolist()]
     return words
 

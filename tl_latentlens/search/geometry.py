@@ -10,6 +10,8 @@ from tl_latentlens.search.ambient import own_arithmetic
 
 # A row shorter than this share of its length before centering is treated as zero: only rounding noise is left of it.
 ZERO_LENGTH_SHARE = 1e-6
+# A shorter row has no direction: float32 loses its digits, and 1 / length leaves its range.
+MIN_LENGTH = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +132,8 @@ class RowGeometry:
         """Stored rows as a search of all rows compares them, of length 1 (0 where nothing is left of a row), float32."""
         exact = vectors.double()
         stored_lengths = exact.norm(dim=-1, keepdim=True)
-        transformed = self.rows(torch.where(stored_lengths > 0, exact / stored_lengths, 0.0))
-        has_direction = (stored_lengths > 0)[:, 0]
+        transformed = self.rows(torch.where(stored_lengths > MIN_LENGTH, exact / stored_lengths, 0.0))
+        has_direction = (stored_lengths > MIN_LENGTH)[:, 0]
         lengths = torch.where(has_direction & ~self.leaves_nothing(exact), transformed.norm(dim=-1), 0.0)
         return (transformed * self.row_scales(lengths, has_direction.double())[:, None]).float()
 
@@ -161,6 +163,7 @@ class RowGeometry:
         if not self.is_identity:
             largest = 1.0 if self.affine.weight is None else self.affine.weight.max()
             min_lengths = ZERO_LENGTH_SHARE * largest * stored_lengths
+        min_lengths = min_lengths.clamp(min=MIN_LENGTH)
         return torch.where(lengths > min_lengths, 1 / lengths, 0.0)
 
 

@@ -16,7 +16,7 @@ from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.search.chunks import Chunk, rows_per_chunk, split_chunk
 from tl_latentlens.search.device import has_room_for, working_memory
 from tl_latentlens.search.error_bounds import MAX_UNIT_LENGTH, UNIT_LENGTH_TOLERANCE
-from tl_latentlens.search.geometry import RowGeometry
+from tl_latentlens.search.geometry import MIN_LENGTH, RowGeometry
 from tl_latentlens.search.tensors import as_tensor
 
 _OTHER_LENGTH_TOLERANCE = 1e-5  # For rows of other float types than UNIT_LENGTH_TOLERANCE has.
@@ -164,7 +164,7 @@ class StoredRows:
             return RowScales(None, scales, max_deviation, row_error_gain=gain)
         prenorm = None
         if unit_length is False or (unit_length is None and is_rounded_unit):
-            prenorm = torch.where(stored_lengths > 0, 1 / stored_lengths, 0.0)
+            prenorm = torch.where(stored_lengths > MIN_LENGTH, 1 / stored_lengths, 0.0)
             stored_lengths = stored_lengths * prenorm
         lengths = torch.cat([self._transform(chunk.rows, torch.float64, prenorm).norm(dim=-1) for chunk in chunks])
         if prenorm is not None:

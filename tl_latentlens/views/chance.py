@@ -14,7 +14,7 @@ def is_chance(chance: Any) -> Any:
 
 def nearness_sentence(nearness: DirectionNearness) -> str:
     """What the nearness of a direction's neighbors says, with its figures."""
-    verdict = "; chance explains it" if is_chance(nearness.p) else ""
+    verdict = "; may be chance" if is_chance(nearness.p) else ""
     return f"random directions come as near: p = {nearness.p:.2g} (z = {nearness.z:.1f}){verdict}"
 
 

@@ -1,5 +1,6 @@
 """Lens readings as tables for the terminal: one for each token, a line a hook name."""
 
+import textwrap
 from collections.abc import Sequence
 
 from rich import box
@@ -37,7 +38,7 @@ def _token_table(heading: TokenHeading, cells: list[LensCell], width: int) -> Ta
     if any(cell.use_chance is not None for cell in cells):
         columns["use"] = [Text(format_share(cell.use_chance)) for cell in cells]
     if any(cell.words is not None for cell in cells):
-        columns["other words"] = [Text(_in_lines(cell.words or [], len(cell.neighbors))) for cell in cells]
+        columns["other words"] = [Text(_wrapped(cell.words or [], max(12, width // 5))) for cell in cells]
     lens_columns = _lens_columns(cells)
     n_columns = len(columns) + len(lens_columns)
     taken = sum(longest_width(name, *texts) + 2 for name, texts in {**columns, **lens_columns}.items())
@@ -63,10 +64,9 @@ def _token_table(heading: TokenHeading, cells: list[LensCell], width: int) -> Ta
     return table
 
 
-def _in_lines(words: list[str], n_lines: int) -> str:
-    """Words in at most so many lines of about as many words each."""
-    words_per_line = max(1, -(-len(words) // max(1, n_lines)))
-    return ",\n".join(", ".join(words[i : i + words_per_line]) for i in range(0, len(words), words_per_line))
+def _wrapped(words: list[str], width: int) -> str:
+    """Words in lines of so many characters; – for none."""
+    return "\n".join(textwrap.wrap(", ".join(words), width, break_long_words=False, break_on_hyphens=False)) or "–"
 
 
 def _lens_columns(cells: list[LensCell]) -> dict[str, list[Text]]:
