@@ -15,7 +15,7 @@ from support.vectors import quick, unit
 import tl_latentlens as tll
 from tl_latentlens.corpus.words import letters_of, starts_word
 from tl_latentlens.index.cross_layer import FoundRows
-from tl_latentlens.index.word_search import search_words
+from tl_latentlens.index.grouped import nearest_of_groups
 from tl_latentlens.index.words import word_at_row
 
 NAMES = ["blocks.2.hook_resid_post", "blocks.4.hook_resid_post"]
@@ -176,9 +176,7 @@ def test_first_of_each_stem(seed: int, n_words: int, depth: int, top_k: int) -> 
         best = scores[places].sort(dim=-1, descending=True, stable=True)
         return FoundRows(best.values[:, :k], best.indices[:, :k], torch.zeros_like(best.indices[:, :k]))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tl_latentlens.index.word_search._FIRST_DEPTH", depth)
-        found = search_words(search, 4, 30, top_k, stems, unlike)
+    found = nearest_of_groups(search, 4, 30, top_k, lambda rows: stems[rows], unlike, (depth, 8))
     for i in range(4):
         expected: dict[int, int] = {}
         for row in scores[i].argsort(descending=True, stable=True).tolist():

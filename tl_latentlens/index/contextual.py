@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ from torch import Tensor
 from tl_latentlens.bank.bank import Bank, Row
 from tl_latentlens.errors import InvalidInputError, ModelMismatchError
 from tl_latentlens.index.banks import different_models, open_banks
+from tl_latentlens.index.context_words import ContextWords
 from tl_latentlens.index.cross_layer import FoundRows, search_hook_names, transform_queries
+from tl_latentlens.index.distinct import distinct_rows
+from tl_latentlens.index.grouped import RowSearch, nearest_of_groups
 from tl_latentlens.index.hook_name_search import HookNameSearch, SearchOptions
 from tl_latentlens.index.hook_names import (
     default_hook_names,
@@ -33,8 +36,9 @@ from tl_latentlens.index.rows import BankRows
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.index.transforms import TRANSFORMS
 from tl_latentlens.index.uses import TokenUses
-from tl_latentlens.index.word_search import WordSearchResult, chances_of, left_out_stems, search_words
+from tl_latentlens.index.word_search import WORD_DEPTHS, WordSearchResult, chances_of, left_out_stems, require_words
 from tl_latentlens.index.word_table import WordTable, make_word_table
+from tl_latentlens.index.words_around import WordsAround
 from tl_latentlens.model.fingerprint_check import check_fingerprint
 from tl_latentlens.model.heads import hook_point
 from tl_latentlens.model.info import ModelInfo
@@ -65,6 +69,8 @@ class ContextualIndex(ReopenedIndex):
     _known_tokens: dict[tuple[str, tuple[str, ...]], KnownTokens]
     _token_uses: dict[str, TokenUses]
     _word_tables: dict[str | None, WordTable]
+    _context_words: dict[str | None, ContextWords]
+    _words_around: dict[tuple[str, str | None], WordsAround]
     _checked_models: WeakKeyDictionary[Any, set[Any]]  # the states of autocast in which each was checked
 
     @own_arithmetic()
@@ -135,7 +141,7 @@ class ContextualIndex(ReopenedIndex):
         options = SearchOptions(self.transform, self.device, dtype, approximate, memory_budget)
         self._is_approximate = bool(approximate)
         self._searches = {name: HookNameSearch(name, self.bank_rows.of(name), options) for name in self.hook_names}
-        self._known_tokens, self._token_uses, self._word_tables = {}, {}, {}
+        self._known_tokens, self._token_uses, self._word_tables, self._context_words, self._words_around = {}, {}, {}, {}, {}
         self._checked_models = WeakKeyDictionary()
         settings = {"device": None if device is None else str(device), "dtype": dtype, "approximate": approximate}
         settings |= {"transform": transform, "memory_budget": memory_budget, "verify": verify}
@@ -178,6 +184,7 @@ class ContextualIndex(ReopenedIndex):
         hook_names: int | str | Iterable[int | str] | None = None,
         query_hook_name: int | str | None = None,
         *,
+        distinct: bool = False,
         calibrate: bool = False,
     ) -> SearchResult:
         """The nearest contextual tokens of each vector, over all loaded hook names of its width, ranked together.
@@ -189,6 +196,9 @@ class ContextualIndex(ReopenedIndex):
             query_hook_name: The hook name, or layer, that the vectors come from. A transform uses its mean and scale for them.
                 None for directions, to which the scale of each hook name that is searched is applied. A head's vectors are
                 searched among those of that head alone.
+            distinct: List each row once, at its best hook name (`Neighbor.hook_names` says at which others it is among the rows
+                up to the last one). The rows of one token at several layers are near to each other, so most of a list may go to
+                few tokens without it.
             calibrate: Also say whether the bank knows the token (`SearchResult.known`; `known` says how), and how likely a
                 random activation comes as near to each row (`SearchResult.chances`; `chances` says how).
 
@@ -202,8 +212,10 @@ class ContextualIndex(ReopenedIndex):
             query_hook_name = one_hook_name(query_hook_name, self.model_info.n_layers)
         searched = self._hook_names_to_search(tensor, hook_names, query_hook_name)
         queries = transform_queries(tensor, self._searches, searched, query_hook_name, self.device)
-        found = search_hook_names(queries, self._searches, top_k, query_hook_name, is_approximate=self._is_approximate)
-        result = SearchResult(found.similarities, found.rows, found.hook_ids, self)
+        result = self._search_distinct(queries, top_k, query_hook_name) if distinct else None
+        if result is None:
+            found = search_hook_names(queries, self._searches, top_k, query_hook_name, is_approximate=self._is_approximate)
+            result = SearchResult(found.similarities, found.rows, found.hook_ids, self)
         if not calibrate:
             return result
         known = None if query_hook_name is None else self.known(tensor, result, query_hook_name, hook_names)
@@ -253,18 +265,57 @@ class ContextualIndex(ReopenedIndex):
         searched = self._hook_names_to_search(tensor, hook_names, query_hook_name)
         queries = transform_queries(tensor, self._searches, searched, query_hook_name, self.device)
         queries = {name: units.reshape(-1, units.shape[-1]) for name, units in queries.items()}
-        n_rows = sum(len(part.search) for name in searched for part in self._searches[name].parts)
-
-        def search(places: Int[Tensor, " some"], depth: int) -> FoundRows:
-            units = {name: queries[name][places] for name in queries}
-            return search_hook_names(units, self._searches, depth, query_hook_name, is_approximate=self._is_approximate)
-
+        search, n_found = self._search_of(queries, query_hook_name), self._n_found(searched)
         stem_ids = torch.from_numpy(table.stem_ids).to(self.device)
-        words = search_words(search, n_queries, n_rows, top_k, stem_ids, left_out)
+        words = nearest_of_groups(search, n_queries, n_found, top_k, lambda rows: stem_ids[rows], left_out, WORD_DEPTHS)
         shape = (*tensor.shape[:-1], top_k)
         similarities, rows, hook_ids = words.similarities.view(shape), words.rows.view(shape), words.hook_ids.view(shape)
         chances = chances_of(words, self).view(shape) if calibrate else None
         return WordSearchResult(similarities, rows, hook_ids, self, table, chances)
+
+    @own_arithmetic()
+    def words_around(
+        self,
+        vectors: Float[Tensor, "n d"] | np.ndarray,
+        query_hook_name: int | str,
+        words: Sequence[str | None],
+        *,
+        top_k: int = 5,
+        language: str | None = "english",
+    ) -> list[list[str]]:
+        """The words that stand around the uses nearest to each activation and not around other uses of the same word.
+
+        The uses are up to 200 rows of the activation's hook name that end its word or an inflection of it, of one prompt each,
+        evenly spaced over the bank. The nearest fifth of them, five at least, are compared with all. Near is as in `known`. A
+        word stands around a use where it ends within eight tokens of it. It is listed where it stands around more of the
+        nearest uses than a draw of as many would have (Fisher's exact test), at a level at which one activation in twenty lists
+        any word where its nearest uses are drawn at random (Tarone 1990).
+
+        Args:
+            vectors: Activations of `query_hook_name`, [n, d].
+            query_hook_name: The hook name, or layer, that they come from.
+            words: The word that the token of each belongs to; None: none.
+            top_k: Most words of each.
+            language: Of the stemmer, as for `search_words`.
+
+        Returns:
+            A list of words for each activation, the most telling first; empty where there are none, and where the bank has
+            fewer than 15 uses of the word.
+
+        Raises:
+            UnknownHookError: A hook name that is not loaded.
+            InvalidInputError: As `search`; a language without a stemmer; another number of words than of vectors.
+        """
+        tensor, name = as_tensor(vectors), one_hook_name(query_hook_name, self.model_info.n_layers)
+        require_hook_names([name], self.hook_names)
+        require_top_k(top_k)
+        require_words(words, len(tensor))
+        if (name, language) not in self._words_around:
+            if language not in self._context_words:
+                self._context_words[language] = ContextWords(self.bank_rows.by_plan, language)
+            table, contexts = self._word_table(language), self._context_words[language]
+            self._words_around[name, language] = WordsAround(name, self._searches[name], self.bank_rows, table, contexts)
+        return self._words_around[name, language].words(tensor, words, top_k)
 
     @own_arithmetic()
     def known(
@@ -371,16 +422,24 @@ class ContextualIndex(ReopenedIndex):
         """The contextual token of a row of the index."""
         return self.bank_rows.row(row)
 
-    def neighbor(self, row: int, hook_id: int, similarity: float, chance: float | None = None) -> Neighbor:
-        """The neighbor at one row, with its text."""
-        found = self.row(row)
-        name = self.hook_names[hook_id]
-        return Neighbor(found.token, found.context(), found.position, found.prompt_index, row, name, similarity, chance)
+    def neighbor(
+        self, row: int, hook_id: int, similarity: float, chance: float | None = None, hook_ids: Sequence[int] = ()
+    ) -> Neighbor:
+        """The neighbor at one row, with its text; `hook_ids` are all at which it was found."""
+        found, names = self.row(row), self._found_at(hook_id, hook_ids)
+        place = found.position, found.prompt_index, row
+        return Neighbor(found.token, found.context(), *place, names[0], similarity, chance, names)
 
-    def neighbor_line(self, row: int, hook_id: int, similarity: float, chance: float | None = None) -> NeighborLine:
+    def neighbor_line(
+        self, row: int, hook_id: int, similarity: float, chance: float | None = None, hook_ids: Sequence[int] = ()
+    ) -> NeighborLine:
         """The neighbor at one row, as views draw it."""
-        found = self.row(row)
-        return NeighborLine(found.window(), similarity, chance, self.hook_names[hook_id], row, found.prompt_index)
+        found, names = self.row(row), self._found_at(hook_id, hook_ids)
+        return NeighborLine(found.window(), similarity, chance, names[0], row, found.prompt_index, names)
+
+    def _found_at(self, hook_id: int, hook_ids: Sequence[int]) -> tuple[str, ...]:
+        """The names of the hook names at which a row was found, the best first."""
+        return tuple(self.hook_names[i] for i in dict.fromkeys([hook_id, *hook_ids]))
 
     def contexts(self, rows: Iterable[int], width: int) -> dict[int, Context]:
         """Rows in their texts, at most `width` columns of a terminal, each looked up once."""
@@ -433,6 +492,34 @@ class ContextualIndex(ReopenedIndex):
         if language not in self._word_tables:
             self._word_tables[language] = make_word_table([bank for _, bank in self.bank_rows.by_plan], language)
         return self._word_tables[language]
+
+    def _search_distinct(
+        self, queries: Mapping[str, Float[Tensor, "... d"]], top_k: int, query_hook_name: str | None
+    ) -> SearchResult | None:
+        """The nearest rows, each once; None where no row can be found twice."""
+        rows_of = {first_row: len(search) for name in queries for first_row, search in self._searches[name].parts}
+        n_rows, n_found = sum(rows_of.values()), self._n_found(queries)
+        if n_rows == n_found or top_k < 2:
+            return None
+        shape = next(iter(queries.values())).shape[:-1]
+        flat = {name: units.reshape(-1, units.shape[-1]) for name, units in queries.items()}
+        search, n_queries, top_k = self._search_of(flat, query_hook_name), math.prod(shape), min(top_k, n_rows)
+        distinct = distinct_rows(search, n_queries, n_found, top_k, len(self.hook_names), self.device)
+        found = (numbers.view(*shape, top_k) for numbers in vars(distinct.found).values())
+        return SearchResult(*found, self, is_at=distinct.is_at.view(*shape, top_k, -1))
+
+    def _search_of(self, queries: Mapping[str, Float[Tensor, "n d"]], query_hook_name: str | None) -> RowSearch:
+        """The search of all rows for some of the queries."""
+
+        def search(places: Int[Tensor, " some"], depth: int) -> FoundRows:
+            units = {name: queries[name][places] for name in queries}
+            return search_hook_names(units, self._searches, depth, query_hook_name, is_approximate=self._is_approximate)
+
+        return search
+
+    def _n_found(self, hook_names: Iterable[str]) -> int:
+        """Rows that a search of all of some hook names finds."""
+        return sum(len(part.search) for name in hook_names for part in self._searches[name].parts)
 
     @property
     def _ignores_centering(self) -> bool:

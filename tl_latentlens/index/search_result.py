@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_latentlens.index.neighbor import Neighbor
@@ -45,11 +45,15 @@ class SearchedIndex(Protocol):
         """Where it searches."""
         ...
 
-    def neighbor(self, row: int, hook_id: int, similarity: float, chance: float | None = None) -> Neighbor:
+    def neighbor(
+        self, row: int, hook_id: int, similarity: float, chance: float | None = None, hook_ids: Sequence[int] = ()
+    ) -> Neighbor:
         """The neighbor at one row."""
         ...
 
-    def neighbor_line(self, row: int, hook_id: int, similarity: float, chance: float | None = None) -> NeighborLine:
+    def neighbor_line(
+        self, row: int, hook_id: int, similarity: float, chance: float | None = None, hook_ids: Sequence[int] = ()
+    ) -> NeighborLine:
         """The same, as views draw it."""
         ...
 
@@ -93,6 +97,8 @@ class SearchResult(OnDevice):
         known: How well the bank knows each query, in (0, 1], [...] (`ContextualIndex.known`); at most 0.05: it does not. None
             where it was not asked for, and for queries that are no activations of a hook name that the index holds; NaN for
             visual tokens.
+        is_at: True for the hook names at which each row was found, where each row is listed once, [..., k, hook names]; else
+            None.
         use_chances: How likely another use of the query's token comes as near to its nearest row, in (0, 1], [...]; NaN where
             that is another token (`ContextualIndex.use_chances`). None where the token was not known.
     """
@@ -104,6 +110,7 @@ class SearchResult(OnDevice):
     chances: Float[Tensor, "... k"] | None = None
     known: Float[Tensor, "..."] | None = None
     use_chances: Float[Tensor, "..."] | None = None
+    is_at: Bool[Tensor, "... k names"] | None = None
 
     def _repr_html_(self) -> str:
         places = (", ".join(map(str, place)) for place in np.ndindex(*self.rows.shape[:-1]))
@@ -135,8 +142,11 @@ class SearchResult(OnDevice):
         return self if self.chances is not None else replace(self, chances=self.index.chances(self))
 
     def _fields_of(self, query: int) -> list[tuple[Any, ...]]:
-        """Row, hook id, similarity, and chance where it is known, of each neighbor of a query."""
-        return list(zip(*(values[query].tolist() for values in self._on_host), strict=True))
+        """Row, hook id, similarity, chance (or None), and the hook ids at which it was found, of each neighbor of a query."""
+        rows, hook_ids, similarities, *chances = (values[query].tolist() for values in self._on_host)
+        is_at = None if self.is_at is None else self.is_at.reshape(-1, *self.is_at.shape[-2:])[query].cpu().numpy()
+        found_at = [[]] * len(rows) if is_at is None else [np.flatnonzero(at).tolist() for at in is_at]
+        return list(zip(rows, hook_ids, similarities, *(chances or [[None] * len(rows)]), found_at, strict=True))
 
     @cached_property
     def _on_host(self) -> list[np.ndarray]:

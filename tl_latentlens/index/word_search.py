@@ -1,8 +1,9 @@
 """The nearest words of vectors: each word once, at its nearest row, from a search that goes as deep as it must."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,7 @@ from tl_latentlens.index.near_word import NearWord
 from tl_latentlens.index.search_result import OnDevice, SearchedIndex, SearchResult, in_leading_shape
 from tl_latentlens.index.word_table import WordTable
 
-_FIRST_DEPTH = 128  # rows of each query in which words are looked for first; then in eight times as many, and so on
-_DEEPER = 8
-_MAX_NUMBERS = 2**22  # pairs of a query and a row that are looked at together
+WORD_DEPTHS = (128, 8)  # rows of each query in which words are looked for first; then in eight times as many, and so on
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,15 @@ class WordSearchResult(OnDevice):
                 words.append(NearWord(word, similarity, neighbor.chance, neighbor))
         return words
 
+    def texts_of(self, query: int) -> list[str]:
+        """The same, the words alone."""
+        rows = self._host_rows[query]
+        return [self.table.words[i] for i in self.table.word_ids[rows[rows >= 0]].tolist()]
+
+    @cached_property
+    def _host_rows(self) -> Int[np.ndarray, "n k"]:
+        return self.rows.reshape(-1, self.rows.shape[-1]).cpu().numpy()
+
     def words(self) -> Any:
         """The words near each query, in nested lists of the queries' leading shape."""
         return in_leading_shape(self.words_of, self.rows.shape[:-1])
@@ -72,60 +80,6 @@ class WordSearchResult(OnDevice):
         return pd.DataFrame(lines) if lines else pd.DataFrame(columns=columns)
 
 
-def search_words(
-    search: Callable[[Int[Tensor, " some"], int], FoundRows],
-    n_queries: int,
-    n_rows: int,
-    top_k: int,
-    stem_ids: Int[Tensor, " rows"],
-    unlike: Int[Tensor, "queries words"],
-) -> FoundRows:
-    """The nearest row of each of the `top_k` nearest words of each query; -1 and NaN where there are fewer words.
-
-    Args:
-        search: Gives the nearest rows of some queries, by their places, and how many rows.
-        n_queries: Number of queries.
-        n_rows: Rows that a search of all of them finds, over all hook names.
-        top_k: Words of each query.
-        stem_ids: The stem of each row's word; -1: none.
-        unlike: The stems that each query leaves out, padded with numbers below -1.
-    """
-    device = stem_ids.device
-    best = FoundRows(
-        torch.full((n_queries, top_k), torch.nan, device=device),
-        torch.full((n_queries, top_k), -1, device=device),
-        torch.full((n_queries, top_k), -1, device=device),
-    )
-    left, depth = torch.arange(n_queries, device=device), min(_FIRST_DEPTH, n_rows)
-    while len(left) and depth:
-        is_short = []
-        for places in left.split(max(1, _MAX_NUMBERS // depth)):
-            found = search(places, depth)
-            query, rank, at = _first_of_each_stem(stem_ids[found.rows], unlike[places], top_k)
-            for words, rows in zip(vars(best).values(), vars(found).values(), strict=True):
-                words[places[query], rank] = rows[query, at]
-            is_short.append(best.rows[places, -1] < 0)
-        left = left[torch.cat(is_short)] if depth < n_rows else left[:0]
-        depth = min(_DEEPER * depth, n_rows)
-    return best
-
-
-def _first_of_each_stem(
-    stems: Int[Tensor, "q depth"], unlike: Int[Tensor, "q words"], top_k: int
-) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"], Int[Tensor, " found"]]:
-    """Query, rank among its words, and place of the first row of each stem that a query does not leave out."""
-    ordered, order = stems.sort(dim=-1, stable=True)
-    is_new = torch.ones_like(ordered, dtype=torch.bool)
-    is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    is_new &= ordered >= 0
-    for left_out in unlike.unbind(-1):
-        is_new &= ordered != left_out[:, None]
-    is_first = torch.zeros_like(is_new).scatter(-1, order, is_new)
-    rank = is_first.cumsum(-1) - 1
-    query, at = (is_first & (rank < top_k)).nonzero(as_tuple=True)
-    return query, rank[query, at], at
-
-
 def left_out_stems(
     unlike: str | Sequence[str | None] | None, n_queries: int, table: WordTable
 ) -> Int[np.ndarray, "queries words"]:
@@ -135,16 +89,25 @@ def left_out_stems(
         InvalidInputError: No word, or another number of words than of queries.
     """
     words = [unlike] * n_queries if unlike is None or isinstance(unlike, str) else unlike
-    is_list = isinstance(words, list | tuple | np.ndarray)
-    if not is_list or len(words) != n_queries or not all(word is None or isinstance(word, str) for word in words):
-        got = f"{len(words)} of them" if is_list else f"{unlike!r:.80}"
-        raise InvalidInputError(
-            f"got unlike={got}; expected one word, or a list with a word (or None) for each of {n_queries} vectors"
-        )
+    require_words(words, n_queries)
     ids_of = {word: table.stem_ids_of(word) for word in set(words)}
     width = max(map(len, ids_of.values()), default=0)
     padded = {word: ids + [-2] * (width - len(ids)) for word, ids in ids_of.items()}
     return np.array([padded[word] for word in words], np.int64).reshape(n_queries, width)
+
+
+def require_words(words: Any, n_queries: int) -> None:
+    """Check that there is a word, or None, for each query.
+
+    Raises:
+        InvalidInputError: There is not.
+    """
+    is_list = isinstance(words, list | tuple | np.ndarray)
+    if not is_list or len(words) != n_queries or not all(word is None or isinstance(word, str) for word in words):
+        got = f"{len(words)} words" if is_list else f"{words!r:.80}"
+        raise InvalidInputError(
+            f"got {got}; expected one word, or a list with a word (or None) for each of {n_queries} vectors"
+        )
 
 
 def chances_of(words: FoundRows, index: SearchedIndex) -> Float[Tensor, "q k"]:

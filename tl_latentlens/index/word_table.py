@@ -57,7 +57,7 @@ def make_word_table(banks: Sequence[Bank], language: str | None) -> WordTable:
         InvalidInputError: A language without a stemmer.
     """
     ids: dict[str, int] = {}
-    word_ids = [_word_ids(bank, ids) for bank in banks]
+    word_ids = [TokenWords(bank).word_ids(bank.plan.row_tokens, ids) for bank in banks]
     words = list(ids)
     stems: dict[str, int] = {}
     stem_of_word = [stems.setdefault(stem, len(stems)) for stem in stems_of([letters_of(word) for word in words], language)]
@@ -80,34 +80,43 @@ def stems_of(words: Sequence[str], language: str | None) -> list[str]:
     return snowballstemmer.stemmer(language).stemWords(list(words))
 
 
-def _word_ids(bank: Bank, ids: dict[str, int]) -> Int[np.ndarray, " rows"]:
-    """For each row of a bank the number of its word in `ids`, which gets the new ones; -1: none."""
-    plan = bank.plan
-    starts_word, is_contraction = _starts_of_words(bank)
-    first = np.maximum.accumulate(np.where(starts_word, np.arange(len(starts_word)), 0))[plan.row_tokens]
-    ends_word = np.append(starts_word[1:] & ~is_contraction[1:], True)[plan.row_tokens]
-    n_tokens = np.where(ends_word, plan.row_tokens - first + 1, 0)
-    word_ids = np.full(len(first), _NO_WORD)
-    for length in np.unique(n_tokens[(n_tokens > 0) & (n_tokens <= _MAX_TOKENS)]).tolist():
-        rows = np.flatnonzero(n_tokens == length)
-        sequences, place = np.unique(plan.tokens[first[rows, None] + np.arange(length)], axis=0, return_inverse=True)
-        words = [_plain_word(bank.text(sequence)) for sequence in sequences.tolist()]
-        new_ids = [ids.setdefault(word, len(ids)) if word else _NO_WORD for word in words]
-        word_ids[rows] = np.array(new_ids)[place.ravel()]
-    return word_ids
+class TokenWords:
+    """The words that the tokens of a bank's texts end."""
 
+    def __init__(self, bank: Bank) -> None:
+        """Tell where words start."""
+        self._bank, self.plan = bank, bank.plan
+        starts_word, is_contraction = self._starts_of_words()
+        self._first = np.maximum.accumulate(np.where(starts_word, np.arange(len(starts_word)), 0))  # of each token's word
+        self._ends_word = np.append(starts_word[1:] & ~is_contraction[1:], True)
 
-def _starts_of_words(bank: Bank) -> tuple[Bool[np.ndarray, " tokens"], Bool[np.ndarray, " tokens"]]:
-    """Of all prompts, which tokens start a word, as `corpus.words.starts_word` says for one prompt, and which contract one."""
-    plan, special_ids = bank.plan, set(bank.file.metadata.special_ids)
-    used, place = np.unique(plan.tokens, return_inverse=True)
-    texts = ["" if token_id in special_ids else bank.token_string(token_id) for token_id in used.tolist()]
-    begins, ends = (np.array([is_of_word(text[at]) for text in texts], bool)[place] for at in (slice(0, 1), slice(-1, None)))
-    starts_word = ~begins | ~np.append(False, ends[:-1])
-    starts_word[plan.prompt_starts[:-1]] = True
-    is_contraction = np.array([_CONTRACTION.fullmatch(text) is not None for text in texts], bool)[place]
-    is_contraction[plan.prompt_starts[:-1]] = False
-    return starts_word, is_contraction
+    def word_ids(self, places: Int[np.ndarray, " n"], ids: dict[str, int]) -> Int[np.ndarray, " n"]:
+        """For each token, by its place in the plan, the number of its word in `ids`, which gets the new ones; -1: none."""
+        first = self._first[places]
+        n_tokens = np.where(self._ends_word[places], places - first + 1, 0)
+        word_ids = np.full(len(first), _NO_WORD)
+        for length in np.unique(n_tokens[(n_tokens > 0) & (n_tokens <= _MAX_TOKENS)]).tolist():
+            of_length = np.flatnonzero(n_tokens == length)
+            spans = self.plan.tokens[first[of_length, None] + np.arange(length)]
+            sequences, place = np.unique(spans, axis=0, return_inverse=True)
+            words = [_plain_word(self._bank.text(sequence)) for sequence in sequences.tolist()]
+            new_ids = [ids.setdefault(word, len(ids)) if word else _NO_WORD for word in words]
+            word_ids[of_length] = np.array(new_ids)[place.ravel()]
+        return word_ids
+
+    def _starts_of_words(self) -> tuple[Bool[np.ndarray, " tokens"], Bool[np.ndarray, " tokens"]]:
+        """Which tokens start a word, as `corpus.words.starts_word` says for one prompt, and which contract one."""
+        plan, special_ids = self.plan, set(self._bank.file.metadata.special_ids)
+        used, place = np.unique(plan.tokens, return_inverse=True)
+        texts = ["" if token_id in special_ids else self._bank.token_string(token_id) for token_id in used.tolist()]
+        begins, ends = (
+            np.array([is_of_word(text[at]) for text in texts], bool)[place] for at in (slice(0, 1), slice(-1, None))
+        )
+        starts_word = ~begins | ~np.append(False, ends[:-1])
+        starts_word[plan.prompt_starts[:-1]] = True
+        is_contraction = np.array([_CONTRACTION.fullmatch(text) is not None for text in texts], bool)[place]
+        is_contraction[plan.prompt_starts[:-1]] = False
+        return starts_word, is_contraction
 
 
 def _plain_word(text: str) -> str:

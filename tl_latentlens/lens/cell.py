@@ -12,8 +12,8 @@ from tl_latentlens.index.near_word import NearWord
 from tl_latentlens.index.neighbor import Neighbor
 
 CELL_COLUMNS = [
-    "hook_name", "batch", "pos", "token", "rank", "neighbor", "similarity", "context", "neighbor_hook_name", "neighbor_row",
-    "neighbor_prompt_index", "neighbor_position",
+    "hook_name", "batch", "pos", "token", "rank", "neighbor", "similarity", "context", "neighbor_hook_name",
+    "neighbor_hook_names", "neighbor_row", "neighbor_prompt_index", "neighbor_position",
 ]  # fmt: skip
 
 
@@ -27,6 +27,8 @@ class Cell:
         token: The input token there, or None where the run's tokens were not known.
         neighbors: Nearest contextual tokens, nearest first.
         words: Nearest other words, each once (`ContextualIndex.search_words`); None where they were not asked for.
+        around: Words that stand around the nearest uses of the token and not around its other uses
+            (`ContextualIndex.words_around`); None where they were not asked for, or the index does not hold the hook name.
         logit_lens, embedding_lens: (token, score) pairs, best first; None where that lens did not read.
         known: How well the bank knows the token, in (0, 1]; at most 0.05: it does not (`ContextualIndex.known`). None where
             it was not asked for, or the index does not hold the hook name.
@@ -44,12 +46,13 @@ class Cell:
     known: float | None = None
     use_chance: float | None = None
     words: list[NearWord] | None = None
+    around: list[str] | None = None
 
     def lines(self) -> list[dict[str, Any]]:
-        """A line of a table for each neighbor: `CELL_COLUMNS`, `chance`, `known`, `use_chance`, `words` and the other lenses.
+        """A line of a table for each neighbor: `CELL_COLUMNS`, the figures, `words`, `around` and the other lenses.
 
-        Those that were not computed are left out. `known` is the same in each line of the cell. `use_chance` and `words`, which
-        is all words in one text, are in the first line.
+        Those that were not computed are left out. `known` is the same in each line of the cell. `use_chance`, and `words` and
+        `around`, each with all words in one text, are in the first line.
         """
         lines = []
         for i, neighbor in enumerate(self.neighbors):
@@ -63,6 +66,7 @@ class Cell:
                 "similarity": neighbor.similarity,
                 "context": neighbor.context,
                 "neighbor_hook_name": neighbor.hook_name,
+                "neighbor_hook_names": ", ".join(neighbor.hook_names),
                 "neighbor_row": neighbor.row,
                 "neighbor_prompt_index": neighbor.prompt_index,
                 "neighbor_position": neighbor.position,
@@ -70,6 +74,7 @@ class Cell:
                 **({} if self.known is None else {"known": self.known}),
                 **({} if self.use_chance is None or i else {"use_chance": self.use_chance}),
                 **({} if self.words is None or i else {"words": ", ".join(near.word for near in self.words)}),
+                **({} if self.around is None or i else {"around": ", ".join(self.around)}),
             }
             if self.logit_lens is not None and i < len(self.logit_lens):
                 line["logit_token"], line["logit_probability"] = self.logit_lens[i]

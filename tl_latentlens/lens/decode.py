@@ -18,7 +18,7 @@ from tl_latentlens.lens.batches import indexed_hook_name, vector_batches
 from tl_latentlens.lens.captures import Captures, RunTokens
 from tl_latentlens.lens.followed import FollowedTokens, TokenRanks, neighbor_ranks
 from tl_latentlens.lens.lenses import embedding_lens, embedding_ranks, logit_lens, logit_ranks
-from tl_latentlens.lens.other_words import other_words, own_words
+from tl_latentlens.lens.other_words import other_words, own_words, words_around
 from tl_latentlens.lens.positions import decoded_positions
 from tl_latentlens.lens.result import LensResult
 from tl_latentlens.lens.settings import LensSettings
@@ -52,9 +52,10 @@ def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSe
         _warn_where_no_image_was(hook_name, captures.vectors(hook_name, decoded))
     settings = _without_missing_readout(captures, settings)
     tokens = None if run_tokens is None else _DecodedTokens.of(run_tokens, model, decoded)
-    neighbors, words, logits, embeddings = {}, {}, {}, {}
+    neighbors, words, around, logits, embeddings = {}, {}, {}, {}, {}
     for batch in vector_batches(captures, decoded, index):
-        search_result = index.search(batch.vectors, settings.top_k, query_hook_name=batch.query_hook_name)
+        asked = {"query_hook_name": batch.query_hook_name, "distinct": settings.distinct}
+        search_result = index.search(batch.vectors, settings.top_k, **asked)
         found = {name: search_result[i] for i, name in enumerate(batch.hook_names)}
         if settings.calibrate:
             vectors = dict(zip(batch.hook_names, batch.vectors, strict=True))
@@ -63,6 +64,9 @@ def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSe
         if settings.words:
             for name, vectors in zip(batch.hook_names, batch.vectors, strict=True):
                 words[name] = _other_words(vectors, name, tokens, index, settings)
+                indexed = indexed_hook_name(name, index)
+                if tokens is not None and indexed is not None:
+                    around[name] = words_around(vectors, indexed, index, tokens.words)
         if model is not None and batch.is_residual:
             if settings.logit_lens:
                 logits |= _by_hook_name(batch.hook_names, logit_lens(model, batch.vectors, settings.top_k))
@@ -72,7 +76,7 @@ def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSe
     if run_tokens is not None:
         is_special = run_tokens.is_skipped.cpu().numpy() | _is_placeholder(run_tokens, model)
         strings = _token_strings(run_tokens, model)
-    return LensResult(tuple(captures.hook_names), strings, decoded, neighbors, logits, embeddings, is_special, words)
+    return LensResult(tuple(captures.hook_names), strings, decoded, neighbors, logits, embeddings, is_special, words, around)
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,8 @@ def follow_tokens(
     token_ids, row_token_ids = torch.tensor(ids), index.bank_rows.token_ids()
     shares, logits, embeddings = {}, {}, {}
     for batch in vector_batches(captures, result.decoded, index):
-        rows = index.search(batch.vectors, top_k, query_hook_name=batch.query_hook_name).rows.cpu().numpy()
+        found = index.search(batch.vectors, top_k, query_hook_name=batch.query_hook_name, distinct=settings.distinct)
+        rows = found.rows.cpu().numpy()
         shares |= _by_hook_name(batch.hook_names, neighbor_ranks(row_token_ids[rows], ids))
         if batch.is_residual:
             if result.logit_lens:

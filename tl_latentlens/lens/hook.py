@@ -77,13 +77,14 @@ class LatentLensHook:
         logit_lens: bool = True,
         embedding_lens: bool = False,
         positions: int | Sequence[int] | slice | str | Bool[Tensor, "batch pos"] | None = None,
-        calibrate: bool = False,
-        words: int = 0,
+        calibrate: bool = True,
+        words: int = 8,
+        distinct: bool = True,
         model: Any = None,
     ) -> None:
         """Make a hook; see `latentlens_hooks` for the arguments."""
         self.index = index
-        self.settings = LensSettings(top_k, logit_lens, embedding_lens, positions, calibrate, words)
+        self.settings = LensSettings(top_k, logit_lens, embedding_lens, positions, calibrate, words, distinct)
         self._given_model = model
         self._readings = {}
 

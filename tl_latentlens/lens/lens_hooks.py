@@ -89,8 +89,9 @@ def latentlens_hooks(
     logit_lens: bool = True,
     embedding_lens: bool = False,
     positions: int | Sequence[int] | slice | str | Bool[Tensor, "batch pos"] | None = None,
-    calibrate: bool = False,
-    words: int = 0,
+    calibrate: bool = True,
+    words: int = 8,
+    distinct: bool = True,
     model: Any = None,
 ) -> LensHooks:
     """Hooks that decode every token of a run by its nearest contextual neighbors, beside the logit lens.
@@ -115,15 +116,18 @@ def latentlens_hooks(
         positions: Decode only these positions (of the batch's padded tokens; negative ones count from the end), or where a
             mask [batch, pos] is True. "image": the visual tokens of a vision-language model's input ids (for a run on merged
             embeddings, which has no ids, give the mask). None: all but BOS and padding, where the run shows its ids.
-        calibrate: Also say whether the bank knows each token (`Cell.known`), whether its nearest row is the right use of it
+        calibrate: Say whether the bank knows each token (`Cell.known`), whether its nearest row is the right use of it
             (`Cell.use_chance`), and how likely a random activation comes as near to each neighbor (`Neighbor.chance`). Tables
             and pages show a token faint where `known` is at most 0.05. The first reading takes as long as 1,000 queries more
-            for each hook name.
-        words: The nearest *other* words of each token too (`Cell.words`), so many; 0: none. The nearest uses of a token are
+            for each hook name; False does without.
+        words: The nearest *other* words of each token (`Cell.words`), so many; 0: none. The nearest uses of a token are
             mostly of its own word; the other words say what it means here. They are words of three letters or more that rows of
             the token's own layer end, each once, without the token's own word and its inflections (English;
             `ContextualIndex.search_words` takes other languages). There are none for punctuation, digits, and layers in the
-            first fifth of the model. Of visual tokens no word is left out.
+            first fifth of the model. Of visual tokens no word is left out. Beside them stand up to five words around the
+            nearest uses of the token (`Cell.around`, `ContextualIndex.words_around`).
+        distinct: List each row once, at its best hook name (`Neighbor.hook_names` has the others); False: at each hook name at
+            which it is near.
         model: The model, where it should not be looked up: for checking hook names, or for calling the hook by hand.
 
     Raises:
@@ -147,6 +151,7 @@ def latentlens_hooks(
         positions=positions,
         calibrate=calibrate,
         words=words,
+        distinct=distinct,
         model=model,
     )
     return LensHooks(hook, names)

@@ -61,8 +61,7 @@ def other_words(
     """
     is_read = np.ones(len(vectors), bool)
     if words is not None:
-        is_late = forward_order(hook_name)[0] >= _FIRST_SHARE_OF_LAYERS * index.model_info.n_layers
-        is_read = is_visual | (is_late & np.array([any(sign.isalpha() for sign in word) for word in words], bool))
+        is_read = is_visual | _have_words(words, hook_name, index)
     unlike = None
     if words is not None:
         unlike = [None if visual else word for word, visual, read in zip(words, is_visual, is_read, strict=True) if read]
@@ -78,6 +77,24 @@ def other_words(
         hook_ids=_with_none(found.hook_ids, -1)[place],
         chances=None if found.chances is None else _with_none(found.chances, torch.nan)[place],
     )
+
+
+def words_around(
+    vectors: Float[Tensor, "cells d"], hook_name: str, index: ContextualIndex, words: list[str]
+) -> list[list[str]]:
+    """The words around the nearest uses of each decoded token of a hook name; see `other_words`."""
+    has_word = np.flatnonzero(_have_words(words, hook_name, index)).tolist()
+    found = index.words_around(vectors[has_word], hook_name, [words[i] for i in has_word])
+    around: list[list[str]] = [[] for _ in words]
+    for i, near in zip(has_word, found, strict=True):
+        around[i] = near
+    return around
+
+
+def _have_words(words: list[str], hook_name: str, index: ContextualIndex) -> Bool[np.ndarray, " cells"]:
+    """True for tokens of words, in layers that are deep enough."""
+    is_late = forward_order(hook_name)[0] >= _FIRST_SHARE_OF_LAYERS * index.model_info.n_layers
+    return is_late & np.array([any(sign.isalpha() for sign in word) for word in words], bool)
 
 
 def _with_none(values: Shaped[Tensor, "n k"], missing: float | int) -> Shaped[Tensor, "n+1 k"]:

@@ -1,6 +1,6 @@
 """Readings of a run by lens hooks, as frozen data. Text is looked up only when it is needed; views draw what is built here."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,8 @@ class LensResult:
         is_special: True at tokens that are no text: padding, BOS and other special tokens, placeholders of images,
             [batch, pos]; None where the run's tokens were not known.
         words: Hook name → nearest other words of each decoded token; empty where they were not asked for.
+        around: Hook name → words around the nearest uses of each decoded token; a hook name that the index does not hold is
+            left out.
     """
 
     hook_names: tuple[str, ...]
@@ -53,6 +55,7 @@ class LensResult:
     embedding_lens: dict[str, TokenReading] = field(repr=False)
     is_special: Bool[np.ndarray, "batch pos"] | None = field(default=None, repr=False)
     words: dict[str, WordSearchResult] = field(default_factory=dict, repr=False)
+    around: dict[str, list[list[str]]] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         return plain_text(self.to_rich())
@@ -130,13 +133,15 @@ class LensResult:
             known=found.known_of(i),
             use_chance=found.use_chance_of(i),
             words=self.words[hook_name].words_of(i) if hook_name in self.words else None,
+            around=self.around[hook_name][i] if hook_name in self.around else None,
         )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each hook name, token and rank.
 
         Columns: hook_name, batch, pos, token, rank (from 1), neighbor, similarity, context, neighbor_hook_name,
-        neighbor_row, neighbor_prompt_index, neighbor_position; chance, known, use_chance and words where they were computed;
+        neighbor_hook_names, neighbor_row, neighbor_prompt_index, neighbor_position; chance, known, use_chance, words and around
+        where they were computed;
         logit_token and logit_probability, embedding_token and embedding_similarity where those lenses read.
         """
         lines = [line for cell in self.iter_cells() for line in cell.lines()]
@@ -232,8 +237,10 @@ class LensResult:
         }
         neighbors = found.neighbor_lines(i, n_neighbors)
         token = self.token(batch, pos)
-        words = [near.word for near in self.words[hook_name].words_of(i)] if hook_name in self.words else None
-        return LensCell(hook_name, batch, pos, token, neighbors, lenses, found.known_of(i), found.use_chance_of(i), words)
+        words = self.words[hook_name].texts_of(i) if hook_name in self.words else None
+        around = self.around[hook_name][i] if hook_name in self.around else None
+        figures = found.known_of(i), found.use_chance_of(i)
+        return LensCell(hook_name, batch, pos, token, neighbors, lenses, *figures, words, around)
 
     def token_heading(self, batch: int, pos: int) -> TokenHeading:
         """The place of a token and the text around it, as views draw them."""
@@ -283,7 +290,17 @@ class LensResult:
                 for lens, readings in self._readings().items()
                 if readings
             },
+            words=self._of_cells(cell_ids, {name: words.texts_of for name, words in self.words.items()}),
+            around=self._of_cells(cell_ids, {name: words.__getitem__ for name, words in self.around.items()}),
         )
+
+    def _of_cells(
+        self, cell_ids: Int[np.ndarray, " cells"], words_of: Mapping[str, Callable[[int], list[str]]]
+    ) -> list[list[list[str]]] | None:
+        """The words of some cells, [hook name][cell], none for a hook name that has none; None where none has."""
+        if not words_of:
+            return None
+        return [[words_of[name](i) if name in words_of else [] for i in cell_ids.tolist()] for name in self.hook_names]
 
     def _readings(self) -> dict[str, dict[str, TokenReading]]:
         """Lens → hook name → what the lens reads."""

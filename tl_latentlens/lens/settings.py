@@ -20,7 +20,8 @@ class LensSettings:
         logit_lens: Whether the model's own unembedding is read too.
         embedding_lens: Whether the nearest input embeddings are read too.
         positions: The positions to decode: numbers, a slice, a mask [batch, pos], or "image"; None: all but BOS and padding.
-        words: Nearest other words of each token; 0: none.
+        words: Nearest other words of each token, and the words around its nearest uses; 0: none.
+        distinct: Whether each row is listed once.
         calibrate: Whether the bank is asked how well it knows each token, and neighbors come with their chance.
 
     Raises:
@@ -31,8 +32,9 @@ class LensSettings:
     logit_lens: bool = True
     embedding_lens: bool = False
     positions: int | Sequence[int] | slice | str | Bool[Tensor, "batch pos"] | None = None
-    calibrate: bool = False
-    words: int = 0
+    calibrate: bool = True
+    words: int = 8
+    distinct: bool = True
 
     def __post_init__(self) -> None:
         """Check the settings, and make a list of a single position."""

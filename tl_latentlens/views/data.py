@@ -21,9 +21,10 @@ class NeighborLine:
         context: The found token in its text.
         similarity: Cosine in [-1, 1].
         chance: How likely a random activation comes as near, in (0, 1]; None where it was not computed.
-        hook_name: The hook name whose vector was found.
+        hook_name: The hook name whose vector was found; where the row was found at several, the best.
         row: Its row in the index.
         prompt_index: Its text of the corpus.
+        hook_names: All hook names at which the row was found, the best first.
     """
 
     context: Context
@@ -32,6 +33,7 @@ class NeighborLine:
     hook_name: str
     row: int
     prompt_index: int
+    hook_names: tuple[str, ...] = ()
 
 
 TokenScores = list[tuple[str, float]]
@@ -79,6 +81,7 @@ class LensCell:
         use_chance: How likely another use of the token comes as near to the nearest row, in (0, 1]; None where that is another
             token, or it was not computed.
         words: Nearest other words; None where they were not asked for.
+        around: Words that stand near the nearest uses of the token and not near its other uses; like `words`.
     """
 
     hook_name: str
@@ -90,6 +93,7 @@ class LensCell:
     known: float | None = None
     use_chance: float | None = None
     words: list[str] | None = None
+    around: list[str] | None = None
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ class LensGrid:
         use_chances: How likely another use of the token comes as near to the nearest row, NaN where that is another token;
             like `known`.
         readings: Lens → hook name → vocabulary tokens at each position; a lens that was not read is left out.
+        words: The nearest other words, [hook name][pos]; None where they were not asked for.
+        around: Words that stand near the nearest uses of the token and not near its other uses, like `words`.
     """
 
     batch: int
@@ -51,6 +53,8 @@ class LensGrid:
     known: Float[np.ndarray, "names pos"] | None
     use_chances: Float[np.ndarray, "names pos"] | None
     readings: dict[str, dict[str, TokenReading]]
+    words: list[list[list[str]]] | None = None
+    around: list[list[list[str]]] | None = None
 
     @property
     def n_cells(self) -> int:
@@ -95,7 +99,7 @@ class LensGrid:
             for reading in map(self.readings[lens].get, self.hook_names)
         ]
 
-    def words(self, rows: Int[np.ndarray, "..."]) -> dict[int, str]:
+    def row_words(self, rows: Int[np.ndarray, "..."]) -> dict[int, str]:
         """The word that the token of each row belongs to."""
         return {row: context.word for row, context in self.contexts(np.unique(rows).tolist(), _WORD_WIDTH).items()}
 
@@ -115,6 +119,8 @@ class LensGrid:
             known=None if self.known is None else self.known[:, columns],
             use_chances=None if self.use_chances is None else self.use_chances[:, columns],
             readings=readings,
+            words=_select(self.words, columns),
+            around=_select(self.around, columns),
         )
 
     def require_lens(self, lens: str) -> None:
@@ -128,6 +134,10 @@ class LensGrid:
                 f"got lens={lens!r}; this result has {self.lenses}: "
                 "latentlens_hooks(index, logit_lens=True, embedding_lens=True)"
             )
+
+
+def _select(words: list[list[list[str]]] | None, columns: Int[np.ndarray, " some"]) -> list[list[list[str]]] | None:
+    return None if words is None else [[of_name[i] for i in columns.tolist()] for of_name in words]
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,7 +81,7 @@ def _words(grid: LensGrid, lens: str, layer: int) -> list[str]:
     if lens != "latentlens":
         return [token.strip() for token in grid.first_tokens(lens)[layer]]
     row_ids = grid.rows[layer, :, 0]
-    words = grid.words(row_ids)
+    words = grid.row_words(row_ids)
     return [words[row] for row in row_ids.tolist()]
 
 

@@ -117,7 +117,7 @@ def _frames(grid: PatchGrid, around: int) -> dict[int, Box]:
 
 def _read_words(lens_grid: LensGrid, column: int, top_k: int) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Lens, hook name and words of a patch: whole words of neighbors, tokens of the other lenses."""
-    whole = lens_grid.words(lens_grid.rows[:, column, :top_k])
+    whole = lens_grid.row_words(lens_grid.rows[:, column, :top_k])
     for layer, hook_name in enumerate(lens_grid.hook_names):
         words_by_lens = {"latentlens": [whole[row] for row in lens_grid.rows[layer, column, :top_k].tolist()]}
         for lens, readings in lens_grid.readings.items():
