@@ -10,7 +10,7 @@ import typer
 import tl_latentlens as tll
 from tl_latentlens.bank.build import cut_note
 from tl_latentlens.cli.options import BankArgument, DataOptions, HookOption, ModelOptions
-from tl_latentlens.cli.output import console, note, print_table, require_folders
+from tl_latentlens.cli.output import command_line, console, note, print_table, require_folders
 from tl_latentlens.corpus.words import positions_ending_word
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.heads import head_result_layer, is_head_name
@@ -65,7 +65,7 @@ def decode(
     elif html is None:
         console.print(result.to_rich(top_k, positions, width=console.width))
     if html is not None:
-        result.to_html(html)
+        result.to_html(html, call=command_line())
         note(f"wrote {html}")
 
 

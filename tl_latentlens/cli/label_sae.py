@@ -8,7 +8,7 @@ import typer
 
 import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DataOptions, ModelOptions, hook_name_in_bank
-from tl_latentlens.cli.output import WRITERS, console, note, print_table, require_folders, require_writable
+from tl_latentlens.cli.output import WRITERS, command_line, console, note, print_table, require_folders, require_writable
 from tl_latentlens.model.heads import hook_point
 from tl_latentlens.views.terminal.features import summary_table
 
@@ -72,7 +72,7 @@ def label_sae(
         WRITERS[out.suffix](result.with_evidence(), out)
         note(f"wrote {out}")
     if html is not None:
-        result.to_html(html)
+        result.to_html(html, call=command_line())
         note(f"wrote {html}")
     if data.as_json is not None:
         print_table(data.as_json, result.with_evidence())

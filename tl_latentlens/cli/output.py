@@ -1,5 +1,6 @@
 """Output of the commands: results on stdout, as tables or as data; notes on stderr; tables written to files."""
 
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from json import dumps, loads
@@ -44,6 +45,11 @@ def require_writable(out: Path | None) -> None:
     """
     if out is not None and (out.suffix not in WRITERS or not out.parent.is_dir()):
         raise InvalidInputError(f"got --out {out}; expected a name that ends in {', '.join(WRITERS)}, in a folder that exists")
+
+
+def command_line() -> str:
+    """The command as it was typed, for the head of a page."""
+    return shlex.join(["tl-latentlens", *sys.argv[1:]])
 
 
 def note(message: str, kind: str = "", style: str = "") -> None:

@@ -11,8 +11,8 @@ from tl_latentlens.explorer.reader import DirectionReading, ImageReading, Prompt
 from tl_latentlens.explorer.scene_source import SceneSource
 from tl_latentlens.explorer.upload_source import UploadSource
 from tl_latentlens.explorer.web import dash, html
-from tl_latentlens.views.image import image_page, picture_uri
-from tl_latentlens.vision.image_page import image_grid as read_image_grid
+from tl_latentlens.views.image import picture_uri
+from tl_latentlens.vision.image_page import patches_page
 
 _CENTER_NOTE = (
     "A direction stands for what is above the mean; with the transform center the mean is taken away from the rows too."
@@ -190,7 +190,7 @@ class Page:
             if read is None:
                 raise InvalidInputError("a direction is saved as CSV or JSON; HTML is for prompts and images")
             image = read.image if isinstance(read, ImageReading) else None
-            content = result.page() if image is None else image_page(read_image_grid(result, image.grid, image.picture))
+            content = result.page() if image is None else patches_page(result, image.grid, image.picture)
             return {"content": content, "filename": "latentlens.html"}
         frame = result.to_dataframe()
         if read is not None:

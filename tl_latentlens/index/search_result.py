@@ -45,6 +45,11 @@ class SearchedIndex(Protocol):
         """Where it searches."""
         ...
 
+    @property
+    def transform(self) -> str:
+        """How it compares vectors."""
+        ...
+
     def neighbor(
         self, row: int, hook_id: int, similarity: float, chance: float | None = None, hook_ids: Sequence[int] = ()
     ) -> Neighbor:

@@ -15,6 +15,7 @@ from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.index.word_search import WordSearchResult
 from tl_latentlens.lens.cell import CELL_COLUMNS, Cell, numbers_of_cells
+from tl_latentlens.lens.page_head import reading_head
 from tl_latentlens.model.layers import is_layer_choice, one_hook_name
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import LensCell, TokenHeading, TokenReading
@@ -173,10 +174,14 @@ class LensResult:
         """
         return heatmaps(self.grid(batch))
 
-    def to_html(self, path: str | Path) -> Path:
+    def to_html(self, path: str | Path, *, call: str = "") -> Path:
         """Write one page that needs no network and no plotly: a layer × token table, and the neighbors of the cell clicked.
 
         All texts of the batch are in it, and a switch between the lenses. It follows the light or dark setting of its reader.
+
+        Args:
+            path: The file.
+            call: The command that made the reading, for the page's head; empty: the call of `latentlens_hooks`.
 
         Returns:
             The file's path.
@@ -185,12 +190,13 @@ class LensResult:
             InvalidInputError: No such folder, or nothing was decoded.
         """
         path = output_path(path)
-        path.write_text(self.page(), encoding="utf-8")
+        path.write_text(self.page(call=call), encoding="utf-8")
         return path
 
-    def page(self) -> str:
+    def page(self, *, call: str = "") -> str:
         """The page that `to_html` writes."""
-        return lens_page([self.grid(batch) for batch in self._batches()])
+        grids = [self.grid(batch) for batch in self._batches()]
+        return lens_page(grids, reading_head(self.found, self.words, grids, call=call))
 
     def _repr_html_(self) -> str:
         grids = (self.grid(batch) for batch in self._batches())

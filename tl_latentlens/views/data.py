@@ -3,7 +3,6 @@
 A result class builds the data and calls the view. No view knows a bank, an index or a model.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -245,58 +244,3 @@ class SteeringColumn:
     multiple: float
     heading: TokenHeading
     cells: dict[str, SteeringCell]
-
-
-@dataclass(frozen=True)
-class ScoreAxis:
-    """A score of features on the axis on which a page draws it.
-
-    Attributes:
-        name: Its column of the feature table.
-        heading: What it is called.
-        p_name: The column of its p-values, whether or not the table has one.
-        low, high: The ends of the axis.
-        null_means: The mean score of wrong directions: one for all features, or one for each density bin; empty where there is
-            none.
-        null_counts: How many wrong directions stand in each bin of the axis, for the same; empty where they are not known.
-    """
-
-    name: str
-    heading: str
-    p_name: str
-    low: float
-    high: float
-    null_means: list[float]
-    null_counts: list[list[int]]
-
-
-@dataclass(frozen=True, eq=False)
-class FeaturePage:
-    """The data of the page of labelled features.
-
-    Attributes:
-        about: What the features were labelled by, in a line.
-        table: A line a feature: feature, label, why_not and scores.
-        array_rows: For each line of the table its row in `arrays`; -1 where its decoder row is zero.
-        hook_names: The hook names that were searched.
-        score_axes: The scores that are drawn.
-        density_bins: For each line of the table, which of a score's nulls it is held against, where they differ by density.
-        histogram_edges: The edges between the bins of the histograms of activations.
-        n_before, n_after: Tokens that are shown around a row.
-        strings: The texts that `arrays` number.
-        arrays: "tokens", the texts around all rows as one stream of string numbers; and arrays of a line a feature: places in
-            that stream ("positive", "negative", "top"), their cosines times 10,000, hook names and activations, histograms,
-            shades, and tokens of the logit lens.
-    """
-
-    about: str
-    table: pd.DataFrame
-    array_rows: list[int]
-    hook_names: Sequence[str]
-    score_axes: list[ScoreAxis]
-    density_bins: list[int]
-    histogram_edges: list[float]
-    n_before: int
-    n_after: int
-    strings: list[str]
-    arrays: dict[str, np.ndarray]

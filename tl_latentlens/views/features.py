@@ -3,12 +3,15 @@
 import base64
 import math
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
-from tl_latentlens.views.data import FeaturePage, ScoreAxis
+from tl_latentlens.views.page_head import PageHead
 from tl_latentlens.views.template import render_template
 from tl_latentlens.views.text import printable, short_hook_name
 
@@ -18,9 +21,64 @@ UNKNOWN_SHADE = 255
 """The shade of a token whose activation is not known; 254 is the feature's largest."""
 
 
+@dataclass(frozen=True)
+class ScoreAxis:
+    """A score of features on the axis on which a page draws it.
+
+    Attributes:
+        name: Its column of the feature table.
+        heading: What it is called.
+        p_name: The column of its p-values, whether or not the table has one.
+        low, high: The ends of the axis.
+        null_means: The mean score of wrong directions: one for all features, or one for each density bin; empty where there is
+            none.
+        null_counts: How many wrong directions stand in each bin of the axis, for the same; empty where they are not known.
+    """
+
+    name: str
+    heading: str
+    p_name: str
+    low: float
+    high: float
+    null_means: list[float]
+    null_counts: list[list[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class FeaturePage:
+    """The data of the page of labelled features.
+
+    Attributes:
+        head: What the page opens with.
+        table: A line a feature: feature, label, why_not and scores.
+        array_rows: For each line of the table its row in `arrays`; -1 where its decoder row is zero.
+        hook_names: The hook names that were searched.
+        score_axes: The scores that are drawn.
+        density_bins: For each line of the table, which of a score's nulls it is held against, where they differ by density.
+        histogram_edges: The edges between the bins of the histograms of activations.
+        n_before, n_after: Tokens that are shown around a row.
+        strings: The texts that `arrays` number.
+        arrays: "tokens", the texts around all rows as one stream of string numbers; and arrays of a line a feature: places in
+            that stream ("positive", "negative", "top"), their cosines times 10,000, hook names and activations, histograms,
+            shades, and tokens of the logit lens.
+    """
+
+    head: PageHead
+    table: pd.DataFrame
+    array_rows: list[int]
+    hook_names: Sequence[str]
+    score_axes: list[ScoreAxis]
+    density_bins: list[int]
+    histogram_edges: list[float]
+    n_before: int
+    n_after: int
+    strings: list[str]
+    arrays: dict[str, np.ndarray]
+
+
 def feature_page(page: FeaturePage) -> str:
     """The page."""
-    return render_template("features.html", _page_data(page), title="tl-latentlens: features")
+    return render_template("features.html", _page_data(page), page.head, title="tl-latentlens: features")
 
 
 def _page_data(page: FeaturePage) -> dict[str, Any]:
@@ -29,7 +87,6 @@ def _page_data(page: FeaturePage) -> dict[str, Any]:
     numbers = table.select_dtypes("number")
     score_names = [name for name in numbers if name != "feature" and not str(name).endswith("_null")]
     return {
-        "about": page.about,
         "features": table["feature"].tolist(),
         "labels": list(map(printable, table["label"])),
         "why": list(map(printable, table["why_not"])),

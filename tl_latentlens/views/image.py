@@ -15,6 +15,7 @@ from tl_latentlens.views.grids import ImageGrid, LensGrid, Pixels
 from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.optional import pillow
 from tl_latentlens.views.page import grid_data
+from tl_latentlens.views.page_head import PageHead
 from tl_latentlens.views.template import render_template
 from tl_latentlens.views.text import place_name
 
@@ -26,10 +27,10 @@ _MIN_FONT_SIZE, _MAX_FONT_SIZE = 9, 14
 _INK = (20, 20, 24)
 
 
-def image_page(image: ImageGrid) -> str:
+def image_page(image: ImageGrid, head: PageHead) -> str:
     """The page: the image with its grid, in each patch the word that a lens read, and a slider over the layers."""
     data = {**grid_data([image.grid]), "image": {"picture": picture_uri(image.pixels), **patch_data(image)}}
-    return render_template("image.html", data, image_source="data:")
+    return render_template("image.html", data, head, image_source="data:")
 
 
 def picture_uri(pixels: Pixels) -> str:

@@ -1,3 +1,4 @@
+{{edges}}
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = id => document.getElementById(id);
 const make = (tag, text, className) => {

@@ -6,29 +6,23 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.views.colors import color_range
 from tl_latentlens.views.data import TokenReading
 from tl_latentlens.views.grids import LensGrid
 from tl_latentlens.views.known import KNOWN_LEVEL
 from tl_latentlens.views.lens_names import LENSES
+from tl_latentlens.views.page_head import PageHead
 from tl_latentlens.views.template import render_template
 from tl_latentlens.views.text import hook_headings, short_hook_name, visible
 
 _CONTEXT_WIDTH = 160  # In columns.
 
 
-def lens_page(grids: Sequence[LensGrid]) -> str:
-    """The page of all texts of a run.
-
-    Raises:
-        InvalidInputError: There is no text.
-    """
-    if not grids:
-        raise InvalidInputError("nothing was decoded: no position was selected")
+def lens_page(grids: Sequence[LensGrid], head: PageHead) -> str:
+    """The page of all texts of a run, of which there is at least one."""
     data = grid_data(grids)
     texts = [{"batch": grid.batch, **text} for grid, text in zip(grids, data["texts"], strict=True)]
-    return render_template("page.html", {**data, "texts": texts})
+    return render_template("page.html", {**data, "texts": texts}, head)
 
 
 def grid_data(grids: Sequence[LensGrid]) -> dict[str, Any]:

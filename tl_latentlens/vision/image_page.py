@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
+from tl_latentlens.lens.page_head import reading_head
 from tl_latentlens.lens.result import LensResult
 from tl_latentlens.views.files import output_path
 from tl_latentlens.views.grids import ImageGrid, LensGrid, Pixels
@@ -39,8 +40,18 @@ def image_to_html(result: LensResult, grid: PatchGrid, picture: Any, path: str |
         InvalidInputError: A picture of other proportions, no visual token of the image decoded, or no such folder.
     """
     path = output_path(path)
-    path.write_text(image_page(image_grid(result, grid, picture)), encoding="utf-8")
+    path.write_text(patches_page(result, grid, picture), encoding="utf-8")
     return path
+
+
+def patches_page(result: LensResult, grid: PatchGrid, picture: Any) -> str:
+    """The page that `image_to_html` writes.
+
+    Raises:
+        InvalidInputError: As `image_to_html`.
+    """
+    image = image_grid(result, grid, picture)
+    return image_page(image, reading_head(result.found, result.words, [image.grid], image=True))
 
 
 def image_to_png(

@@ -13,10 +13,11 @@ from tl_latentlens.directions.features.activity import HISTOGRAM_EDGES, Activity
 from tl_latentlens.directions.features.density_bins import DensityBins
 from tl_latentlens.directions.features.token_places import token_places
 from tl_latentlens.directions.features.token_stream import token_stream
+from tl_latentlens.index.page_head import index_call, index_head
 from tl_latentlens.index.search_result import SearchResult
-from tl_latentlens.views.data import FeaturePage, ScoreAxis
-from tl_latentlens.views.features import UNKNOWN_SHADE
-from tl_latentlens.views.text import hook_headings, visible
+from tl_latentlens.views.features import UNKNOWN_SHADE, FeaturePage, ScoreAxis
+from tl_latentlens.views.page_head import PageHead
+from tl_latentlens.views.text import visible
 
 N_BEFORE, N_AFTER = 24, 8  # Tokens that are shown around a row.
 _NULL_BINS = 40
@@ -27,6 +28,24 @@ _SCORE_HEADINGS = {
     "overlap": "overlap",
     "steered": "steered",
     "steered_next": "steered, next token",
+}
+_LABEL_NOTE = (
+    "A feature has a label only where its scores beat those of wrong directions; else its line says what kept the label back. "
+    "A card shows each score in color, with its 95 % interval, among those of wrong directions in gray. p is the share of "
+    "these that score as high."
+)
+_SCORE_NOTES = {
+    "density": "density: the share of the bank's rows on which the feature is active. max: its largest activation.",
+    "auroc": "AUROC: the chance that a nearest row activates the feature more than a random row does; 0.5 says nothing.",
+    "auroc_same_token": (
+        "same token: the same against rows of the same tokens; at 0.5 the feature is about the token and not its context."
+    ),
+    "similarity": "cosine: of the direction with its nearest rows, their mean. z: how far that is above random rows.",
+    "overlap": "overlap: the share of the most active rows, in other prompts, whose token is that of a nearest row.",
+    "steered_next": (
+        "steered next: the direction is added to a run; the rank, from 0 to 1, of the tokens that follow the nearest rows in "
+        "the change of the logits; 0.5 says nothing."
+    ),
 }
 _SCORES_BY_DENSITY = ("auroc", "auroc_same_token")
 _P_NAMES = {"z": "p_similarity"}
@@ -43,6 +62,7 @@ def feature_page_data(
     sae: Any = None,
     model: Any = None,
     n_contexts: int = 20,
+    call: str = "",
     progress: bool = True,
 ) -> FeaturePage:
     """The data of the page of labelled features; tokens around max-activating rows are encoded for it.
@@ -56,6 +76,7 @@ def feature_page_data(
         sae: What the features were labelled with.
         model: The bank's model, which runs the texts again for tokens that are no rows of the bank; None: those stay unknown.
         n_contexts: Max-activating contexts of each feature.
+        call: The command that made the labels; empty: the call of `label_features`.
         progress: Show a progress bar.
     """
     index = neighbors["positive"].index
@@ -83,7 +104,7 @@ def feature_page_data(
     bins = DensityBins.of_nulls(null_densities)
     null_bins = {name: bins.places(null_densities) for name in _SCORES_BY_DENSITY}
     return FeaturePage(
-        about=_about(table, index.bank_rows.n_rows, index.hook_names),
+        head=_head(table, neighbors["positive"], call),
         table=table,
         array_rows=[places.get(feature, -1) for feature in table["feature"].tolist()],
         hook_names=index.hook_names,
@@ -97,10 +118,17 @@ def feature_page_data(
     )
 
 
-def _about(table: pd.DataFrame, n_rows: int, hook_names: tuple[str, ...]) -> str:
-    where = hook_names[0] if len(hook_names) == 1 else hook_headings(hook_names)[1] or f"{len(hook_names)} hook names"
+def _head(table: pd.DataFrame, neighbors: SearchResult, call: str) -> PageHead:
     n_labelled = int(np.count_nonzero(table["label"] != ""))
-    return f"{len(table):,} features, {n_labelled:,} labelled, by {n_rows:,} rows of {where}"
+    index, n_neighbors = neighbors.index, neighbors.rows.shape[-1]
+    return index_head(
+        index,
+        "Features and what they are about",
+        f"{len(table):,} features of an SAE, {n_labelled:,} with a label: what the rows of the bank nearest to them have in "
+        "common. Choose one to see its rows.",
+        call=call or f"label_features(sae, {index_call(index)}, top_k={n_neighbors})",
+        notes=[_LABEL_NOTE, *(note for name, note in _SCORE_NOTES.items() if name in table)],
+    )
 
 
 def _logit_token_arrays(table: pd.DataFrame, string_ids: dict[str, int]) -> dict[str, Int[np.ndarray, "f k"]]:

@@ -97,7 +97,7 @@ class FeatureResult(DirectionResult):
         self._require(feature)
         return self.neighbors(self.places[feature]) if feature in self.places else ([], [])
 
-    def to_html(self, path: str | Path, contexts: int = 20, *, progress: bool = True) -> Path:
+    def to_html(self, path: str | Path, contexts: int = 20, *, call: str = "", progress: bool = True) -> Path:
         """Write one page that needs no network: a table of the features to search and sort, and a card for the one chosen.
 
         A card has the neighbors of v and of -v, max-activating contexts shaded by the activation of each token, a histogram of
@@ -108,6 +108,7 @@ class FeatureResult(DirectionResult):
         Args:
             path: The file.
             contexts: Max-activating contexts of each feature; at most four times the `top_k` of `label_features` are kept.
+            call: The command that made the labels, for the page's head; empty: the call of `label_features`.
             progress: Show a progress bar.
 
         Returns:
@@ -130,6 +131,7 @@ class FeatureResult(DirectionResult):
             sae=self.sae,
             model=self.model,
             n_contexts=contexts,
+            call=call,
             progress=progress,
         )
         path.write_text(feature_page(data), encoding="utf-8")

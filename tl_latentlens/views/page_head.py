@@ -1,0 +1,70 @@
+"""The head that every page opens with: what it shows, of which model and bank, made when and by which call."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from html import escape
+from itertools import groupby
+
+from tl_latentlens.views.text import hook_headings, printable
+
+_MAX_HOOK_NAMES = 6  # That are written out where they have no common name.
+
+
+@dataclass(frozen=True)
+class PageHead:
+    """The head of a page.
+
+    Attributes:
+        title: The heading.
+        lead: What the reader looks at, in one sentence.
+        model: The model, such as "demo, 6 layers".
+        bank: The bank, such as "demo.h5, 46,220 rows".
+        hook_names: The hook names that were searched.
+        call: The command or the call that made what is shown; empty where it is not known.
+        notes: What each figure and color means, a paragraph each.
+        made_on: The day on which the page was made.
+    """
+
+    title: str
+    lead: str
+    model: str
+    bank: str
+    hook_names: Sequence[str]
+    call: str = ""
+    notes: Sequence[str] = ()
+    made_on: date = field(default_factory=date.today)
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Model, bank, hook names and day, each with its name."""
+        facts = [("model", self.model), ("bank", self.bank), ("hooks", hook_names_phrase(self.hook_names))]
+        return [*((name, text) for name, text in facts if text), ("made", self.made_on.isoformat())]
+
+
+def head_html(head: PageHead) -> str:
+    """The head as HTML; all texts are escaped."""
+    facts = "".join(f"<span><small>{name}</small> {_text(text)}</span>" for name, text in head.facts())
+    call = f"<p>Made by <code>{_text(head.call)}</code></p>" if head.call else ""
+    notes = "".join(f"<p>{_text(note)}</p>" for note in head.notes)
+    more = f'<details class="about"><summary>How to read this page</summary>{notes}{call}</details>' if notes or call else ""
+    return (
+        f'<header class="head">\n<h1>{_text(head.title)}</h1>\n<p class="lead">{_text(head.lead)}</p>\n'
+        f'<p class="facts">{facts}</p>\n{more}\n</header>'
+    )
+
+
+def hook_names_phrase(hook_names: Sequence[str]) -> str:
+    """Hook names in a few words: "blocks.*.hook_resid_post, layers 0–3 and 5", or the first of them."""
+    headings, kind = hook_headings(list(hook_names))
+    if not kind:
+        shown, n_more = headings[:_MAX_HOOK_NAMES], len(headings) - _MAX_HOOK_NAMES
+        return ", ".join(shown) + (f" and {n_more} more" if n_more > 0 else "")
+    runs = []
+    for _, run in groupby(enumerate(sorted(map(int, headings))), lambda numbered: numbered[1] - numbered[0]):
+        layers = [layer for _, layer in run]
+        runs.append(str(layers[0]) if len(layers) == 1 else f"{layers[0]}–{layers[-1]}")
+    return f"{kind}, layer{'s' * (len(headings) > 1)} {', '.join(runs)}"
+
+
+def _text(text: str) -> str:
+    return escape(printable(text))
