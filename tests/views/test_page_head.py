@@ -46,7 +46,7 @@ def test_the_head_of_a_reading_names_what_was_read(calibrated: tll.LensResult, t
         "demo_model, 6 layers, d_model 256",
         f"bank.h5, {index.n_rows:,} rows",
         "blocks.*.hook_resid_post, layers 1, 3",
-        "latentlens_hooks(ContextualIndex(&quot;bank.h5&quot;), top_k=3, calibrate=True, embedding_lens=True)",
+        "latentlens_hooks(ContextualIndex(&quot;bank.h5&quot;), top_k=3, words=8, calibrate=True, embedding_lens=True)",
         "the bank does not know the token",
         "Embedding lens:",
     ):

@@ -1,15 +1,16 @@
 """One cell of a lens result: what the lenses read at one hook name and token, and its lines in a table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_latentlens.index.near_word import NearWord
 from tl_latentlens.index.neighbor import Neighbor
+from tl_latentlens.views.context import Context
 
 CELL_COLUMNS = [
     "hook_name", "batch", "pos", "token", "rank", "neighbor", "similarity", "context", "neighbor_hook_name",
@@ -89,3 +90,25 @@ def numbers_of_cells(numbers: Sequence[Tensor | None], n_cells: int) -> Float[np
     if all(tensor is None for tensor in numbers):
         return None
     return np.stack([np.full(n_cells, np.nan, np.float32) if t is None else t.cpu().numpy() for t in numbers])
+
+
+def words_of_cells(
+    hook_names: Sequence[str], cell_ids: Int[np.ndarray, " cells"], words_of: Mapping[str, Callable[[int], list[str]]]
+) -> list[list[list[str]]] | None:
+    """The words of some cells, [hook name][cell], none for a hook name that has none; None where none has."""
+    if not words_of:
+        return None
+    return [[words_of[name](i) if name in words_of else [] for i in cell_ids.tolist()] for name in hook_names]
+
+
+def token_in_text(tokens: Sequence[str], text_tokens: Sequence[str], pos: int) -> Context:
+    """A token with the text before and after it; line breaks are signs.
+
+    Args:
+        tokens: The tokens of the text.
+        text_tokens: The same, empty at special tokens.
+        pos: Which token.
+    """
+    before, after = "".join(text_tokens[:pos]), "".join(text_tokens[pos + 1 :])
+    context = Context.around(before.replace("\n", "↵"), tokens[pos].replace("\n", "↵"), after.replace("\n", "↵"))
+    return Context(context.before.lstrip(), context.token, context.after)

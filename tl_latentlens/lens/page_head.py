@@ -47,10 +47,8 @@ def reading_head(
         raise InvalidInputError("nothing was decoded: no position was selected")
     first = next(iter(found.values()))
     is_calibrated = not image and any(search.known is not None for search in found.values())
-    settings = {"top_k": first.rows.shape[-1]}
-    if words:
-        settings["words"] = next(iter(words.values())).rows.shape[-1]
-    settings |= {"calibrate": True} if is_calibrated else {}
+    n_words = next(iter(words.values())).rows.shape[-1] if words else 0
+    settings = {"top_k": first.rows.shape[-1], "words": n_words, "calibrate": is_calibrated}
     settings |= {"embedding_lens": True} if "embedding_lens" in grids[0].lenses else {}
     arguments = "".join(f", {name}={value}" for name, value in settings.items())
     positions = ', positions="image"' if image else ""

@@ -1,6 +1,6 @@
 """Readings of a run by lens hooks, as frozen data. Text is looked up only when it is needed; views draw what is built here."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,9 @@ from rich.console import Group
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.index.word_search import WordSearchResult
-from tl_latentlens.lens.cell import CELL_COLUMNS, Cell, numbers_of_cells
+from tl_latentlens.lens.cell import CELL_COLUMNS, Cell, numbers_of_cells, token_in_text, words_of_cells
 from tl_latentlens.lens.page_head import reading_head
 from tl_latentlens.model.layers import is_layer_choice, one_hook_name
-from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import LensCell, TokenHeading, TokenReading
 from tl_latentlens.views.files import output_path
 from tl_latentlens.views.grids import LensGrid
@@ -195,7 +194,7 @@ class LensResult:
 
     def page(self, *, call: str = "") -> str:
         """The page that `to_html` writes."""
-        grids = [self.grid(batch) for batch in self._batches()]
+        grids = list(map(self.grid, self._batches()))
         return lens_page(grids, reading_head(self.found, self.words, grids, call=call))
 
     def _repr_html_(self) -> str:
@@ -251,16 +250,8 @@ class LensResult:
     def token_heading(self, batch: int, pos: int) -> TokenHeading:
         """The place of a token and the text around it, as views draw them."""
         label = f"batch {batch}, pos {pos}" if len(self.decoded) > 1 else f"pos {pos}"
-        if self.tokens is None:
-            return TokenHeading(label, None)
-        tokens = [token.replace("\n", "↵") for token in self.tokens[batch]]
-        text_tokens = [token.replace("\n", "↵") for token in self.text_tokens[batch]]
-        before, after = (
-            "".join(token for i, token in enumerate(text_tokens) if (i < pos if is_before else i > pos))
-            for is_before in (True, False)
-        )
-        context = Context.around(before, tokens[pos], after)
-        return TokenHeading(label, Context(context.before.lstrip(), tokens[pos], context.after))
+        shown = None if self.tokens is None else token_in_text(self.tokens[batch], self.text_tokens[batch], pos)
+        return TokenHeading(label, shown)
 
     def grid(self, batch: int) -> LensGrid:
         """The cells of one text as arrays, as views draw them.
@@ -296,17 +287,9 @@ class LensResult:
                 for lens, readings in self._readings().items()
                 if readings
             },
-            words=self._of_cells(cell_ids, {name: words.texts_of for name, words in self.words.items()}),
-            around=self._of_cells(cell_ids, {name: words.__getitem__ for name, words in self.around.items()}),
+            words=words_of_cells(self.hook_names, cell_ids, {name: words.texts_of for name, words in self.words.items()}),
+            around=words_of_cells(self.hook_names, cell_ids, {name: words.__getitem__ for name, words in self.around.items()}),
         )
-
-    def _of_cells(
-        self, cell_ids: Int[np.ndarray, " cells"], words_of: Mapping[str, Callable[[int], list[str]]]
-    ) -> list[list[list[str]]] | None:
-        """The words of some cells, [hook name][cell], none for a hook name that has none; None where none has."""
-        if not words_of:
-            return None
-        return [[words_of[name](i) if name in words_of else [] for i in cell_ids.tolist()] for name in self.hook_names]
 
     def _readings(self) -> dict[str, dict[str, TokenReading]]:
         """Lens → hook name → what the lens reads."""
