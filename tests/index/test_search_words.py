@@ -78,8 +78,8 @@ def brute(
 def test_words_are_those_of_a_brute_force(
     index: tll.ContextualIndex, row_words: list[str], names: list[str], top_k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tl_latentlens.index.word_search._FIRST_DEPTH", 5)  # so that most searches must go deeper
-    monkeypatch.setattr("tl_latentlens.index.word_search._MAX_NUMBERS", 12)
+    monkeypatch.setattr("tl_latentlens.index.contextual.WORD_DEPTHS", (5, 8))  # so that most searches must go deeper
+    monkeypatch.setattr("tl_latentlens.index.grouped._MAX_NUMBERS", 12)
     queries = torch.randn(2, 3, 256, generator=torch.Generator().manual_seed(1))
     unlike = ["Banks", None, " boat", "the", "zebra", "!"]
     found = index.search_words(queries, top_k, names, unlike=unlike)
@@ -153,9 +153,9 @@ def test_chances_and_the_table(index: tll.ContextualIndex) -> None:
 
 
 def test_what_cannot_be_is_refused(index: tll.ContextualIndex) -> None:
-    with pytest.raises(tll.InvalidInputError, match=r"got unlike=2 of them; expected one word, or a list"):
+    with pytest.raises(tll.InvalidInputError, match=r"got 2 words; expected one word, or a list"):
         index.search_words(torch.ones(3, 256), unlike=["bank", None])
-    with pytest.raises(tll.InvalidInputError, match="got unlike=5; expected one word, or a list"):
+    with pytest.raises(tll.InvalidInputError, match="got 5; expected one word, or a list"):
         index.search_words(torch.ones(256), unlike=5)
     with pytest.raises(tll.InvalidInputError, match="got language='elvish'; expected None, or one that has a stemmer: arabic"):
         index.search_words(torch.ones(256), language="elvish")

@@ -207,7 +207,7 @@ def test_outputs_of_heads_are_hook_result(kind: str, index: tll.ContextualIndex)
     fired = []
     model.run_with_hooks(TEXT, fwd_hooks=[*hooks, (name, lambda activation, hook: fired.append(activation.detach()))])
     for head in range(model.cfg.n_heads):
-        found = index.search(fired[0][0, 1:, head])
+        found = index.search(fired[0][0, 1:, head], distinct=True)
         torch.testing.assert_close(hooks.result.found[f"{name}[{head}]"].similarities, found.similarities, atol=1e-5, rtol=0)
 
 

@@ -82,7 +82,9 @@ def test_neighbors_of_the_token_are_counted(followed: tll.FollowedTokens, demo_m
     name = followed.result.hook_names[1]
     at = followed.at(6)
     here = at[at["hook_name"] == name].set_index("followed")
-    nearest = [n.token for n in index.search(activations(demo_model, name)[6], 20, query_hook_name=name).neighbors()]
+    nearest = [
+        n.token for n in index.search(activations(demo_model, name)[6], 20, query_hook_name=name, distinct=True).neighbors()
+    ]
     for token in CHOSEN:
         assert here.loc[token, "neighbor_share"] == pytest.approx(nearest.count(token) / 20)
         if token in nearest:

@@ -78,11 +78,14 @@ def test_result_is_a_brute_force_over_the_cache(demo_model: Any, hooks: Any, ind
         for pos in range(1, tokens.shape[1]):
             query = cache[name][0, pos].detach().double()
             scores = torch.stack([stored[other] @ (query / query.norm()) for other in index.hook_names])
-            best = scores.flatten().sort(descending=True).values[:3]
+            best = scores.amax(0).sort(descending=True).values[:3]  # each row once, at its best hook name
             cell = result.cell(name, pos)
             np.testing.assert_allclose([n.similarity for n in cell.neighbors], best, atol=1e-5)
             for n in cell.neighbors:
                 assert abs(float(scores[index.hook_names.index(n.hook_name), n.row]) - n.similarity) < 1e-5
+                is_within = scores[:, n.row] > cell.neighbors[-1].similarity - 1e-6
+                assert set(n.hook_names) == {other for other, is_in in zip(index.hook_names, is_within, strict=True) if is_in}
+                assert n.hook_names[0] == n.hook_name
                 row = bank.row(n.row)
                 assert (n.token, n.context) == (row.token, row.context())
                 assert (n.position, n.prompt_index) == (row.position, row.prompt_index)
@@ -293,7 +296,7 @@ def test_hook_called_by_hand(any_model: Any, index: tll.ContextualIndex) -> None
     assert result.decoded.all()
     assert result.logit_lens == {}
     assert result.cell(name, 0).token is None
-    expected = index.search(before.reshape(6, -1), 4)
+    expected = index.search(before.reshape(6, -1), 4, distinct=True)
     assert torch.equal(result.found[name].rows, expected.rows)
     needs_model = tll.LatentLensHook(index)
     needs_model(activation, hook=SimpleNamespace(name=name))
@@ -446,7 +449,7 @@ def test_names_read_together_read_what_each_reads_alone(
     assert list(result.logit_lens) == list(result.embedding_lens) == ["hook_embed", "blocks.1.hook_resid_post"]
     for name in names:
         vectors = cache[name][0, 1:].flatten(1).detach()
-        expected = index.search(vectors, query_hook_name=name)
+        expected = index.search(vectors, query_hook_name=name, distinct=True)
         assert torch.equal(result.found[name].rows, expected.rows)
         assert torch.equal(result.found[name].hook_ids, expected.hook_ids)
         if name in result.logit_lens:

@@ -29,7 +29,7 @@ def test_cells_have_the_figures_of_their_own_hook_name(any_model: Any, own_bank:
     decoded, table = result.decoded, result.to_dataframe()
     for name in index.hook_names:
         vectors = cache[name][torch.from_numpy(decoded)]
-        found = index.search(vectors, 5, query_hook_name=name, calibrate=True)
+        found = index.search(vectors, 5, query_hook_name=name, distinct=True, calibrate=True)
         torch.testing.assert_close(result.found[name].known, found.known)
         assert torch.equal(result.found[name].chances, found.chances)
         uses = index.use_chances(vectors, found, name, token_ids[decoded])
@@ -85,9 +85,9 @@ def test_without_tokens_there_is_no_use_of_a_token(any_model: Any, own_bank: tll
     assert (found.known.tolist(), found.use_chances) == ([1, 1], None), "rows of the bank find themselves"
 
 
-def test_readings_are_calibrated_only_where_asked(any_model: Any, own_bank: tll.Bank) -> None:
+def test_readings_can_do_without_the_figures(any_model: Any, own_bank: tll.Bank) -> None:
     index = tll.ContextualIndex(own_bank, 3, device="cpu")
-    hooks = tll.latentlens_hooks(index)
+    hooks = tll.latentlens_hooks(index, calibrate=False)
     any_model.run_with_hooks(TEXTS[0], fwd_hooks=hooks)
     assert not {"known", "use_chance", "chance"} & set(hooks.result.to_dataframe())
     assert hooks.result.grid(0).known is None

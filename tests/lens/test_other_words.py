@@ -71,9 +71,10 @@ def test_tables_and_data_have_them(result: tll.LensResult) -> None:
 
 
 def test_without_them(any_model: Any, index: tll.ContextualIndex) -> None:
-    hooks = tll.latentlens_hooks(index, NAMES[1])
+    hooks = tll.latentlens_hooks(index, NAMES[1], words=0)
     any_model.run_with_hooks(TEXT, fwd_hooks=hooks)
-    assert hooks.result.cell(3, -1).words is None
+    cell, grid = hooks.result.cell(3, -1), hooks.result.grid(0)
+    assert (cell.words, cell.around, grid.words, grid.around) == (None,) * 4
     assert "words" not in hooks.result.to_dataframe()
     assert "other words" not in str(hooks.result)
     with pytest.raises(tll.InvalidInputError, match="got words=-1; expected how many words, 0 for none"):

@@ -11,7 +11,8 @@ import tl_latentlens as tll
 PAIR = ["The red ball lay on the river bank.", "A small boat."]
 COLUMNS = [
     "hook_name", "batch", "pos", "token", "rank", "neighbor", "similarity", "context",
-    "neighbor_hook_name", "neighbor_row", "neighbor_prompt_index", "neighbor_position",
+    "neighbor_hook_name",
+    "neighbor_hook_names", "neighbor_row", "neighbor_prompt_index", "neighbor_position",
 ]  # fmt: skip
 
 
@@ -73,7 +74,8 @@ def test_cell_refusals(result: tll.LensResult, index: tll.ContextualIndex) -> No
 def test_dataframe(result: tll.LensResult, any_model: Any) -> None:
     frame = result.to_dataframe()
     lens_columns = ["logit_token", "logit_probability", "embedding_token", "embedding_similarity"]
-    assert list(frame.columns) == COLUMNS + lens_columns
+    figures = ["chance", "known", "use_chance", "words", "around"]
+    assert list(frame.columns) == COLUMNS + figures + lens_columns
     assert len(frame) == 2 * (sum(lengths(any_model)) - 2) * 3
     assert frame["rank"].tolist() == [1, 2, 3] * (len(frame) // 3)
     for line in (0, 4, len(frame) - 1):
@@ -89,7 +91,9 @@ def test_dataframe(result: tll.LensResult, any_model: Any) -> None:
 
 
 def test_dataframe_without_lenses(any_model: Any, index: tll.ContextualIndex) -> None:
-    hooks = tll.latentlens_hooks(index, index.hook_names[0], logit_lens=False, top_k=10**5, positions=-1)
+    hooks = tll.latentlens_hooks(
+        index, index.hook_names[0], logit_lens=False, top_k=10**5, positions=-1, words=0, calibrate=False, distinct=False
+    )
     any_model.run_with_hooks(PAIR[1], fwd_hooks=hooks)
     frame = hooks.result.to_dataframe()
     assert list(frame.columns) == COLUMNS

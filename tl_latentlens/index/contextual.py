@@ -506,7 +506,7 @@ class ContextualIndex(ReopenedIndex):
         search, n_queries, top_k = self._search_of(flat, query_hook_name), math.prod(shape), min(top_k, n_rows)
         distinct = distinct_rows(search, n_queries, n_found, top_k, len(self.hook_names), self.device)
         found = (numbers.view(*shape, top_k) for numbers in vars(distinct.found).values())
-        return SearchResult(*found, self, is_at=distinct.is_at.view(*shape, top_k, -1))
+        return SearchResult(*found, self, is_at=distinct.is_at.view(*shape, top_k, len(self.hook_names)))
 
     def _search_of(self, queries: Mapping[str, Float[Tensor, "n d"]], query_hook_name: str | None) -> RowSearch:
         """The search of all rows for some of the queries."""

@@ -1,10 +1,11 @@
 """One cell of a lens result: what the lenses read at one hook name and token, and its lines in a table."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -15,6 +16,10 @@ from tl_latentlens.views.context import Context
 CELL_COLUMNS = [
     "hook_name", "batch", "pos", "token", "rank", "neighbor", "similarity", "context", "neighbor_hook_name",
     "neighbor_hook_names", "neighbor_row", "neighbor_prompt_index", "neighbor_position",
+]  # fmt: skip
+_OTHER_COLUMNS = [
+    "chance", "known", "use_chance", "words", "around", "logit_token", "logit_probability", "embedding_token",
+    "embedding_similarity",
 ]  # fmt: skip
 
 
@@ -83,6 +88,12 @@ class Cell:
                 line["embedding_token"], line["embedding_similarity"] = self.embedding_lens[i]
             lines.append(line)
         return lines
+
+
+def table_of_cells(cells: Iterable[Cell]) -> pd.DataFrame:
+    """The lines of some cells, with a column for each figure that one of them has."""
+    table = pd.DataFrame([line for cell in cells for line in cell.lines()])
+    return table.reindex(columns=CELL_COLUMNS + [name for name in _OTHER_COLUMNS if name in table])
 
 
 def numbers_of_cells(numbers: Sequence[Tensor | None], n_cells: int) -> Float[np.ndarray, "names cells"] | None:

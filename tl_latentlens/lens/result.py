@@ -14,7 +14,7 @@ from rich.console import Group
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.index.word_search import WordSearchResult
-from tl_latentlens.lens.cell import CELL_COLUMNS, Cell, numbers_of_cells, token_in_text, words_of_cells
+from tl_latentlens.lens.cell import Cell, numbers_of_cells, table_of_cells, token_in_text, words_of_cells
 from tl_latentlens.lens.page_head import reading_head
 from tl_latentlens.model.layers import is_layer_choice, one_hook_name
 from tl_latentlens.views.data import LensCell, TokenHeading, TokenReading
@@ -144,8 +144,7 @@ class LensResult:
         where they were computed;
         logit_token and logit_probability, embedding_token and embedding_similarity where those lenses read.
         """
-        lines = [line for cell in self.iter_cells() for line in cell.lines()]
-        return pd.DataFrame(lines) if lines else pd.DataFrame(columns=CELL_COLUMNS)
+        return table_of_cells(self.iter_cells())
 
     def plot(self, batch: int = 0, lens: str = "latentlens") -> Any:
         """A layer × position heatmap (a plotly Figure), layers upwards, with buttons that switch between the lenses.
