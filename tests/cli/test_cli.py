@@ -370,7 +370,12 @@ def test_evaluate(run, bank: tll.Bank, tmp_path: Path, texts: list[str]) -> None
     assert data == {"measures": json.loads(expected.to_json(orient="records"))}
     assert found.reader.tolist() == expected.reader.tolist()
     np.testing.assert_allclose(found["mean"].astype(float), expected["mean"], rtol=1e-6)
-    assert "KL of neighbor 1" in html.read_text()
+    page = html.read_text(encoding="utf-8")
+    assert "plotly" not in page
+    for part in ("KL of neighbor 1", "Made by <code>tl-latentlens evaluate", "demo_model, 6 layers", bank.path.name):
+        assert part in page
+    code, _, error = run("evaluate", str(bank.path), "--html", "nowhere/e.html")
+    assert (code, "no folder for nowhere/e.html" in error) == (1, True)
     code, _, error = run("evaluate", str(bank.path), "-t", "whiten")
     assert code == 1
     assert "got transform='whiten'" in " ".join(error.split())

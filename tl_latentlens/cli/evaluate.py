@@ -7,7 +7,7 @@ import typer
 
 import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DataOptions, HookOption, ModelOptions
-from tl_latentlens.cli.output import WRITERS, console, note, print_tables, require_writable
+from tl_latentlens.cli.output import WRITERS, command_line, console, note, print_tables, require_folders, require_writable
 
 
 def evaluate(
@@ -29,13 +29,14 @@ def evaluate(
     top_k: Annotated[int, typer.Option(help="neighbors that vote or are read")] = 5,
     seed: Annotated[int, typer.Option(help="seed of what is drawn at random")] = 0,
     out: Annotated[Path | None, typer.Option(help="write every figure to this .csv, .parquet or .json file too")] = None,
-    html: Annotated[Path | None, typer.Option(help="write the curves over the layers to this file too")] = None,
+    html: Annotated[Path | None, typer.Option(help="write a page to this file too: charts over the layers, and tables")] = None,
 ) -> None:
     """Measure without a judge how often the neighbors are right, at each hook name and with each transform, beside nulls.
 
     Example: `tl-latentlens evaluate demo.h5 --html evaluation.html`
     """
     require_writable(out)
+    require_folders(html)
     opened = tll.Bank.open(bank)
     loaded = model.load_for(opened)
     evaluation = tll.evaluate(
@@ -59,5 +60,5 @@ def evaluate(
         WRITERS[out.suffix](evaluation.to_dataframe(), out)
         note(f"wrote {out}")
     if html is not None:
-        evaluation.plot().write_html(html, include_plotlyjs=True)
+        evaluation.to_html(html, call=command_line())
         note(f"wrote {html}")

@@ -16,6 +16,12 @@ from tl_latentlens.statistics.measures import Measure, ReaderKey
 _MAX_TOPIC_WORD_SHARE = 0.01  # A word near more rows than this share tells no topic.
 _WORD_SAMPLE_ROWS = 2000  # Rows whose words are counted for it.
 
+_NULLS = "same token: other rows of the token that is read; random: any rows."
+_ABOUT = {
+    "next token": f"The share of the nearest rows, in other texts, that are followed by the token that follows here. {_NULLS}",
+    "topic": f"The share of the nearest rows, in other texts, near which a rare word of this text stands too. {_NULLS}",
+}
+
 
 def reader_agreement(
     held_out: HeldOutRows,
@@ -54,7 +60,7 @@ def reader_agreement(
         same_next_token[key] = _share_of_unmasked(is_same, rows)
         same_topic[key] = _share_of_unmasked(topics.are_shared(held_out.rows, rows), rows)
     figures = {"next token": same_next_token, "topic": same_topic}
-    return [Measure(name, values, "tokens", kind="share") for name, values in figures.items()]
+    return [Measure(name, values, "tokens", kind="share", about=_ABOUT[name]) for name, values in figures.items()]
 
 
 def _share_of_unmasked(

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.evaluation.agreement import reader_agreement
 from tl_latentlens.evaluation.held_out import draw_held_out_rows, neighbors_in_other_prompts
 from tl_latentlens.evaluation.labelled_uses import find_uses, load_senses
+from tl_latentlens.evaluation.page_head import evaluation_head
 from tl_latentlens.evaluation.senses import activations_of_uses, sense_accuracy, votes_of_baselines, votes_of_index
 from tl_latentlens.evaluation.substitution import substitution
 from tl_latentlens.index.contextual import ContextualIndex
@@ -28,6 +29,9 @@ from tl_latentlens.model.heads import is_head_name
 from tl_latentlens.statistics.measures import Measure, ReaderKey
 from tl_latentlens.views.curves import measure_curves
 from tl_latentlens.views.data import MeasurePanel
+from tl_latentlens.views.evaluation import evaluation_page
+from tl_latentlens.views.files import output_path
+from tl_latentlens.views.page_head import PageHead
 from tl_latentlens.views.terminal.evaluation import evaluation_tables
 from tl_latentlens.views.terminal.layout import plain_text
 
@@ -40,11 +44,13 @@ class Evaluation:
         measures: Sense accuracy, agreement, substitution, as far as the model allows.
         transforms: The transforms that were compared.
         labels: Label scores over a whole SAE, a block of lines for each transform; None without an SAE.
+        head: What the page of it opens with; None: a title alone.
     """
 
     measures: list[Measure]
     transforms: tuple[str, ...]
     labels: pd.DataFrame | None = field(repr=False, default=None)
+    head: PageHead | None = field(repr=False, default=None)
 
     def __str__(self) -> str:
         return plain_text(self.to_rich())
@@ -55,8 +61,29 @@ class Evaluation:
         Args:
             width: In characters; None: the terminal's.
         """
-        gains = self.gains(self.transforms[0]) if len(self.transforms) > 1 else None
-        return evaluation_tables(self._panels(), self.transforms, gains, self.labels, width)
+        return evaluation_tables(self._panels(), self.transforms, self._gains_over_first(), self.labels, width)
+
+    def to_html(self, path: str | Path, *, call: str = "") -> Path:
+        """Write one page that needs no network and no plotly: a chart of each measure, its table, and what transforms gain.
+
+        It follows the light or dark setting of its reader, and can be read on a phone.
+
+        Args:
+            path: The file.
+            call: The command that made the figures, for the page's head; empty: the call of `evaluate`.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            InvalidInputError: No such folder.
+        """
+        path = output_path(path)
+        head = self.head or PageHead("Is the lens right?", "How often the nearest rows of a bank agree with the truth.")
+        head = replace(head, call=call or head.call)
+        page = evaluation_page(self._panels(), self.transforms, self._gains_over_first(), self.labels, head)
+        path.write_text(page, encoding="utf-8")
+        return path
 
     def to_dataframe(self) -> pd.DataFrame:
         """A line for each measure, hook name and reader: mean, 95 % interval (low, high), n, unit and kind.
@@ -89,9 +116,13 @@ class Evaluation:
         """
         return measure_curves(self._panels(), self.transforms)
 
+    def _gains_over_first(self) -> pd.DataFrame | None:
+        """The gains over the first transform; None where there is one alone."""
+        return self.gains(self.transforms[0]) if len(self.transforms) > 1 else None
+
     def _panels(self) -> list[MeasurePanel]:
         """The measures as views draw them."""
-        return [MeasurePanel(m.name, m.unit, m.lower_is_better, m.table(), m.kind) for m in self.measures]
+        return [MeasurePanel(m.name, m.unit, m.lower_is_better, m.table(), m.kind, m.about) for m in self.measures]
 
 
 def evaluate(
@@ -172,7 +203,8 @@ def evaluate(
     if not is_bidirectional(model):
         measures += substitution(model, held_out, neighbors, ranks=sorted({1, top_k}), seed=seed, progress=progress)
     compared = tuple(dict.fromkeys(key.reader for key in neighbors))
-    return Evaluation(measures, compared, pd.concat(summaries, ignore_index=True) if summaries else None)
+    labels = pd.concat(summaries, ignore_index=True) if summaries else None
+    return Evaluation(measures, compared, labels, evaluation_head(index, compared, n_tokens, top_k, seed))
 
 
 def _transforms_to_compare(transforms: str | Sequence[str] | None, own: ContextualIndex | None) -> list[str]:

@@ -22,6 +22,11 @@ from tl_latentlens.statistics.measures import Measure, ReaderKey
 
 _N_LATER_TOKENS = 4  # Tokens after the replaced one whose predictions are compared too.
 _EMBEDDING_BATCH = 256
+_ABOUT = (
+    "How far the model's prediction of the next token moves (KL divergence, in nats) when the neighbor's activation takes the "
+    "place of the token's own; 0: not at all. same token: another row of the token; random: any row; embedding: a row of the "
+    "token whose input embedding is nearest to the activation."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +97,8 @@ def substitution(
     bar.close()
     figures = {f"KL of neighbor {rank} (nats)": at_token[rank] for rank in ranks}
     figures[f"KL of neighbor {ranks[0]} on later tokens (nats)"] = later
-    return [Measure(name, values, "tokens", lower_is_better=True, kind="geometric mean") for name, values in figures.items()]
+    settings: dict[str, Any] = {"lower_is_better": True, "kind": "geometric mean", "about": _ABOUT}
+    return [Measure(name, values, "tokens", **settings) for name, values in figures.items()]
 
 
 @own_arithmetic(full_products=True)

@@ -48,7 +48,8 @@ def reading_head(
     first = next(iter(found.values()))
     is_calibrated = not image and any(search.known is not None for search in found.values())
     n_words = next(iter(words.values())).rows.shape[-1] if words else 0
-    settings = {"top_k": first.rows.shape[-1], "words": n_words, "calibrate": is_calibrated}
+    settings = {"top_k": first.rows.shape[-1], "words": n_words}
+    settings |= {} if image else {"calibrate": is_calibrated}
     settings |= {"embedding_lens": True} if "embedding_lens" in grids[0].lenses else {}
     arguments = "".join(f", {name}={value}" for name, value in settings.items())
     positions = ', positions="image"' if image else ""

@@ -31,6 +31,7 @@ class Measure:
         unit: The name of the units, "tokens".
         lower_is_better: True for distances.
         kind: What the figure is: the "mean"; the mean of "share"s in [0, 1]; the "geometric mean" of amounts of 0 or more.
+        about: What is measured, and what each null is, in a few sentences.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Measure:
     unit: str
     lower_is_better: bool = False
     kind: Kind = "mean"
+    about: str = field(default="", repr=False)
 
     def table(self) -> pd.DataFrame:
         """A line for each reader and hook name: measure, hook_name ("" where None), reader, mean, low, high, n, unit, kind.

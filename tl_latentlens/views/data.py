@@ -192,6 +192,7 @@ class MeasurePanel:
         lower_is_better: True for distances.
         table: A line for each reader and hook name: hook_name, reader, mean, low, high, n.
         kind: What the means are: "mean", "share" or "geometric mean".
+        about: What is measured, and what each null is; empty where it is not said.
     """
 
     name: str
@@ -199,6 +200,7 @@ class MeasurePanel:
     lower_is_better: bool
     table: pd.DataFrame
     kind: str = "mean"
+    about: str = ""
 
 
 @dataclass(frozen=True)

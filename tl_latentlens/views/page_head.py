@@ -18,8 +18,8 @@ class PageHead:
     Attributes:
         title: The heading.
         lead: What the reader looks at, in one sentence.
-        model: The model, such as "demo, 6 layers".
-        bank: The bank, such as "demo.h5, 46,220 rows".
+        model: The model, such as "demo, 6 layers"; empty where it is not known.
+        bank: The bank, such as "demo.h5, 46,220 rows"; empty where it is not known.
         hook_names: The hook names that were searched.
         call: The command or the call that made what is shown; empty where it is not known.
         notes: What each figure and color means, a paragraph each.
@@ -28,9 +28,9 @@ class PageHead:
 
     title: str
     lead: str
-    model: str
-    bank: str
-    hook_names: Sequence[str]
+    model: str = ""
+    bank: str = ""
+    hook_names: Sequence[str] = ()
     call: str = ""
     notes: Sequence[str] = ()
     made_on: date = field(default_factory=date.today)

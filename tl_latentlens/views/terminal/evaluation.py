@@ -11,12 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_latentlens.views.data import MeasurePanel
+from tl_latentlens.views.measures import GEOMETRIC, figure_text, gain_text, hook_names_of, measure_lines
 from tl_latentlens.views.terminal.features import summary_table
 from tl_latentlens.views.terminal.layout import longest_width, terminal_width, titled
 from tl_latentlens.views.text import hook_headings
 
 _PADDINGS = {3: (0, 1), 2: (0, 0, 0, 1), 1: (0, 0)}  # Characters between columns, and rich's padding for them.
-_GEOMETRIC = "geometric mean"
 _EDGES = 4  # Characters that the left and the right edge of a table take at most.
 
 
@@ -48,12 +48,11 @@ def evaluation_tables(
 
 def _measure_tables(panel: MeasurePanel, transforms: Sequence[str], width: int) -> Group:
     """Title and means, in parts only where the hook names do not fit side by side, however near the columns stand."""
-    lines = panel.table
-    hook_names = [name for name in dict.fromkeys(lines["hook_name"]) if name]
+    lines, hook_names = panel.table, hook_names_of(panel)
     headings, kind = hook_headings(hook_names)
     title = Text(f"{panel.name}{f', {kind}' if kind else ''}: ", "bold")
     note = f"{'lower' if panel.lower_is_better else 'higher'} is better, {lines['n'].max():,} {panel.unit}"
-    note = f"{panel.kind}, {note}" if panel.kind == _GEOMETRIC else note
+    note = f"{panel.kind}, {note}" if panel.kind == GEOMETRIC else note
     title.append("" if title.cell_len + len(note) <= width else "\n").append(note)
     reader_width, mean_width = (
         longest_width("reader", *lines["reader"]),
@@ -72,17 +71,14 @@ def _measure_tables(panel: MeasurePanel, transforms: Sequence[str], width: int) 
 
 def _mean(value: float, kind: str) -> str:
     """A mean in five characters where it is below 100; geometric means have two digits from 0.001 on: 0.123, .0012, 1e-05."""
-    if kind == _GEOMETRIC and 0 < value < 0.00095:
-        return f"{value:.0e}"
-    if kind == _GEOMETRIC and 0 < value < 0.00995:
-        return f"{value:.4f}".removeprefix("0")
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+    text = figure_text(value, kind)
+    return text.removeprefix("0") if len(text) > 5 and text.startswith("0.") else text
 
 
 def _half_interval(lines: pd.DataFrame, kind: str) -> str:
     """The larger half of the interval, averaged over the lines: what stands after ±, or the factor that stands after ×÷."""
     mean, low, high = (lines[name].to_numpy(float) for name in ("mean", "low", "high"))
-    if kind == _GEOMETRIC:
+    if kind == GEOMETRIC:
         if not (is_above := low > 0).any():
             return ""
         mean, low, high = (np.log(ends[is_above]) for ends in (mean, low, high))
@@ -97,25 +93,12 @@ def _measure_table(panel: MeasurePanel, hook_names: Sequence[str], transforms: S
     table.add_column("reader", no_wrap=True)
     for heading in hook_headings(hook_names)[0]:
         table.add_column(heading, justify="right")
-    table.add_column("×÷" if panel.kind == _GEOMETRIC else "±", justify="right")
-    lines = panel.table
-    means = {
-        (reader, name): float(mean)
-        for reader, name, mean in zip(lines["reader"], lines["hook_name"], lines["mean"], strict=True)
-    }
-    sign = -1 if panel.lower_is_better else 1
-    best = {name: max(sign * means[transform, name] for transform in transforms) for name in hook_names}
-    for reader, reader_lines in lines.groupby("reader", sort=False):
-        needs_no_hook = (reader, "") in means
-        values = {
-            name: means[reader, "" if needs_no_hook else name]
-            for name in hook_names
-            if needs_no_hook or (reader, name) in means
-        }
-        styles = {name: "bold" if reader in transforms and sign * values[name] == best[name] else "" for name in values}
-        cells = [Text(_mean(values[name], panel.kind), styles[name]) if name in values else Text() for name in hook_names]
-        reader_text = Text(str(reader), "" if reader in transforms else "dim")
-        table.add_row(reader_text, *cells, Text(_half_interval(reader_lines, panel.kind), "dim"))
+    table.add_column("×÷" if panel.kind == GEOMETRIC else "±", justify="right")
+    for line in measure_lines(panel, transforms):
+        figures = [line.figures.get(name) for name in hook_names]
+        cells = [Text() if f is None else Text(_mean(f.mean, panel.kind), "bold" if f.is_best else "") for f in figures]
+        half = _half_interval(panel.table[panel.table["reader"] == line.reader], panel.kind)
+        table.add_row(Text(line.reader, "" if line.is_compared else "dim"), *cells, Text(half, "dim"))
     return table
 
 
@@ -129,7 +112,6 @@ def _gains_table(gains: pd.DataFrame) -> Table:
         cells = []
         for gain, low, high, kind in zip(lines["gain"], lines["low"], lines["high"], lines["kind"], strict=True):
             is_sure = low > 0 or high < 0
-            figure = f"{gain:+.1%}" if kind == _GEOMETRIC else f"{gain:+.3f}"
-            cells.append(Text(f"{figure}{'*' if is_sure else ' '}", "bold" if is_sure else ""))
+            cells.append(Text(f"{gain_text(gain, kind)}{'*' if is_sure else ' '}", "bold" if is_sure else ""))
         table.add_row(str(measure), *cells)
     return table
