@@ -56,11 +56,12 @@ def test_build_info_verify_decode(run, tmp_path: Path, texts: list[str]) -> None
     code, out, _ = run("decode", str(bank), text, "--word", "bank")
     assert code == 0
     assert "He rowed the boat to the «bank»" in out
-    assert "1.00" in out, "the text's own bank is a row of the bank"
     assert run("decode", str(bank), text, "--word", "bank", "--html", str(html)) == (0, "", f"wrote {html}\n")
     assert len(json_of(run, "decode", str(bank), text, "--word", "bank", "--html", str(html))) == 2 * 3
     assert "plotly" not in html.read_text()
     table = csv_of(run, "decode", str(bank), text)
+    own = table.query("token == ' bank' and rank == 1")
+    assert own["similarity"].tolist() == pytest.approx([1, 1], abs=1e-3), "the text's own bank is a row of the bank"
     assert set(table.hook_name) == {hook, "blocks.4.hook_resid_post"}
     data = json.loads(html.read_text().partition('id="data">')[2].partition("</script>")[0])
     assert [one["tokens"] for one in data["texts"]] == [list(table.query("rank == 1 and hook_name == @hook").token)]
@@ -220,8 +221,8 @@ def test_info_and_verify_as_data(run, bank: tll.Bank) -> None:
 
 def test_decode_as_data(run, bank: tll.Bank, any_model) -> None:
     """What `to_dataframe()` gives, at the word alone."""
-    command = ("decode", str(bank.path), "The river bank", "A bank, a bank", "--word", "bank", "--calibrate")
-    hooks = tll.latentlens_hooks(tll.ContextualIndex(bank), top_k=3, calibrate=True)
+    command = ("decode", str(bank.path), "The river bank", "A bank, a bank", "--word", "bank")
+    hooks = tll.latentlens_hooks(tll.ContextualIndex(bank), top_k=3)
     any_model.run_with_hooks(["The river bank", "A bank, a bank"], fwd_hooks=hooks)
     expected = hooks.result.to_dataframe().query("token == ' bank'").reset_index(drop=True)
     assert expected[["batch", "pos"]].drop_duplicates().to_numpy().tolist() == [[0, 3], [1, 2], [1, 5]]
@@ -230,13 +231,15 @@ def test_decode_as_data(run, bank: tll.Bank, any_model) -> None:
 
 
 def test_decode_says_of_which_hook_names_nothing_is_known(run, bank: tll.Bank) -> None:
-    command = ("decode", str(bank.path), "The river bank", "-n", "blocks.2.hook_mlp_out", "-n", "2", "--calibrate")
+    command = ("decode", str(bank.path), "The river bank", "-n", "blocks.2.hook_mlp_out", "-n", "2")
     code, out, error = run(*command)
     assert code == 0
     assert "blocks.2.hook_mlp_out is without `known`: the bank does not hold this hook name" in " ".join(error.split())
     assert "known" in out
     assert "blocks.2.hook_resid_post is without" not in error
-    assert "is without" not in run(*command[:-1])[2]
+    assert "is without" not in run(*command, "--no-calibrate")[2]
+    assert "other words" in out
+    assert "other words" not in run(*command, "--words", "0")[1]
 
 
 def test_label_sae_as_data(run, bank: tll.Bank) -> None:

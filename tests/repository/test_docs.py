@@ -129,7 +129,7 @@ def test_plots_page_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, any_mo
     names: dict[str, Any] = {}
     for part in snippets("plots.md"):
         exec(part, names)
-    assert len(names["figure"].data) == 3
+    assert len(names["figure"].data) == 5
     assert len(names["curves"].data) == 2 * 3
     assert {"heatmap.html", "reading.html"} <= {path.name for path in tmp_path.iterdir()}
 

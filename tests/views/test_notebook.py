@@ -1,9 +1,10 @@
 """What notebooks show is escaped, and readable on light and dark."""
 
 import re
-from html import escape
+from html import escape, unescape
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from support.pages import page_json
@@ -29,19 +30,59 @@ def test_notebooks_and_figures_show_markup_as_text(hostile: tll.LensResult, tmp_
         shown = " ".join(
             [*heat.x, *(word for line in heat.text for word in line), *(h for line in heat.customdata for h in line)]
         )
-        assert set(re.findall(r"<[^>]*>", shown)) <= {"<b>", "</b>", "<i>", "</i>", "<br>"}
+        assert set(re.findall(r"<[^>]*>", shown)) <= {
+            "<b>",
+            "</b>",
+            "<i>",
+            "</i>",
+            "<br>",
+            '<span style="fill-opacity:0.4">',
+            "</span>",
+        }
         assert "$" not in shown, "no TeX"
 
 
 def test_what_the_bank_does_not_know_is_faint_in_notebooks(calibrated: tll.LensResult) -> None:
     html = calibrated._repr_html_()
     known = np.array([calibrated.found[name].known.numpy() for name in calibrated.hook_names])
+    n_words = np.array([[len(words.texts_of(i)) for i in range(known.shape[1])] for words in calibrated.words.values()])
     assert "color: known 0.00 to 1.00" in html
-    assert html.count("<span style='opacity: 0.45'>") == (known <= 0.05).sum()
+    assert html.count("<span style='opacity: 0.45'>") == ((known <= 0.05) | (n_words == 0)).sum()
     first = calibrated.cell(calibrated.hook_names[0], int(calibrated.positions[0, 1]))
     assert f">{first.known:.2f}</td>" in html
     found = calibrated.found[calibrated.hook_names[0]]
     assert found._repr_html_().count("opacity: 0.45") == int((found.known <= 0.05).sum()) > 0
+
+
+def test_notebooks_show_other_words(calibrated: tll.LensResult, any_model: Any, index: tll.ContextualIndex) -> None:
+    html = calibrated._repr_html_()
+    grid = html.partition("<details")[0]
+    cells = [unescape(re.sub("<[^>]*>", "", cell)) for cell in re.findall(r"<td[^>]*>(.*?)</td>", grid)]
+    expected = []
+    for batch in range(2):
+        positions = [pos for text, pos in calibrated.positions.tolist() if text == batch]
+        for name in reversed(calibrated.hook_names):
+            words = [calibrated.cell(name, pos, batch).words for pos in positions]
+            expected += [of_cell[0].word if of_cell else "·" for of_cell in words]
+    assert cells == expected
+    assert "nearest other word at blocks.*.hook_resid_post" in grid
+    headings = re.findall(r"<th[^>]*>([^<]*)</th>", html.partition("<details")[2])
+    assert headings == [
+        "pos",
+        "token",
+        "hook",
+        "p",
+        "other words",
+        "words around",
+        "nearest uses",
+        "logit lens",
+        "embedding lens",
+    ]
+    assert "p: share of bank tokens no nearer to theirs" in html
+    hooks = tll.latentlens_hooks(index, words=0, calibrate=False)
+    any_model.run_with_hooks("A bank", fwd_hooks=hooks)
+    assert "other word" not in hooks.result._repr_html_()
+    assert "nearest contextual token" in hooks.result._repr_html_()
 
 
 def test_notebook_tables(result: tll.LensResult, index: tll.ContextualIndex, bank: tll.Bank) -> None:

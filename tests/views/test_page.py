@@ -1,5 +1,6 @@
 """The page of a lens result holds every reading, asks for nothing, and runs nothing of a text."""
 
+import json
 import re
 from html import unescape
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 from support.pages import dumped_dom, lens_cells, page_data
 
 import tl_latentlens as tll
+from tl_latentlens.views.jumps import is_jump
 from tl_latentlens.views.known import format_share
-from tl_latentlens.views.text import short_hook_name, visible
+from tl_latentlens.views.text import also_at, short_hook_name, visible
 
 
 def test_page_holds_every_reading(calibrated: tll.LensResult, tmp_path: Path) -> None:
@@ -25,6 +27,11 @@ def test_page_holds_every_reading(calibrated: tll.LensResult, tmp_path: Path) ->
                 assert text["known"][i][j] == pytest.approx(cell.known, abs=1e-4)
                 use = None if text["use"] is None else text["use"][i][j]
                 assert use == (None if cell.use_chance is None else pytest.approx(cell.use_chance, abs=1e-4))
+                assert [data["strings"][k] for k in text["words"][i][j]] == [near.word for near in cell.words]
+                assert [data["strings"][k] for k in text["around"][i][j]] == cell.around
+                assert [data["strings"][k] for k in text["also"][i][j]] == [also_at(near.hook_names) for near in cell.neighbors]
+                cosines = np.array([near.similarity for near in cell.neighbors])
+                assert text["jumps"][i][j] == np.flatnonzero(is_jump(cosines)).tolist()
                 for (context, hook, cosine), near in zip(found, cell.neighbors, strict=True):
                     shown = index.row(near.row).window(160).clipped(160)
                     assert data["contexts"][int(context)][:3] == [shown.before, shown.token, shown.after]
@@ -41,6 +48,7 @@ def test_the_page_shows_what_the_bank_does_not_know(calibrated: tll.LensResult, 
     path = calibrated.to_html(tmp_path / "page.html")
     dom = dumped_dom(browser, path, tmp_path / "profile")
     faint = ["faint" in cell for cell in re.findall(r"<td([^>]*)>", dom)]
+    assert re.findall(r"<button[^>]*>([^<]*)", dom) == ["other words", "uses", "around", "logit lens", "embedding lens"]
     known = [[cell.known for cell in line] for line in lens_cells(calibrated)]
     assert faint == [share <= 0.05 for line in reversed(known) for share in line]
     assert 0 < sum(faint) < len(faint)
@@ -51,10 +59,50 @@ def test_the_page_shows_what_the_bank_does_not_know(calibrated: tll.LensResult, 
     assert ("the bank does not know this token" in panel) == (chosen <= 0.05)
 
 
+SWITCHED = """
+const seen = [...document.querySelectorAll("#lenses button")].map(button => {
+  button.click();
+  return [...document.querySelectorAll("td")].map(cell => cell.textContent);
+});
+document.body.dataset.seen = JSON.stringify(seen);
+"""
+
+
+def test_the_switch_shows_every_lens(calibrated: tll.LensResult, browser: str, tmp_path: Path) -> None:
+    path = calibrated.to_html(tmp_path / "page.html")
+    path.write_text(path.read_text().replace("</body>", f"<script>{SWITCHED}</script></body>"))
+    dom = dumped_dom(browser, path, tmp_path / "profile")
+    seen = json.loads(unescape(re.findall(r'data-seen="([^"]*)"', dom)[0]))
+    cells = [cell for line in reversed(lens_cells(calibrated)) for cell in line]
+    words, uses, around, logits, embeddings = seen
+    assert words == [cell.words[0].word if cell.words else "·" for cell in cells]
+    assert around == [cell.around[0] if cell.around else "·" for cell in cells]
+    assert all(cell.neighbors[0].token.strip() in use for use, cell in zip(uses, cells, strict=True))
+    assert logits == [visible(cell.logit_lens[0][0]) for cell in cells]
+    assert embeddings == [visible(cell.embedding_lens[0][0]) for cell in cells]
+    assert "·" in words
+    assert not any(word == visible(cell.token).strip().lower() for word, cell in zip(words, cells, strict=True))
+
+
+def test_the_panel_reads_from_top_to_bottom(calibrated: tll.LensResult, browser: str, tmp_path: Path) -> None:
+    path = calibrated.to_html(tmp_path / "page.html")
+    n_columns = sum(batch == 0 for batch, _ in calibrated.positions.tolist())
+    path.write_text(path.read_text().replace("</body>", "<script>document.querySelectorAll('td')[3].click()</script></body>"))
+    dom = dumped_dom(browser, path, tmp_path / "profile")
+    cell = lens_cells(calibrated)[-1][3]
+    assert n_columns > 3
+    panel = re.sub(r"<[^>]*>", "", dom.partition('id="cell"')[2]).replace("&nbsp;", " ")
+    parts = ["money»", f"known {format_share(cell.known)}", "other words: ", cell.words[0].word, *(
+        f"{near.similarity:.3f}" for near in cell.neighbors[:1]
+    ), "logit lens: ", "embedding lens: "]  # fmt: skip
+    places = [unescape(panel).index(part) for part in parts]
+    assert places == sorted(places)
+
+
 def test_the_page_works_in_a_browser(hostile: tll.LensResult, browser: str, tmp_path: Path) -> None:
     """Nothing of a text runs; cells, lens switch and clicks do."""
     path = hostile.to_html(tmp_path / "page.html")
-    clicks = "document.querySelectorAll('nav button')[1].click(); document.querySelectorAll('td')[2].click()"
+    clicks = "document.querySelector('[data-key=logit_lens]').click(); document.querySelectorAll('td')[2].click()"
     path.write_text(path.read_text().replace("</body>", f"<script>{clicks}</script></body>"))
     dom = dumped_dom(browser, path, tmp_path / "profile")
     assert "<title>tl-latentlens</title>" in dom

@@ -15,8 +15,11 @@ import tl_latentlens as tll
 from tl_latentlens.evaluation.evaluate import Evaluation
 from tl_latentlens.index.transforms import TRANSFORMS
 from tl_latentlens.statistics.measures import Measure, ReaderKey
+from tl_latentlens.views.context import Context
+from tl_latentlens.views.data import LensCell, NeighborLine, TokenHeading
 from tl_latentlens.views.terminal.features import label_counts, summary_table
 from tl_latentlens.views.terminal.layout import plain_text
+from tl_latentlens.views.terminal.lens import lens_tables
 from tl_latentlens.views.text import display_width
 
 
@@ -42,8 +45,8 @@ def test_table_says_what_the_bank_knows(calibrated: tll.LensResult, width: int) 
     console.print(calibrated.to_rich(2, width=width))
     shown = console.export_text(clear=False)
     assert all(len(line) <= width for line in shown.splitlines())
-    assert re.findall(r"^ +hook +cos +known", shown, re.MULTILINE)
-    figures = re.findall(r"^ +[13] +\d\.\d\d +(\d\.\d\d|<\.01) ", shown, re.MULTILINE)
+    assert re.findall(r"^ +layer +p +other words +nearest uses", shown, re.MULTILINE)
+    figures = re.findall(r"^ +[13] +(\d\.\d\d|<\.01) ", shown, re.MULTILINE)
     cells = [calibrated.cell(name, pos, batch) for batch, pos in calibrated.positions for name in calibrated.hook_names]
     assert figures == ["<.01" if cell.known < 0.01 else f"{cell.known:.2f}" for cell in cells]
     marks = re.findall(r"\x1b\[([\d;]+)m«", console.export_text(styles=True))
@@ -53,12 +56,62 @@ def test_table_says_what_the_bank_knows(calibrated: tll.LensResult, width: int) 
     assert dim == [cell.known <= 0.05 for cell in cells for _ in range(2)]
 
 
-def test_uses_stand_beside_what_is_known(calibrated: tll.LensResult) -> None:
+@pytest.mark.parametrize("width", [80, 120])
+def test_columns_stand_in_order_and_are_explained(calibrated: tll.LensResult, width: int) -> None:
+    lines = plain_text(calibrated.to_rich(2, width=width), width).splitlines()
+    first_row = next(i for i, line in enumerate(lines) if line.split()[:1] == ["1"])
+    heading = " ".join(" ".join(lines[first_row - 3 : first_row - 1]).split())
+    assert re.fullmatch(r"(logit embedding )?layer p other words nearest uses (logit lens embedding lens|lens lens)", heading)
+    legend = lines[-6:]
+    assert [line[:15].strip() for line in legend] == [
+        "layer", "p", "other words", "nearest uses", "logit lens", "embedding lens",
+    ]  # fmt: skip
+    assert "≤ .05 (dim): not known" in legend[1]
+    assert "1.5× as far" in legend[3]
+
+
+def test_the_legend_explains_only_what_is_shown(any_model: Any, index: tll.ContextualIndex) -> None:
+    hooks = tll.latentlens_hooks(
+        index, [1, "blocks.1.hook_mlp_out"], words=0, calibrate=False, logit_lens=False, model=any_model
+    )
+    any_model.run_with_hooks("A bank", fwd_hooks=hooks)
+    lines = str(hooks.result).rstrip().splitlines()
+    assert [line[:12].strip() for line in lines[-2:]] == ["hook", "nearest uses"]
+    assert not any("not known" in line or "other words" in line for line in lines)
+
+
+def test_other_words_and_words_around_stand_in_one_column() -> None:
+    near = NeighborLine(Context("at the", " bank", "."), 0.9, None, "blocks.3.hook_resid_post", 0, 0)
+    words = ["store", "shop", "branch", "office", "restaurant", "market", "garden", "kitchen"]
+    cells = [
+        LensCell("blocks.3.hook_resid_post", 0, 1, " bank", [near], {}, 0.5, None, words, ["savings", "loan"]),
+        LensCell("blocks.9.hook_resid_post", 0, 1, " bank", [near], {}, 0.5, None, [], []),
+    ]
+    shown = plain_text(lens_tables([(TokenHeading("pos 1", None), cells)], 80), 80)
+    column = " ".join(line[17:38].strip() for line in shown.splitlines())
+    assert "store, shop, branch, office, restaurant, market, garden, kitchen near: savings, loan –" in column
+    assert re.search(r"^ +9 +0.50 +–", shown, re.MULTILINE)
+
+
+def test_a_jump_stands_between_the_uses() -> None:
+    def lines_of(cosines: list[float]) -> list[str]:
+        nears = [
+            NeighborLine(Context("at", f" word{i}", "."), cosine, None, "blocks.3.hook_resid_post", i, 0)
+            for i, cosine in enumerate(cosines)
+        ]
+        cell = LensCell("blocks.3.hook_resid_post", 0, 1, " bank", nears, {}, 0.5, None, None)
+        shown = plain_text(lens_tables([(TokenHeading("pos 1", None), [cell])], 80), 80)
+        return re.findall("word\\d|┄┄┄", shown)
+
+    assert lines_of([0.98, 0.96, 0.95]) == ["word0", "┄┄┄", "word1", "word2"]
+    assert lines_of([0.95, 0.94, 0.93]) == ["word0", "word1", "word2"]
+    assert lines_of([0.9999, 0.9994, 0.9985]) == ["word0", "word1", "word2"], "within what half precision loses"
+
+
+def test_figures_of_the_nearest_use_are_in_the_data(calibrated: tll.LensResult) -> None:
     [pos] = [i for i, token in enumerate(calibrated.tokens[0]) if token == " the"][:1]
-    shown = plain_text(calibrated.to_rich(1, [(0, pos)], width=100))
     cells = [calibrated.cell(name, pos) for name in calibrated.hook_names]
     assert any(cell.use_chance is not None for cell in cells)
-    assert re.search(r"hook +cos +known +use +neighbors", shown)
     table = calibrated.to_dataframe().query("batch == 0 and pos == @pos")
     for cell in cells:
         lines = table[table["hook_name"] == cell.hook_name]
@@ -201,7 +254,7 @@ def test_gains_show_every_transform_by_name(width: int) -> None:
 def test_printed_results_are_tables(result: tll.LensResult, index: tll.ContextualIndex) -> None:
     shown = str(result)
     assert "pos 1 " in shown
-    assert "neighbors" in shown
+    assert "nearest uses" in shown
     assert "nearest to −v" in str(tll.decode_directions(index.banks[0].vectors(index.hook_names[0])[:2], index, top_k=2))
 
 

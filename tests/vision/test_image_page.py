@@ -92,7 +92,7 @@ def test_the_page_works_in_a_browser(result: tll.LensResult, browser: str, pictu
     path = tll.image_to_html(result, GRID, picture, tmp_path / "image.html")
     clicks = (
         "const slider = document.getElementById('layer'); slider.value = 1; slider.dispatchEvent(new Event('input'));"
-        "document.querySelectorAll('#lenses button')[2].click(); document.querySelectorAll('#image button')[4].click()"
+        "document.querySelector('[data-key=embedding_lens]').click(); document.querySelectorAll('#image button')[4].click()"
     )
     path.write_text(path.read_text(encoding="utf-8").replace("</body>", f"<script>{clicks}</script></body>"), encoding="utf-8")
     dom = dumped_dom(browser, path, tmp_path / "profile")

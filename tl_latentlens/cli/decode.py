@@ -26,7 +26,7 @@ def decode(
     hook_name: HookOption = None,
     word: Annotated[str | None, typer.Option(help="read only the tokens that end this word, in any case; default: all")] = None,
     top_k: Annotated[int, typer.Option(help="neighbors for each token and hook name")] = 3,
-    words: Annotated[int, typer.Option(help="nearest other words for each token and hook name, which say what it means")] = 0,
+    words: Annotated[int, typer.Option(help="nearest other words, which say what a token means; 0: none")] = 8,
     repeat: Annotated[
         bool, typer.Option("--repeat", help="run each text twice and read the second copy, as for a bank built with --repeat")
     ] = False,
@@ -34,8 +34,11 @@ def decode(
         str, typer.Option(help="`raw`, `center`, `standardize`, `remove_top`, `csls` or `center_writing`; see the docs")
     ] = "auto",
     calibrate: Annotated[
-        bool, typer.Option(help="also show whether the bank knows each token, and dim what it does not know")
-    ] = False,
+        bool,
+        typer.Option(
+            "--calibrate/--no-calibrate", help="show whether the bank knows each token, and dim what it does not know"
+        ),
+    ] = True,
     allow_mismatch: Annotated[bool, typer.Option(help="read on, with a warning, where the bank is of another model")] = False,
     html: Annotated[
         Path | None,

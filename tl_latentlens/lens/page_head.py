@@ -7,6 +7,7 @@ from tl_latentlens.index.page_head import index_call, index_head
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.index.word_search import WordSearchResult
 from tl_latentlens.views.grids import LensGrid
+from tl_latentlens.views.jumps import JUMP_SENTENCE
 from tl_latentlens.views.page_head import PageHead
 
 _KNOWN_NOTE = (
@@ -14,10 +15,16 @@ _KNOWN_NOTE = (
     "0.05 the bank does not know the token, and its word is faint."
 )
 _LENS_NOTES = {
-    "latentlens": (
-        "LatentLens: the activation at a layer and token is compared with the rows of the bank, and the nearest are shown in "
-        "their texts. The number before each is the cosine, at most 1; the small number behind it is the layer of the row."
+    "words": (
+        "Other words: the nearest words of the bank that are not the token's own, each once, from rows of its own layer. They "
+        "say what the token means here. Punctuation and the first layers have none (·)."
     ),
+    "latentlens": (
+        "Uses: the activation at a layer and token is compared with the rows of the bank (LatentLens), and the nearest are "
+        "shown in their texts. The number before each is the cosine, at most 1; the small number behind it is the layer of the row, "
+        f"and the other layers at which it is near. A dashed line is a jump: {JUMP_SENTENCE}."
+    ),
+    "around": "Words around: those that stand near the nearest uses of the token, and not near its other uses.",
     "logit_lens": "Logit lens: the model's own unembedding reads the activation; percent: how likely each token comes next.",
     "embedding_lens": "Embedding lens: the input tokens whose embeddings are nearest, each with its cosine.",
 }
@@ -55,11 +62,11 @@ def reading_head(
     positions = ', positions="image"' if image else ""
     notes = [_LENS_NOTES[lens] for lens in grids[0].lenses] + [_KNOWN_NOTE] * is_calibrated
     what = "each patch of the image" if image else "each token"
+    shown = "nearest other word" if "words" in grids[0].lenses and not image else "word of the bank whose activation is nearest"
     return index_head(
         first.index,
         f"What {what} means, layer by layer",
-        f"In each cell: the word of the bank whose activation is nearest. Choose {'a patch' if image else 'a cell'} to see its "
-        "neighbors in their texts.",
+        f"In each cell: the {shown}. Choose {'a patch' if image else 'a cell'} to see its uses in their texts.",
         call=call or f"latentlens_hooks({index_call(first.index)}{arguments}{positions})",
         notes=notes,
     )

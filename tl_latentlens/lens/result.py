@@ -14,7 +14,8 @@ from rich.console import Group
 from tl_latentlens.errors import InvalidInputError, UnknownHookError
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.index.word_search import WordSearchResult
-from tl_latentlens.lens.cell import Cell, numbers_of_cells, table_of_cells, token_in_text, words_of_cells
+from tl_latentlens.lens.cell import Cell, table_of_cells, token_in_text
+from tl_latentlens.lens.grid import text_grid
 from tl_latentlens.lens.page_head import reading_head
 from tl_latentlens.model.layers import is_layer_choice, one_hook_name
 from tl_latentlens.views.data import LensCell, TokenHeading, TokenReading
@@ -146,16 +147,18 @@ class LensResult:
         """
         return table_of_cells(self.iter_cells())
 
-    def plot(self, batch: int = 0, lens: str = "latentlens") -> Any:
+    def plot(self, batch: int = 0, lens: str | None = None) -> Any:
         """A layer × position heatmap (a plotly Figure), layers upwards, with buttons that switch between the lenses.
 
-        Cells show the word of the nearest neighbor, faint where the bank does not know the token (`calibrate=True`), or a
-        lens's first token. Color is the cosine of the nearest neighbor, `known` where the result is calibrated, or the
-        token's probability or cosine. The hover shows neighbors in context and every lens's tokens.
+        Cells show the nearest other word ("·" where there is none), the word of the nearest neighbor, the first word around, or
+        another lens's first token; words are faint where the bank does not know the token (`calibrate`). Color is `known` where
+        the result is calibrated, else the cosine of the nearest neighbor; of another lens its probability or cosine. The hover
+        shows words, neighbors in context, with a mark where the next is much further, and every lens's tokens.
 
         Args:
             batch: Which text.
-            lens: Shown first: "latentlens", "logit_lens" or "embedding_lens".
+            lens: Shown first: "words", "latentlens", "around", "logit_lens" or "embedding_lens"; None: other words where they
+                were read.
 
         Raises:
             MissingExtraError: plotly is not installed.
@@ -262,32 +265,15 @@ class LensResult:
         if not len(cell_ids):
             raise InvalidInputError(f"nothing was decoded of batch {batch}; decoded: {self._batches()}")
         positions = self.positions[cell_ids, 1].tolist()
-        searches = [self.found[name][cell_ids] for name in self.hook_names]
-        index = searches[0].index
-        k = min(search.rows.shape[-1] for search in searches)  # An index of several widths may hold fewer rows of one.
-
-        def stacked(field_name: str) -> np.ndarray:
-            return np.stack([getattr(search, field_name)[:, :k].cpu().numpy() for search in searches])
-
-        return LensGrid(
+        return text_grid(
+            {name: self.found[name] for name in self.hook_names},
+            self.words,
+            self.around,
+            self._readings(),
+            cell_ids,
             batch=batch,
-            hook_names=self.hook_names,
             positions=positions,
             tokens=[visible(self.token(batch, pos)) for pos in positions],
-            found_hook_names=index.hook_names,
-            contexts=index.contexts,
-            rows=stacked("rows"),
-            hook_ids=stacked("hook_ids"),
-            similarities=stacked("similarities"),
-            known=numbers_of_cells([search.known for search in searches], len(cell_ids)),
-            use_chances=numbers_of_cells([search.use_chances for search in searches], len(cell_ids)),
-            readings={
-                lens: {name: reading.select(cell_ids) for name, reading in readings.items()}
-                for lens, readings in self._readings().items()
-                if readings
-            },
-            words=words_of_cells(self.hook_names, cell_ids, {name: words.texts_of for name, words in self.words.items()}),
-            around=words_of_cells(self.hook_names, cell_ids, {name: words.__getitem__ for name, words in self.around.items()}),
         )
 
     def _readings(self) -> dict[str, dict[str, TokenReading]]:

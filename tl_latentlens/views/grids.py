@@ -11,7 +11,7 @@ from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import TokenReading
 from tl_latentlens.views.known import is_unknown
-from tl_latentlens.views.lens_names import LENSES
+from tl_latentlens.views.lens_names import CONTEXT_LENSES, LENSES, NO_WORD
 from tl_latentlens.views.text import visible
 
 _WORD_WIDTH = 76  # A word is looked for in this many columns of text.
@@ -39,6 +39,8 @@ class LensGrid:
         readings: Lens → hook name → vocabulary tokens at each position; a lens that was not read is left out.
         words: The nearest other words, [hook name][pos]; None where they were not asked for.
         around: Words that stand near the nearest uses of the token and not near its other uses, like `words`.
+        is_at: True for each of `found_hook_names` at which a row was found, [hook name, pos, k, found hook name]; None where
+            rows are not listed once.
     """
 
     batch: int
@@ -55,6 +57,7 @@ class LensGrid:
     readings: dict[str, dict[str, TokenReading]]
     words: list[list[list[str]]] | None = None
     around: list[list[list[str]]] | None = None
+    is_at: Bool[np.ndarray, "names pos k found"] | None = None
 
     @property
     def n_cells(self) -> int:
@@ -63,12 +66,13 @@ class LensGrid:
 
     @property
     def lenses(self) -> list[str]:
-        """The lenses that were read, LatentLens first."""
-        return ["latentlens", *self.readings]
+        """The keys of what was read, in the order of a switch: other words first, where they were asked for."""
+        read = {"words": self.words is not None, "latentlens": True, "around": self.around is not None}
+        return [lens for lens in LENSES if read.get(lens, lens in self.readings)]
 
     def score_name(self, lens: str) -> str:
         """The name of the score in `values`: "cosine", "probability" or "known"."""
-        return "known" if lens == "latentlens" and self._is_colored_by_known else LENSES[lens].score_name
+        return "known" if lens in CONTEXT_LENSES and self._is_colored_by_known else LENSES[lens].score_name
 
     @cached_property
     def is_unknown(self) -> Bool[np.ndarray, "names pos"]:
@@ -83,17 +87,27 @@ class LensGrid:
     def values(self, lens: str) -> Float[np.ndarray, "names pos"]:
         """The numbers that color the cells; NaN where the lens did not read.
 
-        For LatentLens how well the bank knows the token, or the cosine of the nearest neighbor where that is not known of all
-        cells; for another lens the score of its first token.
+        For uses and words how well the bank knows the token, or the cosine of the nearest neighbor where that is not known of
+        all cells; for another lens the score of its first token.
         """
-        if lens == "latentlens":
+        if lens in CONTEXT_LENSES:
             return self.known if self.known is not None and self._is_colored_by_known else self.similarities[..., 0]
         missing = np.full(len(self.positions), np.nan)
         readings = self.readings[lens]
         return np.stack([readings[name].scores[:, 0] if name in readings else missing for name in self.hook_names])
 
+    def word_lists(self, lens: str) -> list[list[list[str]]]:
+        """The other words ("words"), or the words around the uses ("around"), of each cell, [hook name][pos], `visible`."""
+        lists = (self.words if lens == "words" else self.around) or []
+        return [[list(map(visible, words)) for words in line] for line in lists]
+
     def first_tokens(self, lens: str) -> list[list[str]]:
-        """The first token of a lens other than LatentLens at each hook name and position, `visible`."""
+        """The first word, or token of the vocabulary, that is read at each hook name and position, `visible`.
+
+        Not for "latentlens", whose tokens stand in contexts. A cell without a word has "·".
+        """
+        if lens in CONTEXT_LENSES:
+            return [[words[0] if words else NO_WORD for words in line] for line in self.word_lists(lens)]
         return [
             [visible(reading.strings[i]) for i in reading.token_ids[:, 0].tolist()] if reading else [""] * len(self.positions)
             for reading in map(self.readings[lens].get, self.hook_names)
@@ -121,6 +135,7 @@ class LensGrid:
             readings=readings,
             words=_select(self.words, columns),
             around=_select(self.around, columns),
+            is_at=None if self.is_at is None else self.is_at[:, columns],
         )
 
     def require_lens(self, lens: str) -> None:
@@ -132,7 +147,7 @@ class LensGrid:
         if lens not in self.lenses:
             raise InvalidInputError(
                 f"got lens={lens!r}; this result has {self.lenses}: "
-                "latentlens_hooks(index, logit_lens=True, embedding_lens=True)"
+                "latentlens_hooks(index, words=8, logit_lens=True, embedding_lens=True)"
             )
 
 

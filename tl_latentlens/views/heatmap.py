@@ -11,8 +11,9 @@ from jaxtyping import Float
 from tl_latentlens.views.colors import color_range
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.grids import LensGrid
+from tl_latentlens.views.jumps import is_jump
 from tl_latentlens.views.known import format_share, is_unknown
-from tl_latentlens.views.lens_names import LENSES
+from tl_latentlens.views.lens_names import CONTEXT_LENSES, LENSES, NO_WORD
 from tl_latentlens.views.optional import plotly_graph_objects, plotly_subplots
 from tl_latentlens.views.text import hook_headings, place_name, short_hook_name, visible
 
@@ -21,6 +22,7 @@ _MAX_PIXELS_WITH_WORDS = 9000
 _MAX_HOVER_NEIGHBORS = 40_000  # In all hovers together.
 _HOVER_CONTEXT_WIDTH = 80
 _NEIGHBOR = "{:.3f}  {}  <i>{}</i>"
+_JUMP = "<br>┄┄┄"
 _FAINT = '<span style="fill-opacity:0.4">{}</span>'
 
 
@@ -38,14 +40,19 @@ class _Picture:
     score_name: str
 
 
-def heatmap(grid: LensGrid, lens: str = "latentlens") -> Any:
+def heatmap(grid: LensGrid, lens: str | None = None) -> Any:
     """A plotly figure with one heatmap, and buttons that switch it between the lenses that were read.
+
+    Args:
+        grid: What was read.
+        lens: What is shown first; None: the first of the grid's lenses.
 
     Raises:
         MissingExtraError: plotly is not installed.
         InvalidInputError: The lens was not read.
     """
     graph_objects = plotly_graph_objects()
+    lens = grid.lenses[0] if lens is None else lens
     grid.require_lens(lens)
     contexts = _hover_contexts(grid)
     hovers, pictures = _hovers(grid, contexts), _pictures(grid, contexts)
@@ -53,7 +60,7 @@ def heatmap(grid: LensGrid, lens: str = "latentlens") -> Any:
     _lay_out(figure, grid, pictures.values(), n_panels=1).update_layout(title_text=pictures[lens].title)
     buttons = [
         {
-            "label": LENSES[name].label,
+            "label": LENSES[name].switch,
             "method": "update",
             "args": [{key: [value] for key, value in _restyled(picture).items()}, {"title.text": picture.title}],
         }
@@ -141,9 +148,19 @@ def _neighbor_words(grid: LensGrid, contexts: dict[int, Context]) -> tuple[list[
 
 
 def _token_words(grid: LensGrid, lens: str) -> tuple[list[list[str]], int]:
-    """The first token of a lens in each cell, and the length of the longest."""
-    tokens = grid.first_tokens(lens)
-    return [list(map(plotly_text, line)) for line in tokens], max(len(token) for line in tokens for token in line)
+    """The first word or token of a lens in each cell, and the length of the longest.
+
+    Words are faint where the bank lacks the token.
+    """
+    tokens, is_context = grid.first_tokens(lens), lens in CONTEXT_LENSES
+    lines = [
+        [
+            _FAINT.format(plotly_text(token)) if is_context and (is_faint or token == NO_WORD) else plotly_text(token)
+            for token, is_faint in zip(line, faint, strict=True)
+        ]
+        for line, faint in zip(tokens, grid.is_unknown.tolist(), strict=True)
+    ]
+    return lines, max(len(token) for line in tokens for token in line)
 
 
 def _word(context: Context) -> str:
@@ -215,23 +232,32 @@ def _panel_height(grid: LensGrid) -> int:
 
 
 def _hovers(grid: LensGrid, contexts: dict[int, Context], lenses: Sequence[str] = tuple(LENSES)) -> list[list[str]]:
-    """For each cell its neighbors in context, and the tokens of the lenses that are named."""
+    """For each cell, of the lenses that are named: its words, its neighbors in context, and the tokens of the vocabulary."""
     k = _n_hover_neighbors(grid) if "latentlens" in lenses else 0
     texts = {row: f"{plotly_text(c.before)}<b>{plotly_text(c.token)}</b>{plotly_text(c.after)}" for row, c in contexts.items()}
     found_names = [plotly_text(short_hook_name(name)) for name in grid.found_hook_names]
+    word_lines = {lens: grid.word_lists(lens) for lens in ("words", "around") if lens in grid.lenses and lens in lenses}
     lens_lines = {lens: _lens_lines(grid, lens, _n_hover_neighbors(grid)) for lens in grid.readings if lens in lenses}
+    jumps = is_jump(grid.similarities)[..., :k].tolist()
     hovers = []
     for i, hook_name in enumerate(grid.hook_names):
         heading = f" at {plotly_text(place_name(hook_name))}"
         row_ids, hook_ids, cosines = (array[i, :, :k].tolist() for array in (grid.rows, grid.hook_ids, grid.similarities))
         line = []
         for j, token in enumerate(grid.tokens):
-            form = _FAINT.format(_NEIGHBOR) if grid.is_unknown[i, j] else _NEIGHBOR
-            neighbors = zip(row_ids[j], hook_ids[j], cosines[j], strict=True)
-            shown = [form.format(cosine, texts[row], found_names[hook]) for row, hook, cosine in neighbors]
+            faint = _FAINT if grid.is_unknown[i, j] else "{}"
+            words = [
+                faint.format(f"{LENSES[lens].label}: {plotly_text(', '.join(lists[i][j])) or NO_WORD}")
+                for lens, lists in word_lines.items()
+            ]
+            neighbors = zip(row_ids[j], hook_ids[j], cosines[j], jumps[i][j], strict=True)
+            shown = [
+                faint.format(_NEIGHBOR.format(cosine, texts[row], found_names[hook])) + _JUMP * is_last
+                for row, hook, cosine, is_last in neighbors
+            ]
             read = [lines[hook_name][j] for lines in lens_lines.values() if hook_name in lines]
             known = _known_line(grid, i, j) if k else []
-            line.append("<br>".join([f"<b>{plotly_text(token)}</b>{heading}", *known, *shown, *read]))
+            line.append("<br>".join([f"<b>{plotly_text(token)}</b>{heading}", *known, *words, *shown, *read]))
         hovers.append(line)
     return hovers
 

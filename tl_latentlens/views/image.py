@@ -59,7 +59,7 @@ def draw_image(
 
     Args:
         image: The image and what was read.
-        lens: "latentlens", "logit_lens" or "embedding_lens", which must have been read.
+        lens: One of the grid's lenses.
         layer: Which of the grid's hook names.
         patches: True for the patches that are drawn.
         font: A TrueType file; None: Pillow's own font.

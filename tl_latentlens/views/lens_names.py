@@ -1,4 +1,4 @@
-"""The three lenses: what each is called, what its scores are, and its colors."""
+"""The lenses, and the words that LatentLens reads: what each is called, what its scores are, and its colors."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ class LensInfo:
 
     Attributes:
         label: Its name in a sentence.
+        switch: Its name on a switch between lenses.
         title: Its name as a heading, with what it reads.
         score_name: What its scores are: "cosine" or "probability".
         hue: Its color on pages and pictures, RGB.
@@ -16,6 +17,7 @@ class LensInfo:
     """
 
     label: str
+    switch: str
     title: str
     score_name: str
     hue: tuple[int, int, int]
@@ -26,14 +28,36 @@ class LensInfo:
         return f"{score:.0%}" if self.score_name == "probability" else f"{score:.2f}"
 
 
+_BLUE = (37, 99, 235)
+_BLUES = ("#f7fbff", "#9ecae1", "#4292c6")
+
 LENSES = {
-    "latentlens": LensInfo(
-        "LatentLens", "LatentLens: the nearest contextual token", "cosine", (37, 99, 235), ("#f7fbff", "#9ecae1", "#4292c6")
+    "words": LensInfo("other words", "other words", "The nearest other word", "cosine", _BLUE, _BLUES),
+    "latentlens": LensInfo("LatentLens", "uses", "LatentLens: the nearest contextual token", "cosine", _BLUE, _BLUES),
+    "around": LensInfo(
+        "words around", "around", "A word that stands near the nearest uses and not near other uses", "cosine", _BLUE, _BLUES
     ),
     "logit_lens": LensInfo(
-        "logit lens", "Logit lens: the likeliest next token", "probability", (234, 88, 12), ("#fff5eb", "#fdbe85", "#f16913")
+        "logit lens",
+        "logit lens",
+        "Logit lens: the likeliest next token",
+        "probability",
+        (234, 88, 12),
+        ("#fff5eb", "#fdbe85", "#f16913"),
     ),
     "embedding_lens": LensInfo(
-        "embedding lens", "Embedding lens: the nearest input token", "cosine", (22, 163, 74), ("#f7fcf5", "#a1d99b", "#41ab5d")
+        "embedding lens",
+        "embedding lens",
+        "Embedding lens: the nearest input token",
+        "cosine",
+        (22, 163, 74),
+        ("#f7fcf5", "#a1d99b", "#41ab5d"),
     ),
 }
+"""In the order in which a switch shows them."""
+
+CONTEXT_LENSES = ("words", "latentlens", "around")
+"""What is read from the nearest rows; the others read the model's own vocabulary."""
+
+NO_WORD = "·"
+"""What a cell shows that has no other word."""

@@ -11,9 +11,11 @@ from tl_latentlens.views.colors import NOTEBOOK_HUE, color_range
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import DirectionEnd, DirectionLine, FeatureLine, LensCell, NeighborLine, PropertyTable
 from tl_latentlens.views.grids import FollowedGrid, LensGrid
+from tl_latentlens.views.jumps import JUMP_SENTENCE, is_jump
 from tl_latentlens.views.known import format_share, is_unknown
-from tl_latentlens.views.lens_names import LENSES
-from tl_latentlens.views.text import hook_headings, printable, short_hook_name, visible
+from tl_latentlens.views.legend import legend_of
+from tl_latentlens.views.lens_names import LENSES, NO_WORD
+from tl_latentlens.views.text import also_at, hook_headings, printable, short_hook_name, visible
 
 NOTEBOOK_NEIGHBORS = 3  # Neighbors of a cell or a line.
 NOTEBOOK_EXAMPLES = 4  # Rows, or texts, that stand for all.
@@ -24,7 +26,7 @@ _CELL_STYLE = "text-align: left; vertical-align: top; padding: 0.2em 0.6em; colo
 
 
 def lens_html(grids: Iterable[LensGrid], cells: Iterable[LensCell], n_cells: int) -> str:
-    """A layer × token table for each text, colored by similarity, and below it the neighbors of the first tokens in context.
+    """A layer × token table for each text, and below it the words and neighbors in context of the first tokens.
 
     Args:
         grids: The texts; only as many are taken as are shown.
@@ -42,7 +44,14 @@ def lens_html(grids: Iterable[LensGrid], cells: Iterable[LensCell], n_cells: int
     cut = f", {_MAX_TABLE_LINES} of {n_cells:,}" if n_cells > _MAX_TABLE_LINES else ""
     table = _table(list(dict.fromkeys(heading for line in lines for heading in line)), lines)
     is_open = "" if tables and n_cells > 12 else " open"
-    return f"{''.join(tables)}{note}<details{is_open}><summary>neighbors in context{cut}</summary>{table}</details>"
+    title = f"<summary>words and uses in context{cut}</summary>"
+    return f"{''.join(tables)}{note}<details{is_open}>{title}{table}{_note(_legend(lines))}</details>"
+
+
+def _legend(lines: Sequence[dict[str, str]]) -> str:
+    """What the columns of the table of cells show."""
+    columns = dict.fromkeys(heading for line in lines for heading in line)
+    return "; ".join(f"{name}: {text}" for name, text in legend_of(columns).items())
 
 
 def followed_html(grids: Sequence[FollowedGrid], n_texts: int) -> str:
@@ -110,47 +119,65 @@ def search_html(queries: Iterable[tuple[str, list[NeighborLine], float | None]],
 
 
 def _grid_table(grid: LensGrid) -> str:
-    """Layers upwards, tokens to the right, the nearest neighbor's word in each cell."""
+    """Layers upwards, tokens to the right; in each cell the nearest other word, or the nearest neighbor's word."""
+    lens = grid.lenses[0]
     contexts = grid.contexts(np.unique(grid.rows[..., 0]).tolist(), _CONTEXT_WIDTH)
-    values, score_name = grid.values("latentlens"), grid.score_name("latentlens")
+    shown = grid.word_lists(lens) if lens == "words" else None
+    values, score_name = grid.values(lens), grid.score_name(lens)
     low, high = color_range([values], score_name)
     shares = (0.55 * np.clip((values - low) / (high - low), 0, 1)).round(2).tolist()
     nearest, cosines = grid.rows[..., 0].tolist(), grid.similarities[..., 0].tolist()
     headings, kind = hook_headings(grid.hook_names)
     lines = []
     for i in reversed(range(len(headings))):
-        cells = zip(nearest[i], shares[i], cosines[i], grid.is_unknown[i], strict=True)
-        words = (_word_cell(contexts[row], share, cosine, is_faint) for row, share, cosine, is_faint in cells)
-        lines.append(f"<tr><th style='{_CELL_STYLE}; text-align: right'>{_text(headings[i])}</th>{''.join(words)}</tr>")
+        words = shown[i] if shown is not None else [None] * len(grid.positions)
+        cells = zip(nearest[i], words, shares[i], cosines[i], grid.is_unknown[i], strict=True)
+        texts = (_word_cell(contexts[row], word, share, cosine, is_faint) for row, word, share, cosine, is_faint in cells)
+        lines.append(f"<tr><th style='{_CELL_STYLE}; text-align: right'>{_text(headings[i])}</th>{''.join(texts)}</tr>")
     token_style = f"{_CELL_STYLE}; white-space: pre; font-weight: normal"
     tokens = "".join(f"<th style='{token_style}'>{_text(token)}</th>" for token in grid.tokens)
     corner = f"<th style='{_CELL_STYLE}; font-weight: normal; opacity: 0.65'>{'layer' if kind else 'hook'}</th>"
-    scale = f"nearest contextual token{f' at {kind}' if kind else ''}; color: {score_name} {low:.2f} to {high:.2f}"
+    what = "nearest other word" if shown is not None else "nearest contextual token"
+    scale = f"{what}{f' at {kind}' if kind else ''}; color: {score_name} {low:.2f} to {high:.2f}"
     return _scrolled("".join([*lines, f"<tr>{corner}{tokens}</tr>"])) + _note(scale)
 
 
-def _word_cell(context: Context, share: float, cosine: float, is_faint: bool) -> str:
-    token = _text(context.token)
-    word = f"{_text(context.lead)}<b>{token}</b>{_text(context.tail)}" if context.lead or context.tail else token
+def _word_cell(context: Context, words: list[str] | None, share: float, cosine: float, is_faint: bool) -> str:
+    """The first word, or "·"; where there are no lists of words, the word of the nearest neighbor. The tip has both."""
     tip = f"{cosine:.3f}  {context.before}«{context.token}»{context.after}"
+    if words is None:
+        token = _text(context.token)
+        word = f"{_text(context.lead)}<b>{token}</b>{_text(context.tail)}" if context.lead or context.tail else token
+    else:
+        word = _text(words[0]) if words else f"<span style='opacity: 0.45'>{NO_WORD}</span>"
+        tip = f"{', '.join(words)}\n{tip}" if words else tip
+        is_faint = is_faint and bool(words)
     word = f"<span style='opacity: 0.45'>{word}</span>" if is_faint else word
     style = f"{_CELL_STYLE}; white-space: pre; background: rgb({NOTEBOOK_HUE} / {share})"
     return f"<td style='{style}' title='{html.escape(tip)}'>{word}</td>"
 
 
 def _cell_line(cell: LensCell) -> dict[str, str]:
+    is_faint = is_unknown(cell.known)
     line = {
         "pos": f"{cell.batch}, {cell.pos}",
         "token": _code(visible(cell.token)),
         "hook": _text(short_hook_name(cell.hook_name)),
-        **({} if cell.known is None else {"known": _text(format_share(cell.known))}),
-        "nearest contextual tokens": _neighbor_lines(cell.neighbors, is_faint=is_unknown(cell.known)),
+        **({} if cell.known is None else {"p": _text(format_share(cell.known))}),
+        **({} if cell.words is None else {LENSES["words"].label: _words(cell.words, is_faint=is_faint)}),
+        **({} if cell.around is None else {LENSES["around"].label: _words(cell.around, is_faint=is_faint)}),
+        "nearest uses": _neighbor_lines(cell.neighbors, is_faint=is_faint, marks_jumps=True),
     }
     for lens, tokens in cell.lenses.items():
         if tokens:
             shown = tokens[:NOTEBOOK_NEIGHBORS]
             line[LENSES[lens].label] = "<br>".join(f"{score:.2f} {_text(visible(token))}" for token, score in shown)
     return line
+
+
+def _words(words: Sequence[str], *, is_faint: bool) -> str:
+    shown = _text(", ".join(words)) or NO_WORD
+    return f"<div style='min-width: 8em{'; opacity: 0.45' * (is_faint or not words)}'>{shown}</div>"
 
 
 def _followed_table(grid: FollowedGrid) -> str:
@@ -181,11 +208,19 @@ def _direction_end(end: DirectionEnd) -> str:
     return lines + _note(nearness_sentence(end.nearness))
 
 
-def _neighbor_lines(neighbors: Sequence[NeighborLine], *, is_faint: bool = False) -> str:
+def _neighbor_lines(neighbors: Sequence[NeighborLine], *, is_faint: bool = False, marks_jumps: bool = False) -> str:
+    """Neighbors in context; a dashed line where the next is much further, if that is asked for."""
     shown = neighbors[:NOTEBOOK_NEIGHBORS]
-    lines = "<br>".join(f"{near.similarity:.2f} {_marked(near.context.clipped(_CONTEXT_WIDTH))}" for near in shown)
+    jumps = is_jump(np.array([near.similarity for near in shown])) if marks_jumps else [False] * len(shown)
+    lines = []
+    for near, is_last in zip(shown, jumps, strict=True):
+        also = also_at(near.hook_names)
+        note = f" <small style='opacity: 0.65'>{_text(also)}</small>" if also else ""
+        mark = f"; border-bottom: 2px dashed rgb({NOTEBOOK_HUE} / 0.6)' title='{html.escape(JUMP_SENTENCE)}" if is_last else ""
+        text = f"{near.similarity:.2f} {_marked(near.context.clipped(_CONTEXT_WIDTH))}{note}"
+        lines.append(f"<div style='padding: 0.1em 0{mark}'>{text}</div>")
     style = "min-width: 18em" + "; opacity: 0.45" * is_faint
-    return f"<div style='{style}'>{lines}</div>"  # A narrow page scrolls rather than stack single words.
+    return f"<div style='{style}'>{''.join(lines)}</div>"  # A narrow page scrolls rather than stack single words.
 
 
 def _marked(context: Context) -> str:

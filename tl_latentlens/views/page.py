@@ -9,11 +9,12 @@ from jaxtyping import Float
 from tl_latentlens.views.colors import color_range
 from tl_latentlens.views.data import TokenReading
 from tl_latentlens.views.grids import LensGrid
+from tl_latentlens.views.jumps import JUMP_SENTENCE, is_jump
 from tl_latentlens.views.known import KNOWN_LEVEL
 from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.page_head import PageHead
 from tl_latentlens.views.template import render_template
-from tl_latentlens.views.text import hook_headings, short_hook_name, visible
+from tl_latentlens.views.text import also_at, hook_headings, short_hook_name, visible
 
 _CONTEXT_WIDTH = 160  # In columns.
 
@@ -32,20 +33,7 @@ def grid_data(grids: Sequence[LensGrid]) -> dict[str, Any]:
     contexts = first.contexts(row_ids, _CONTEXT_WIDTH)
     context_ids = {row: i for i, row in enumerate(contexts)}
     string_ids: dict[str, int] = {}
-    texts = [
-        {
-            "tokens": grid.tokens,
-            "positions": grid.positions,
-            "latentlens": _neighbor_numbers(grid, context_ids),
-            "known": _cell_numbers(grid.known),
-            "use": _cell_numbers(grid.use_chances),
-            **{
-                lens: [_token_numbers(readings.get(name), string_ids) for name in grid.hook_names]
-                for lens, readings in grid.readings.items()
-            },
-        }
-        for grid in grids
-    ]
+    texts = [_text_data(grid, context_ids, string_ids) for grid in grids]
     headings, kind = hook_headings(first.hook_names)
     return {
         "headings": headings,
@@ -53,6 +41,7 @@ def grid_data(grids: Sequence[LensGrid]) -> dict[str, Any]:
         "layers": list(map(short_hook_name, first.hook_names)),
         "hooks": list(map(short_hook_name, first.found_hook_names)),
         "unknown": KNOWN_LEVEL,
+        "jump": JUMP_SENTENCE,
         "lenses": [_lens_scale(grids, lens) for lens in first.lenses],
         "contexts": [[c.before, c.token, c.after, c.lead, c.tail] for c in contexts.values()],
         "strings": list(string_ids),
@@ -60,10 +49,50 @@ def grid_data(grids: Sequence[LensGrid]) -> dict[str, Any]:
     }
 
 
+def _text_data(grid: LensGrid, context_ids: dict[int, int], string_ids: dict[str, int]) -> dict[str, Any]:
+    """The cells of one text; strings that are new are added to `string_ids`."""
+    return {
+        "tokens": grid.tokens,
+        "positions": grid.positions,
+        "latentlens": _neighbor_numbers(grid, context_ids),
+        "also": _other_places(grid, string_ids),
+        "jumps": _jump_ranks(grid),
+        "known": _cell_numbers(grid.known),
+        "use": _cell_numbers(grid.use_chances),
+        **{lens: _word_numbers(grid.word_lists(lens), string_ids) for lens in ("words", "around") if lens in grid.lenses},
+        **{
+            lens: [_token_numbers(readings.get(name), string_ids) for name in grid.hook_names]
+            for lens, readings in grid.readings.items()
+        },
+    }
+
+
 def _lens_scale(grids: Sequence[LensGrid], lens: str) -> dict[str, Any]:
     score_name = grids[0].score_name(lens)
     low, high = color_range([grid.values(lens) for grid in grids], score_name)
-    return {"key": lens, "name": LENSES[lens].label, "scale": score_name, "low": low, "high": high}
+    info = LENSES[lens]
+    return {"key": lens, "name": info.label, "switch": info.switch, "scale": score_name, "low": low, "high": high}
+
+
+def _other_places(grid: LensGrid, string_ids: dict[str, int]) -> list[list[list[int]]] | None:
+    """[hook name][pos] → of each neighbor the string that says where else it was found; None where no row is listed once."""
+    if grid.is_at is None:
+        return None
+    is_also = grid.is_at & (np.arange(grid.is_at.shape[-1]) != grid.hook_ids[..., None])
+    patterns, of = np.unique(is_also.reshape(-1, is_also.shape[-1]), axis=0, return_inverse=True)
+    names = np.array(grid.found_hook_names, object)
+    notes = [string_ids.setdefault(also_at(["", *names[pattern]]), len(string_ids)) for pattern in patterns]
+    return np.array(notes)[of].reshape(is_also.shape[:-1]).tolist()
+
+
+def _jump_ranks(grid: LensGrid) -> list[list[list[int]]]:
+    """[hook name][pos] → the ranks, from 0, after which the neighbors are much further."""
+    return [[np.flatnonzero(ranks).tolist() for ranks in line] for line in is_jump(grid.similarities)]
+
+
+def _word_numbers(lists: list[list[list[str]]], string_ids: dict[str, int]) -> list[list[list[int]]]:
+    """[hook name][pos] → the strings of the words."""
+    return [[[string_ids.setdefault(word, len(string_ids)) for word in words] for words in line] for line in lists]
 
 
 def _neighbor_numbers(grid: LensGrid, context_ids: dict[int, int]) -> list[list[list[float]]]:

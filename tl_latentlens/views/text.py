@@ -28,6 +28,15 @@ def place_name(hook_name: str) -> str:
     return f"layer {short_hook_name(hook_name)}" if _BLOCK_HOOK.fullmatch(hook_name) else hook_name
 
 
+def also_at(hook_names: Sequence[str]) -> str:
+    """The hook names after the first, as a note: "also at layers 3, 7"; empty where there are none."""
+    if len(hook_names) < 2:
+        return ""
+    labels, kind = hook_headings(hook_names[1:])
+    layers = "" if not kind else "layer " if len(labels) == 1 else "layers "
+    return f"also at {layers}{', '.join(labels)}"
+
+
 def hook_headings(hook_names: Sequence[str]) -> tuple[list[str], str]:
     """A short heading for each hook name, and what they have in common.
 

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 
+import numpy as np
 from rich import box
 from rich.console import Group
 from rich.table import Table
@@ -10,43 +11,59 @@ from rich.text import Text
 
 from tl_latentlens.views.chance import is_chance, nearness_sentence
 from tl_latentlens.views.data import DirectionLine, LensCell, NeighborLine, TokenHeading
+from tl_latentlens.views.jumps import is_jump
 from tl_latentlens.views.known import format_share, is_unknown
+from tl_latentlens.views.legend import legend_of
 from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.terminal.layout import longest_width, marked_text, terminal_width
-from tl_latentlens.views.text import short_hook_name, visible
+from tl_latentlens.views.text import display_width, hook_headings, short_hook_name, take_columns, visible
 
-_NUMBERS = ("cos", "known", "use")
+_MIN_WORD_WIDTH = 16
+_MAX_WORD_LINES = 4  # More where there are more uses.
+_MIN_USE_WIDTH = 24  # In less, the headings of the lenses take two lines.
+_MAX_LENS_WIDTH = 18
+_JUMP = "┄┄┄"
 
 
 def lens_tables(tokens: Sequence[tuple[TokenHeading, list[LensCell]]], width: int | None = None) -> Group:
-    """One table for each token: a line a hook name with its nearest contexts, and what the other lenses read beside them.
+    """One table for each token, and below them what the columns show.
+
+    A line a hook name: how well the bank knows the token, its nearest other words, its nearest uses in context, and what the
+    other lenses read.
 
     Args:
         tokens: The tokens, each with its cells.
         width: Width of a table in characters; None: the terminal's.
     """
-    return Group(*(_token_table(heading, cells, terminal_width(width)) for heading, cells in tokens))
+    tables = [_token_table(heading, cells, terminal_width(width)) for heading, cells in tokens]
+    columns = dict.fromkeys(str(column.header).replace("\n", " ") for table in tables for column in table.columns)
+    return Group(*tables, _legend(legend_of(columns)))
+
+
+def _legend(lines: dict[str, str]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 0, 0, 1), style="dim")
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, text in lines.items():
+        table.add_row(name, text)
+    return table
 
 
 def _token_table(heading: TokenHeading, cells: list[LensCell], width: int) -> Table:
-    columns = {
-        "hook": [Text(short_hook_name(cell.hook_name), style="bold") for cell in cells],
-        "cos": [Text("\n".join(f"{near.similarity:.2f}" for near in cell.neighbors), style="cyan") for cell in cells],
-    }
+    hooks, kind = hook_headings([cell.hook_name for cell in cells])
+    columns = {"layer" if kind.endswith("hook_resid_post") else "hook": [Text(hook, style="bold") for hook in hooks]}
     if any(cell.known is not None for cell in cells):
-        columns["known"] = [Text(format_share(cell.known), "dim" if is_unknown(cell.known) else "") for cell in cells]
-    if any(cell.use_chance is not None for cell in cells):
-        columns["use"] = [Text(format_share(cell.use_chance)) for cell in cells]
-    if any(cell.words is not None for cell in cells):
-        columns["other words"] = [Text(_wrapped(cell.words or [], max(12, width // 5))) for cell in cells]
-    lens_columns = _lens_columns(cells)
-    n_columns = len(columns) + len(lens_columns)
-    taken = sum(longest_width(name, *texts) + 2 for name, texts in {**columns, **lens_columns}.items())
-    free = max(16, width - taken - n_columns - 4)  # Two spaces a column are counted already; the rest are separators.
-    columns["neighbors"] = [
-        Text("\n").join(neighbor_text(near, cell.hook_name, free, is_dim=is_unknown(cell.known)) for near in cell.neighbors)
-        for cell in cells
-    ]
+        columns["p"] = [Text(format_share(cell.known), "dim" if is_unknown(cell.known) else "") for cell in cells]
+    lens_columns = _lens_columns(cells, max(8, min(_MAX_LENS_WIDTH, width // 7)))
+    has_words = any(cell.words is not None for cell in cells)
+    free = width - _width_of(columns | lens_columns) - 4 - 3 * has_words
+    if free < _MIN_USE_WIDTH + has_words * _MIN_WORD_WIDTH:
+        lens_columns = {name.replace(" ", "\n"): texts for name, texts in lens_columns.items()}
+        free = width - _width_of(columns | lens_columns) - 4 - 3 * has_words
+    if has_words:
+        columns["other words"] = [_word_text(cell, max(_MIN_WORD_WIDTH, min(width // 4, 2 * free // 5))) for cell in cells]
+        free -= longest_width("other words", *columns["other words"])
+    columns["nearest uses"] = [_use_text(cell, max(12, free)) for cell in cells]
     table = Table(
         box=box.SIMPLE_HEAD,
         title=token_title(heading, width - 24),
@@ -57,28 +74,58 @@ def _token_table(heading: TokenHeading, cells: list[LensCell], width: int) -> Ta
     columns |= lens_columns
     for name, texts in columns.items():
         # Only the contexts may give way where the terminal is narrow.
-        min_width = 8 if name == "neighbors" else longest_width(name, *texts)
-        table.add_column(name, no_wrap=True, min_width=min_width, justify="right" if name in _NUMBERS else "left")
+        min_width = 8 if name == "nearest uses" else longest_width(name, *texts)
+        table.add_column(name, no_wrap=True, min_width=min_width, justify="right" if name == "p" else "left")
     for line in zip(*columns.values(), strict=True):
         table.add_row(*line)
     return table
 
 
-def _wrapped(words: list[str], width: int) -> str:
-    """Words in lines of so many characters; – for none."""
-    return "\n".join(textwrap.wrap(", ".join(words), width, break_long_words=False, break_on_hyphens=False)) or "–"
+def _width_of(columns: dict[str, list[Text]]) -> int:
+    return sum(longest_width(name, *texts) + 3 for name, texts in columns.items())
 
 
-def _lens_columns(cells: list[LensCell]) -> dict[str, list[Text]]:
-    """A column of tokens and scores for each lens that read one of the cells."""
+def _word_text(cell: LensCell, width: int) -> Text:
+    """The other words, as many as fit in a few lines, and those around the uses; "–" for none."""
+    style = "dim" if is_unknown(cell.known) else ""
+    words = _wrapped(cell.words or [], width)[: max(_MAX_WORD_LINES, len(cell.neighbors))]
+    text = Text("\n".join(words).rstrip(",") or "–", style if words else "dim")
+    if cell.around:
+        text.append("\n" + "\n".join(_wrapped(["near:", *cell.around], width)), style or "italic")
+    return text
+
+
+def _wrapped(words: list[str], width: int) -> list[str]:
+    """Words, with commas between them, in lines of so many characters."""
+    text = ", ".join(words).replace("near:,", "near:")
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def _use_text(cell: LensCell, width: int) -> Text:
+    """The neighbors in context, a line each, and a line of ┄ where the next is much further."""
+    jumps = is_jump(np.array([near.similarity for near in cell.neighbors]))
+    lines = []
+    for near, is_last in zip(cell.neighbors, jumps, strict=True):
+        lines.append(neighbor_text(near, cell.hook_name, width, is_dim=is_unknown(cell.known)))
+        if is_last:
+            lines.append(Text(_JUMP, "dim"))
+    return Text("\n").join(lines)
+
+
+def _lens_columns(cells: list[LensCell], width: int) -> dict[str, list[Text]]:
+    """A column of tokens and scores for each lens that read one of the cells; long tokens are cut."""
     columns = {}
     for lens, info in LENSES.items():
         readings = [cell.lenses.get(lens, []) for cell in cells]
         if any(readings):
             columns[info.label] = [
-                Text("\n".join(f"{score:4.0%} {visible(token)}" for token, score in tokens)) for tokens in readings
+                Text("\n".join(f"{score:4.0%} {_cut(visible(token), width)}" for token, score in tokens)) for tokens in readings
             ]
     return columns
+
+
+def _cut(text: str, width: int) -> str:
+    return text if display_width(text) <= width else take_columns(text, width - 1).rstrip() + "…"
 
 
 def token_title(heading: TokenHeading, width: int) -> Text:
