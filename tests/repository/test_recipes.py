@@ -26,7 +26,7 @@ PROMISED = {
     "decode_head_output.py": [
         r"3 attn\.z\[0\]  +0\.\d\d  .*«.+»",
         r"3 attn\.z\[3\] ",
-        r"3 attn\.result\[3\]  +0\.\d\d  .*«.+»",
+        r"3 attn\.result\[3\]  .*«.+»",
     ],
     "decode_mlp_out.py": [r"blocks\.0\.hook_mlp_out on '", r"blocks\.5\.hook_mlp_out on '", r"  [01]\.\d\d  blocks.*«.+»"],
     "decode_residual_stream.py": [r"blocks\.0\.hook_resid_post", r"by the logit lens: '", r"[01]\.\d\d  .*«bank»"],

@@ -21,8 +21,8 @@ _LENS_NOTES = {
     ),
     "latentlens": (
         "Uses: the activation at a layer and token is compared with the rows of the bank (LatentLens), and the nearest are "
-        "shown in their texts. The number before each is the cosine, at most 1; the small number behind it is the layer of the row, "
-        f"and the other layers at which it is near. A dashed line is a jump: {JUMP_SENTENCE}."
+        "shown in their texts. The number before each is the cosine, at most 1; the small number behind it is the layer of the "
+        f"row, and the other layers at which it is near. A dashed line is a jump: {JUMP_SENTENCE}."
     ),
     "around": "Words around: those that stand near the nearest uses of the token, and not near its other uses.",
     "logit_lens": "Logit lens: the model's own unembedding reads the activation; percent: how likely each token comes next.",
