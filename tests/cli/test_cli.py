@@ -226,8 +226,10 @@ def test_decode_as_data(run, bank: tll.Bank, any_model) -> None:
     any_model.run_with_hooks(["The river bank", "A bank, a bank"], fwd_hooks=hooks)
     expected = hooks.result.to_dataframe().query("token == ' bank'").reset_index(drop=True)
     assert expected[["batch", "pos"]].drop_duplicates().to_numpy().tolist() == [[0, 3], [1, 2], [1, 5]]
+    empty = {"words": "", "around": ""}  # CSV has no difference between an empty text and none
     for table in (csv_of(run, *command), pd.DataFrame(json_of(run, *command))):
-        pd.testing.assert_frame_equal(table, expected, check_dtype=False, rtol=1e-4, atol=1e-6)
+        read = table.astype({name: object for name in empty}).fillna(empty)
+        pd.testing.assert_frame_equal(read, expected.fillna(empty), check_dtype=False, rtol=1e-4, atol=1e-6)
 
 
 def test_decode_says_of_which_hook_names_nothing_is_known(run, bank: tll.Bank) -> None:
