@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ def directions(n: int, d: int = 256) -> torch.Tensor:
 def test_both_signs(index: tll.ContextualIndex) -> None:
     vectors = directions(4) * torch.tensor([[1.0], [0.01], [50.0], [3.0]])
     result = tll.decode_directions(vectors, index, top_k=3)
-    up, down = index.search(vectors, 3), index.search(-vectors, 3)
+    up, down = (index.for_directions.search(sign * vectors, 3, calibrate=True) for sign in (1, -1))
     assert torch.equal(result.positive.rows, up.rows)
     assert torch.equal(result.negative.rows, down.rows)
     assert not torch.equal(up.rows, down.rows)
@@ -28,7 +29,8 @@ def test_both_signs(index: tll.ContextualIndex) -> None:
     assert torch.equal(flipped.negative.similarities, result.positive.similarities)
 
 
-def test_a_bank_vector_and_its_opposite(index: tll.ContextualIndex) -> None:
+def test_a_bank_vector_and_its_opposite(bank: tll.Bank) -> None:
+    index = tll.ContextualIndex(bank, device="cpu", transform="raw")
     name = index.hook_names[2]
     vectors = np.array(index.banks[0].vectors(name)).astype(np.float64)
     result = tll.decode_directions(vectors[5], index, top_k=1, hook_name=name)
@@ -97,7 +99,8 @@ def check_labels(result: tll.DirectionResult, decoder: torch.Tensor, features: l
     assert list(result.ids) == features
     for i, feature in enumerate(features):
         v = decoder[feature].detach()
-        assert result.neighbors(i) == tuple(index.search(sign * v, 10, names).neighbors() for sign in (1, -1))
+        searched = (index.for_directions.search(sign * v, 10, names) for sign in (1, -1))
+        assert result.neighbors(i) == tuple(found.neighbors() for found in searched)
 
 
 def test_label_features_of_a_matrix(index: tll.ContextualIndex) -> None:
@@ -143,7 +146,7 @@ def test_label_features_of_a_sae_lens_sae(index: tll.ContextualIndex) -> None:
 
 
 def test_dataframe(index: tll.ContextualIndex) -> None:
-    result = tll.decode_directions(directions(3), index, top_k=2)
+    result = tll.decode_directions(directions(3), index, top_k=2, calibrate=False)
     frame = result.to_dataframe()
     assert frame.equals(result.neighbors_dataframe())
     assert list(frame.columns) == [
@@ -155,3 +158,6 @@ def test_dataframe(index: tll.ContextualIndex) -> None:
     positive, negative = result.neighbors(2)
     assert frame.iloc[8:].token.tolist() == [n.token for n in positive + negative]
     assert frame.iloc[8:].similarity.tolist() == [n.similarity for n in positive + negative]
+    calibrated = tll.decode_directions(directions(3), index, top_k=2).to_dataframe()
+    assert list(calibrated.columns) == [*frame.columns, "chance"]
+    pd.testing.assert_frame_equal(calibrated.drop(columns="chance"), frame)

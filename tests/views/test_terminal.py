@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from rich.console import Console, Group
+from rich.console import Console
 
 import tl_latentlens as tll
 from tl_latentlens.evaluation.evaluate import Evaluation
@@ -269,7 +269,7 @@ def test_printed_results_show_what_was_asked_for_at_the_width_of_the_terminal(
     steer = tll.SteeringLens(vectors[0], index, name, multiples=(0, 1), top_k=6)
     n_marks = [
         (hooks.result, 2 * (7 * len(index.hook_names) + 1)),
-        (tll.decode_directions(vectors, index, top_k=9), 3 * 2 * 9),
+        (tll.decode_directions(vectors, index, top_k=9), 3 * 2 * 9 + 1),
         (tll.label_features(vectors, index, top_k=8, hook_name=name, progress=False), 3 * 8),
         (steer.run(any_model, "The river"), 2 * 6 + 1),
     ]
@@ -288,20 +288,31 @@ def test_a_sentence_below_the_rows_of_a_direction_says_whether_they_are_near(ind
     of_rows = torch.from_numpy(np.array(index.banks[0].vectors(name)[5:6]).astype(np.float32))
     random = torch.randn(1, 256, generator=torch.Generator().manual_seed(0))
     found = tll.decode_directions(torch.cat([of_rows, random]), index, top_k=1, hook_name=name, calibrate=True)
-    lines = plain_text(Group(*map(found.neighbors_to_rich, range(2))), 80).splitlines()
+    lines = str(found).splitlines()
     assert all(len(line) <= 80 for line in lines)
     verdicts = [line.strip() for line in lines if "random directions" in line]
     assert found.scores is not None
+    assert found.random is not None
+    assert found.random.scores is not None
+    shown = pd.concat([found.scores, found.random.scores[:1]])
     expected = [
         f"random directions come as near: p = {p:.2g} (z = {z:.1f}){'; may be chance' * (p >= 0.01)}"
-        for z, p in zip(found.scores["z"], found.scores["p"], strict=True)
+        for z, p in zip(shown["z"], shown["p"], strict=True)
     ]
-    assert verdicts == expected
+    assert verdicts == expected, "of both ends of each, and once of the random direction"
+    assert sum("random direction (for comparison)" in line for line in lines) == 1
     assert "may be chance" not in verdicts[0]
     assert "may be chance" in verdicts[1], "nothing is near to the opposite of a row"
-    assert found._repr_html_().count("random directions come as near") == 4
+    assert found._repr_html_().count("random directions come as near") == 6
+    assert found._repr_html_().count("random direction (for comparison)") == 1
+    for place in range(2):
+        printed = plain_text(found.neighbors_to_rich(place), 80)
+        assert printed.count("random direction (for comparison)") == 1
+        assert "compared with the rows less the mean of their hook name (center)" in printed
     assert found._repr_html_().count("explains it") == str(found).count("explains it")
-    assert "random" not in str(tll.decode_directions(random, index, top_k=2))
+    assert "random" not in str(tll.decode_directions(random, index, top_k=2, calibrate=False))
+    raw = tll.ContextualIndex(index.banks[0], name, device="cpu", transform="raw")
+    assert "compared with the rows as they are (raw)" in str(tll.decode_directions(random, raw, top_k=2))
 
 
 def test_printed_results_are_plain_text_in_a_notebook(result: tll.LensResult, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,14 +39,16 @@ def decode_vector(
     ] = None,
     top_k: Annotated[int, typer.Option(help="neighbors of each end")] = 5,
     transform: Annotated[
-        str, typer.Option(help="`raw`; `center`: take each hook name's mean away, as a direction stands for what is above it")
-    ] = "raw",
+        str,
+        typer.Option(
+            help="`auto`: take each hook name's mean away from the rows, as a direction stands for what is above it, and read "
+            "the steered stream raw; `raw`, or another: the same for both"
+        ),
+    ] = "auto",
     calibrate: Annotated[
         bool,
-        typer.Option(
-            "--calibrate", help="also say whether the neighbors of each end are nearer than those of random directions"
-        ),
-    ] = False,
+        typer.Option(help="say whether the neighbors of each end are nearer than those of random directions, and show one"),
+    ] = True,
     text: Annotated[str | None, typer.Option(help="also add the vector while this text runs, and read its last token")] = None,
     multiple: Annotated[
         list[float] | None, typer.Option("--multiple", "-x", help="multiples to add, one option each; default: 0, 1, 2 and 4")
@@ -100,9 +102,11 @@ def decode_vector(
     tables = {"neighbors": result.to_dataframe()}
     if result.scores is not None:
         tables["directions"] = result.scores
+    if result.random is not None:
+        tables["random"] = result.random.to_dataframe()
     if steered is not None:
         tables["steered"] = steered.to_dataframe()
-    print_tables(data.as_json, tables, vector=title, length=length)
+    print_tables(data.as_json, tables, vector=title, length=length, transform=result.transform)
 
 
 def _require_one_source(arguments: dict[str, list[Any]]) -> None:

@@ -66,5 +66,5 @@ def _label_active_features(model: Any, bank: tll.Bank) -> tll.FeatureResult:
     prompts = [(prompt, pos) for prompt in tokenize(model, DEMO_SENTENCES).as_lists() for pos in range(1, len(prompt))]
     activations = activations_at(model, [prompt for prompt, _ in prompts], [pos for _, pos in prompts], [hook_name])
     active = (sae.encode(activations[hook_name]) > 0).any(0).nonzero()[:, 0].tolist()
-    index = tll.ContextualIndex(bank, hook_name, transform="center", verify=False)
+    index = tll.ContextualIndex(bank, hook_name, verify=False)
     return tll.label_features(sae, index, active, progress=False)

@@ -27,8 +27,8 @@ def find_features(
     heads: Annotated[bool, typer.Option("--heads", help="the attention heads too")] = False,
     neurons: Annotated[bool, typer.Option("--neurons", help="the MLP neurons too")] = False,
     transform: Annotated[
-        str, typer.Option(help="`center`: neighbors of directions with each hook name's mean taken away; `raw`")
-    ] = "center",
+        str, typer.Option(help="`auto`: neighbors of directions with each hook name's mean taken away; `raw`, or another")
+    ] = "auto",
 ) -> None:
     """Find the SAE features, and heads and neurons, that write what a word means in its context.
 

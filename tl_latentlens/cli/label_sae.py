@@ -42,9 +42,9 @@ def label_sae(
     transform: Annotated[
         str,
         typer.Option(
-            help="`center`: take the hook name's mean away, as a decoder direction stands for what is above it; `raw`"
+            help="`auto`: take the hook name's mean away, as a decoder direction stands for what is above it; `raw`, or another"
         ),
-    ] = "center",
+    ] = "auto",
     rows: Annotated[int, typer.Option(help="lines of the table to print")] = 30,
     out: Annotated[
         Path | None, typer.Option(help="write the whole table, with contexts, to this .csv, .parquet or .json file")

@@ -30,45 +30,65 @@ class DirectionResult:
         scores: Two lines a direction, sign +1 and -1; None where they were not asked for. Columns: direction, sign; similarity,
             the mean of the neighbors; z, how far it is above that of random rows, in standard deviations; p_isotropic and
             p_covariance, the shares of two kinds of random directions with at least this z; p, the larger of both.
+        random: One random direction, with the covariance of the rows, read in the same way, for comparison; None as `scores`.
     """
 
     ids: Sequence[int]
     positive: SearchResult = field(repr=False)
     negative: SearchResult = field(repr=False)
     scores: pd.DataFrame | None = field(repr=False, default=None, kw_only=True)
+    random: "DirectionResult | None" = field(repr=False, default=None, kw_only=True)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.ids)} directions, top {self.positive.rows.shape[-1]})"
 
     def __str__(self) -> str:
-        parts = [(Text(f"direction {name}", "bold"), self.neighbors_to_rich(i)) for i, name in enumerate(self.ids)]
+        last = len(self.ids) - 1  # The random direction stands once, below all.
+        parts = [
+            (Text(f"direction {name}", "bold"), direction_tables(self._line(i), self._random_line if i == last else None))
+            for i, name in enumerate(self.ids)
+        ]
         return plain_text(Group(*(part for both in parts for part in both)))
 
     def _repr_html_(self) -> str:
-        return directions_html(map(self._line, range(len(self.ids))), len(self.ids))
+        return directions_html(map(self._line, range(len(self.ids))), len(self.ids), self.transform, self._random_line)
+
+    @property
+    def transform(self) -> str:
+        """How the directions were compared with the rows, as `ContextualIndex` names it."""
+        return self.positive.index.transform
 
     def neighbors_to_rich(self, direction: int = 0, *, width: int | None = None) -> Group:
-        """Tables for the terminal (`rich.print`): the rows nearest to +v and to -v of the n-th direction.
+        """Tables for the terminal (`rich.print`): the rows nearest to the n-th direction, to its opposite and to a random one.
 
         Args:
             direction: Which direction, by its place.
             width: In characters; None: the terminal's.
         """
-        return direction_tables(self._line(direction), width)
+        return direction_tables(self._line(direction), self._random_line, width)
+
+    @property
+    def _random_line(self) -> DirectionLine | None:
+        """The random direction as views draw it."""
+        return None if self.random is None else self.random._line(0)
 
     def _line(self, direction: int) -> DirectionLine:
         """The n-th direction as views draw it."""
+        return DirectionLine(str(self.ids[direction]), *self.ends(direction), transform=self.transform)
+
+    def ends(self, direction: int) -> tuple[DirectionEnd, DirectionEnd]:
+        """The neighbors of +v and of -v for the n-th direction as views draw them, and whether they are near."""
         ends = []
         for end, found in enumerate((self.positive, self.negative)):
             # Whether they are near is said of the neighbors together.
             neighbors = [replace(near, chance=None) for near in found.neighbor_lines(direction)]
             ends.append(DirectionEnd(neighbors, self._nearness(direction, end)))
-        return DirectionLine(str(self.ids[direction]), *ends)
+        return ends[0], ends[1]
 
     def _nearness(self, direction: int, end: int) -> DirectionNearness | None:
         if self.scores is None:
             return None
-        return DirectionNearness(*self.scores.iloc[2 * direction + end][["z", "p"]])
+        return DirectionNearness(*map(float, self.scores.iloc[2 * direction + end][["z", "p"]]))
 
     def neighbors(self, direction: int) -> tuple[list[Neighbor], list[Neighbor]]:
         """Neighbors of +v and of -v for a direction by its place in `ids`, from 0."""
@@ -79,11 +99,17 @@ class DirectionResult:
         return self.neighbors_dataframe()
 
     def neighbors_dataframe(self) -> pd.DataFrame:
-        """One line for each direction, sign (+1 or -1) and rank: direction, sign, rank, token, context, ..., similarity."""
+        """One line for each direction, sign (+1 or -1) and rank: direction, sign, rank, token, context, ..., similarity.
+
+        `attrs["transform"]` of the frame is `transform`.
+        """
         lines = []
         for i, name in enumerate(self.ids):
             for sign, neighbors in zip((1, -1), self.neighbors(i), strict=True):
                 for rank, neighbor in enumerate(neighbors):
                     columns = {key: value for key, value in vars(neighbor).items() if key != "chance" or value is not None}
                     lines.append({"direction": name, "sign": sign, "rank": rank + 1, **columns})
-        return pd.DataFrame(lines) if lines else pd.DataFrame(columns=_DIRECTION_COLUMNS)
+        columns = [*_DIRECTION_COLUMNS, *([] if self.positive.chances is None else ["chance"])]
+        frame = pd.DataFrame(lines, columns=columns)
+        frame.attrs["transform"] = self.transform
+        return frame

@@ -19,6 +19,7 @@ from tl_latentlens.statistics.p_values import p_values
 
 N_NULL_DIRECTIONS = 1000  # of each kind
 _Z_DECIMALS = 5  # The rest of z is rounding, which decides nothing where all rows are neighbors and z is 0.
+_COMPARISON_SEED = 2**32  # added to a seed, gives a direction that no null of a small seed holds
 _NULL_STEP = 250  # directions that are searched at once
 
 
@@ -69,6 +70,18 @@ def scores_table(ids: Sequence[int], positive: DirectionScores, negative: Direct
         for sign, scores in ((1, positive), (-1, negative))
     ]
     return pd.concat(ends).sort_index(kind="stable", ignore_index=True)
+
+
+def comparison_direction(index: ContextualIndex, hook_names: Sequence[str], d: int, seed: int) -> Float[Tensor, "1 d"]:
+    """One random direction to show beside others: with the covariance of the rows, isotropic where all rows are equal.
+
+    It is none of those that p is of.
+    """
+    mixture = index.random_directions(1, hook_names, seed + _COMPARISON_SEED)
+    if len(mixture):
+        return mixture
+    rng = np.random.default_rng((seed, 6))
+    return torch.from_numpy(rng.standard_normal((1, d), np.float32)).to(index.device)
 
 
 class _Nearness(NamedTuple):

@@ -65,7 +65,7 @@ def make_app(
         on_error=_show_error,
         add_log_handler=False,
     )
-    app.layout = partial(layout, page.reader, index.transform)
+    app.layout = partial(layout, page.reader, page.reader.transform)
     _connect(app, page)
     _guard(app, loopback)
     return app

@@ -72,7 +72,7 @@ def _controls(reader: Reader, transform: str) -> Any:
     return html.Div(
         [
             _pills("lens", [info.label for info in LENSES.values()], "LatentLens"),
-            _pills("transform", TRANSFORMS, transform),
+            _pills("transform", ("auto", *TRANSFORMS), transform),
             _pills("layers", dict(zip(hook_names, labels, strict=True)), hook_names),
             html.Div(direction, className="control"),
         ],

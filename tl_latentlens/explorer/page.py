@@ -6,17 +6,14 @@ from typing import Any
 from tl_latentlens.errors import InvalidInputError, LatentLensError
 from tl_latentlens.explorer.grid import image_grid, prompt_grid
 from tl_latentlens.explorer.layout import EXPORTS
-from tl_latentlens.explorer.parts import cell_parts, ends, feature_chips, heading, patch_heading
+from tl_latentlens.explorer.parts import cell_parts, direction_notes, ends, feature_chips, heading, patch_heading
 from tl_latentlens.explorer.reader import DirectionReading, ImageReading, PromptReading, Reader, uploaded_bytes
 from tl_latentlens.explorer.scene_source import SceneSource
 from tl_latentlens.explorer.upload_source import UploadSource
-from tl_latentlens.explorer.web import dash, html
+from tl_latentlens.explorer.web import dash
 from tl_latentlens.views.image import picture_uri
 from tl_latentlens.vision.image_page import patches_page
 
-_CENTER_NOTE = (
-    "A direction stands for what is above the mean; with the transform center the mean is taken away from the rows too."
-)
 _MAX_HISTORY = 50  # readings
 
 
@@ -135,8 +132,7 @@ class Page:
             read = self.reader.image(reading["image"], reading["text"], transform)
             return read.image.title, image_grid(read, reading["image"], lens, self._chosen(layers)), [], ""
         direction = self._direction(reading, transform, layers)
-        note = [html.P(_CENTER_NOTE, className="note")] if transform == "raw" else []
-        return [direction.title, *note], None, ends(direction, lens), ""
+        return [direction.title, *direction_notes(direction.result)], None, ends(direction, lens), ""
 
     def picture(self, reading: dict[str, Any] | None, transform: str) -> dict[str, str] | None:
         """The picture of an image that is read. It is sent once for all lenses and layers."""

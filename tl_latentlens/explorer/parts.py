@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.explorer.image_source import ShownImage
 from tl_latentlens.explorer.reader import DirectionReading
 from tl_latentlens.explorer.web import html
 from tl_latentlens.lens.result import LensResult
-from tl_latentlens.views.chance import format_chance, is_chance
+from tl_latentlens.views.chance import geometry_note, is_chance, nearness_sentence
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import LensCell, NeighborLine, TokenScores
 from tl_latentlens.views.known import format_share, is_unknown
@@ -68,13 +69,28 @@ def _known_note(cell: LensCell) -> list[Any]:
 
 
 def ends(read: DirectionReading, lens: str) -> list[Any]:
-    """Neighbors, and what the other lenses read, of both ends of a direction."""
+    """Neighbors, whether they are near, and what the other lenses read, of both ends of a direction."""
     sections = []
-    for i, (name, found) in enumerate((("+v", read.result.positive), ("−v", read.result.negative))):
-        neighbors = neighbor_list(found.with_chances().neighbor_lines(0), None, shows_chance=True)
+    for i, (name, end) in enumerate(zip(("+v", "−v"), read.result.ends(0), strict=True)):
         readings = {name: reading.token_scores(i) for name, reading in read.lenses.items()}
-        sections.append(html.Section([html.H2(name), *_parts(lens, neighbors, readings)]))
+        is_faint = end.nearness is not None and is_chance(end.nearness.p)
+        note = [] if end.nearness is None else [html.P(nearness_sentence(end.nearness), className="note")]
+        parts = _parts(lens, neighbor_list(end.neighbors, None, is_faint=is_faint), readings)
+        sections.append(html.Section([html.H2(name), *note, *parts]))
     return sections
+
+
+def direction_notes(result: DirectionResult) -> list[Any]:
+    """How a direction was compared with the rows, and the nearest row of a random direction, for comparison."""
+    notes = [f"v {geometry_note(result.transform)}"]
+    if result.random is not None:
+        end = result.random.ends(0)[0]
+        near = end.neighbors[0]
+        context = near.context.clipped(_HEADING_WIDTH)
+        sentence = "" if end.nearness is None else f"; {nearness_sentence(end.nearness)}"
+        text = f"{context.before}«{context.token}»{context.after}"
+        notes.append(f"{result.random.ids[0]}: {near.similarity:.2f} {text}{sentence}")
+    return [html.P(text, className="note") for text in notes]
 
 
 def _parts(lens: str, neighbors: Any, readings: Mapping[str, TokenScores | None]) -> list[Any]:
@@ -89,16 +105,13 @@ def _parts(lens: str, neighbors: Any, readings: Mapping[str, TokenScores | None]
     return [component for label in sorted(parts, key=lambda label: label != lens) for component in parts[label]]
 
 
-def neighbor_list(
-    neighbors: Sequence[NeighborLine], hook_name: str | None, *, is_faint: bool = False, shows_chance: bool = False
-) -> Any:
+def neighbor_list(neighbors: Sequence[NeighborLine], hook_name: str | None, *, is_faint: bool = False) -> Any:
     """A line a neighbor: similarity, the token marked in its context, where it stands.
 
     Args:
         neighbors: The neighbors.
         hook_name: The hook name that is read; it is not written again.
         is_faint: They are no reading.
-        shows_chance: Say how likely a random activation comes as near to each, and show those faint that chance explains.
     """
     lines = []
     for near in neighbors:
@@ -107,18 +120,14 @@ def neighbor_list(
         where = html.Button(
             f"text {near.prompt_index:,}", id={"link": "text", "to": near.row}, className="link", title="read this text"
         )
-        p, title = "", None
-        if shows_chance and near.chance is not None:
-            p = f"p {format_chance(near.chance)}"
-            title = f"a random activation comes as near: {p}"
         text = [html.Span(context.before), html.Mark(context.token), html.Span(context.after)]
         lines.append(
             html.Li(
                 [
-                    html.Span(f"{near.similarity:.2f}", className="score", title=title),
-                    html.Div([*text, html.Div([*at, where, p], className="where")], className="context"),
+                    html.Span(f"{near.similarity:.2f}", className="score"),
+                    html.Div([*text, html.Div([*at, where], className="where")], className="context"),
                 ],
-                className="faint" if is_faint or (shows_chance and is_chance(near.chance)) else "",
+                className="faint" if is_faint else "",
             )
         )
     return html.Ol(lines, className="neighbors")

@@ -103,7 +103,10 @@ class Reader:
         if self.sae_reads is not None:
             check_hook_names([self.sae_reads], model.hook_dict, type(model).__name__)
         self._lock = RLock()
-        self._indexes = {index.transform: index}
+        self.transform = "auto" if index.direction_transform != index.transform else index.transform
+        self._indexes = {self.transform: index}
+        if self.transform == "auto":
+            self._indexes["center"] = index.for_directions
         self._vectors: dict[str, Float[Tensor, " d"]] = {}
         self._cached_prompt = lru_cache(_MAX_KEPT_PROMPTS)(self._read_prompt)
         self._cached_image = lru_cache(MAX_KEPT_IMAGES)(self._read_image)
@@ -263,7 +266,7 @@ class Reader:
         else:
             raise InvalidInputError(f"{feature_or_name} is not kept since the page was started again; give the file once more")
         normalize_queries(vector[None], len(vector), torch.device("cpu"))  # refuses a row of zeros before it is searched
-        result = decode_directions(vector, self.index(transform), top_k=self.top_k, hook_name=list(hook_names))
+        result = decode_directions(vector, self.index(transform), top_k=self.top_k, hook_name=list(hook_names), progress=False)
         lenses = {}
         if len(vector) == self.model.cfg.d_model and (hook_name is None or in_residual_stream(hook_name)):
             ends = torch.stack([vector, -vector])

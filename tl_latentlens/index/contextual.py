@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -55,7 +56,8 @@ from tl_latentlens.views.text import short_hook_name
 class ContextualIndex(ReopenedIndex):
     """The contextual tokens of a bank, searchable across hook names: the cross-layer search of LatentLens (arXiv 2602.00462).
 
-    `search` finds the nearest tokens of any vectors of the model.
+    `search` finds the nearest tokens of any vectors of the model. `transform` is how it compares them, `direction_transform`
+    how `for_directions` does, which reads directions.
     """
 
     bank_rows: BankRows
@@ -63,6 +65,7 @@ class ContextualIndex(ReopenedIndex):
     hook_names: tuple[str, ...]
     model_info: ModelInfo
     transform: str
+    direction_transform: str
     device: torch.device
     _searches: dict[str, HookNameSearch]
     _is_approximate: bool
@@ -99,11 +102,12 @@ class ContextualIndex(ReopenedIndex):
                 stand for their hook_resid_post: 3, -1 (the last), "3-8", range(3, 9), "all".
             device: None: CUDA where there is one, else the CPU.
             dtype: Precision of the coarse pass of a search; the result is exact for all (see `VectorSearch`).
-            transform: How vectors are compared. "raw" ("auto") compares activations as they are. The others use statistics of
-                each hook name's rows. Give `query_hook_name` when you search activations; the mean of that hook name is then
-                subtracted from them. Directions are differences of activations, so no mean is subtracted from them.
+            transform: How vectors are compared. "auto" compares activations as "raw" does, and directions (`for_directions`) as
+                "center" does. "raw" compares all vectors as they are. The others use statistics of each hook name's rows. Give
+                `query_hook_name` when you search activations; the mean of that hook name is then subtracted from them.
+                Directions are differences of activations, so no mean is subtracted from them.
 
-                - "center" subtracts the mean.
+                - "center" subtracts the mean of the rows.
                 - "standardize" also divides each dimension by its standard deviation.
                 - "remove_top" also removes the d / 100 first principal components.
                 - "csls" centers, and subtracts from each similarity half the row's mean cosine to its ten nearest rows of a
@@ -126,7 +130,7 @@ class ContextualIndex(ReopenedIndex):
         self.banks = open_banks(bank)
         if transform not in ("auto", *TRANSFORMS):
             raise InvalidInputError(f"got transform={transform!r}; expected 'auto' or one of {list(TRANSFORMS)}")
-        self.transform = "raw" if transform == "auto" else transform
+        self.transform, self.direction_transform = ("raw", "center") if transform == "auto" else (transform, transform)
         self.device = as_device(device)
         self.allow_mismatch = allow_mismatch
         self.model_info = self.banks[0].model_info
@@ -157,7 +161,7 @@ class ContextualIndex(ReopenedIndex):
             "model": self.model_info.name,
             "rows": f"{self.n_rows:,} of {n_banks} bank{'s' * (n_banks > 1)}",
             "hook names": [f"{short_hook_name(name)} [{self.d(name)}]" for name in self.hook_names],
-            "transform": self.transform,
+            "transform": self.transform + "; directions center" * (self.direction_transform != self.transform),
             "device": str(self.device),
         }
         return properties_html(PropertyTable("ContextualIndex", properties, []))
@@ -166,6 +170,25 @@ class ContextualIndex(ReopenedIndex):
     def centers_activations(self) -> bool:
         """True where activations are searched otherwise than directions, so that their hook name matters."""
         return any(search.centers_activations for search in self._searches.values())
+
+    @cached_property
+    @own_arithmetic()
+    def for_directions(self) -> "ContextualIndex":
+        """The index in which directions are read: with transform "auto" one of the same rows, centered, else this one.
+
+        A direction stands for what is above the mean, so the mean of each hook name's rows is subtracted from them. The two
+        share the banks and the rows on the device. The first search of directions measures the rows once more, and makes codes
+        of its own where the search uses codes (a byte a number). `search` of this index stays raw.
+        """
+        if self.direction_transform == self.transform:
+            return self
+        index = object.__new__(type(self))
+        vars(index).update(vars(self))
+        index.transform = self.direction_transform
+        index._searches = {name: search.with_transform(index.transform) for name, search in self._searches.items()}
+        index._known_tokens, index._token_uses, index._words_around = {}, {}, {}
+        index._remember({**self._settings, "transform": index.transform})
+        return index
 
     def removes_own_mean(self, hook_name: str) -> bool:
         """True where each vector's own mean over d_model is subtracted before it is compared."""
@@ -194,8 +217,8 @@ class ContextualIndex(ReopenedIndex):
             top_k: Neighbors of each; fewer come back where the index holds fewer.
             hook_names: Narrow the search to these. Must be given for an index of several heads (or `query_hook_name`).
             query_hook_name: The hook name, or layer, that the vectors come from. A transform uses its mean and scale for them.
-                None for directions, to which the scale of each hook name that is searched is applied. A head's vectors are
-                searched among those of that head alone.
+                None for directions, to which the scale of each hook name that is searched is applied (`for_directions` is the
+                index that centers them by default). A head's vectors are searched among those of that head alone.
             distinct: List each row once, at its best hook name (`Neighbor.hook_names` says at which others it is among the rows
                 up to the last one). The rows of one token at several layers are near to each other, so most of a list may go to
                 few tokens without it.

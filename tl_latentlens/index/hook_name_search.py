@@ -1,7 +1,7 @@
 """The search among the rows of one hook name: a `VectorSearch` for each bank, one geometry, one sample of random rows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_latentlens.bank.bank import Bank
 from tl_latentlens.index.rows import PlacedBank
 from tl_latentlens.index.transforms import fit_geometry, null_sample_rows
 from tl_latentlens.search.ambient import own_arithmetic
@@ -68,24 +67,37 @@ class HookNameSearch:
     parts: list[PlacedSearch]
     _banks: Sequence[PlacedBank]
     _device: torch.device
+    _options: SearchOptions
 
-    def __init__(self, hook_name: str, banks: Sequence[PlacedBank], options: SearchOptions) -> None:
+    def __init__(
+        self, hook_name: str, banks: Sequence[PlacedBank], options: SearchOptions, vectors: Sequence[Tensor] | None = None
+    ) -> None:
         """Fit the geometry to all rows, and load the vectors of each bank.
 
         Args:
             hook_name: The hook name, or that of a head.
             banks: The banks that hold it, in row order.
             options: How to search.
+            vectors: The vectors of each bank, loaded before; None: they are loaded.
         """
-        self.hook_name, self._banks, self._device = hook_name, banks, options.device
+        self.hook_name, self._banks, self._device, self._options = hook_name, banks, options.device, options
         self.geometry = fit_geometry(options.transform, banks, hook_name, options.device)
-        self.parts = [PlacedSearch(first_row, self._make_search(first_row, bank, options)) for first_row, bank in banks]
+        loaded = [bank.vectors(hook_name) for _, bank in banks] if vectors is None else vectors
+        self.parts = [
+            PlacedSearch(first_row, self._make_search(first_row, of_bank, options))
+            for (first_row, _), of_bank in zip(banks, loaded, strict=True)
+        ]
 
-    def _make_search(self, first_row: int, bank: Bank, options: SearchOptions) -> VectorSearch:
+    def with_transform(self, transform: str) -> "HookNameSearch":
+        """A search of the same rows under another transform; they stay where they are, and are not loaded again."""
+        vectors = [search.rows.vectors for _, search in self.parts]
+        return HookNameSearch(self.hook_name, self._banks, replace(self._options, transform=transform), vectors)
+
+    def _make_search(self, first_row: int, vectors: Tensor | np.ndarray, options: SearchOptions) -> VectorSearch:
         factory = options.approximate if isinstance(options.approximate, str) else None
         search_class = partial(ApproximateSearch, factory=factory) if options.approximate else VectorSearch
         return search_class(
-            bank.vectors(self.hook_name),
+            vectors,
             options.device,
             options.dtype,
             unit_length=False,  # rounding to float16 left rows up to 3e-4 longer or shorter than 1

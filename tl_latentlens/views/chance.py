@@ -1,4 +1,4 @@
-"""When chance explains that a neighbor is near, and how that chance is written."""
+"""When chance explains that a neighbor is near, how that chance is written, and how directions were compared."""
 
 from typing import Any
 
@@ -16,6 +16,15 @@ def nearness_sentence(nearness: DirectionNearness) -> str:
     """What the nearness of a direction's neighbors says, with its figures."""
     verdict = "; may be chance" if is_chance(nearness.p) else ""
     return f"random directions come as near: p = {nearness.p:.2g} (z = {nearness.z:.1f}){verdict}"
+
+
+def geometry_note(transform: str) -> str:
+    """How directions were compared with rows."""
+    notes = {
+        "raw": "compared with the rows as they are (raw)",
+        "center": "compared with the rows less the mean of their hook name (center)",
+    }
+    return notes.get(transform, f"compared with the rows under the transform {transform}")
 
 
 def format_chance(chance: float) -> str:

@@ -156,11 +156,13 @@ class DirectionLine:
     Attributes:
         name: What it is called.
         positive, negative: The rows nearest to +v and to -v.
+        transform: How it was compared with the rows.
     """
 
     name: str
     positive: DirectionEnd
     negative: DirectionEnd
+    transform: str
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from itertools import islice
 
 import numpy as np
 
-from tl_latentlens.views.chance import is_chance, nearness_sentence
+from tl_latentlens.views.chance import geometry_note, is_chance, nearness_sentence
 from tl_latentlens.views.colors import NOTEBOOK_HUE, color_range
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import DirectionEnd, DirectionLine, FeatureLine, LensCell, NeighborLine, PropertyTable
@@ -77,21 +77,24 @@ def properties_html(table: PropertyTable) -> str:
     return f"<b>{table.title}</b>{_scrolled(body)}"
 
 
-def directions_html(directions: Iterable[DirectionLine], n_directions: int) -> str:
-    """The nearest rows to each direction and to its opposite."""
-    lines = [
-        {
-            "direction": _text(line.name),
-            "nearest to +v": _direction_end(line.positive),
-            "nearest to −v": _direction_end(line.negative),
-        }
-        for line in islice(directions, _MAX_TABLE_LINES)
-    ]
-    return _titled_table(f"{n_directions:,} directions", lines, n_directions)
+def directions_html(
+    directions: Iterable[DirectionLine], n_directions: int, transform: str, random: DirectionLine | None
+) -> str:
+    """The nearest rows to each direction and to its opposite.
+
+    Args:
+        directions: The directions.
+        n_directions: How many there are.
+        transform: How they were compared with the rows.
+        random: A random direction, which stands last, for comparison; None: none.
+    """
+    title = f"{n_directions:,} direction{'s' * (n_directions != 1)}, {geometry_note(transform)}"
+    lines = [_direction_line(line) for line in islice(directions, _MAX_TABLE_LINES)]
+    return _titled_table(title, lines, n_directions, [] if random is None else [_direction_line(random)])
 
 
-def features_html(features: Iterable[FeatureLine], n_features: int, n_labelled: int) -> str:
-    """A line a feature: its label, or why it has none, its scores, and its nearest rows."""
+def features_html(features: Iterable[FeatureLine], n_features: int, n_labelled: int, transform: str) -> str:
+    """A line a feature: its label, or why it has none, its scores, and its nearest rows under a transform."""
     lines = []
     for line in islice(features, _MAX_TABLE_LINES):
         label = f"<b>{_text(line.label)}</b>" if line.label else f"<span style='opacity: 0.6'>{_text(line.why_not)}</span>"
@@ -102,7 +105,8 @@ def features_html(features: Iterable[FeatureLine], n_features: int, n_labelled: 
         }
         neighbors = _neighbor_lines(line.neighbors) if line.neighbors else ""
         lines.append({"feature": str(line.feature), "label, or why not": label, **scores, "nearest rows": neighbors})
-    return _titled_table(f"{n_features:,} features, {n_labelled:,} labelled", lines, n_features)
+    title = f"{n_features:,} features, {n_labelled:,} labelled, {geometry_note(transform)}"
+    return _titled_table(title, lines, n_features)
 
 
 def search_html(queries: Iterable[tuple[str, list[NeighborLine], float | None]], n_queries: int) -> str:
@@ -201,6 +205,14 @@ def _score_and_rank(lens: str, score: float, rank: float) -> str:
     return shown if np.isnan(rank) else f"{shown} <small>{int(rank):,}</small>"
 
 
+def _direction_line(line: DirectionLine) -> dict[str, str]:
+    return {
+        "direction": _text(line.name),
+        "nearest to +v": _direction_end(line.positive),
+        "nearest to −v": _direction_end(line.negative),
+    }
+
+
 def _direction_end(end: DirectionEnd) -> str:
     if end.nearness is None:
         return _neighbor_lines(end.neighbors)
@@ -233,9 +245,10 @@ def _joined(texts: Sequence[str]) -> str:
     return ", ".join([*texts[:_MAX_TABLE_LINES], *([f"and {n_more:,} more"] if n_more > 0 else [])])
 
 
-def _titled_table(title: str, lines: list[dict[str, str]], n_lines: int) -> str:
+def _titled_table(title: str, lines: list[dict[str, str]], n_lines: int, last: Sequence[dict[str, str]] = ()) -> str:
+    """A table of the first of so many lines, and of others that stand last in it and are not counted."""
     cut = _note(f"the first {len(lines)} of {n_lines:,}; to_dataframe() has all") if n_lines > len(lines) else ""
-    return f"<b>{title}</b>{_table(list(lines[0]) if lines else [], lines)}{cut}"
+    return f"<b>{title}</b>{_table(list(lines[0]) if lines else [], [*lines, *last])}{cut}"
 
 
 def _table(headings: Sequence[str], lines: Sequence[dict[str, str]]) -> str:

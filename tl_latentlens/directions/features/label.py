@@ -56,7 +56,8 @@ def label_features(
 
     Args:
         sae: An SAELens SAE (anything with `W_dec` [d_sae, d_in]), what `load_sae` returns, or W_dec itself.
-        index: The rows to decode against. With transform "center" the mean of the rows is subtracted, as an SAE's b_dec is.
+        index: The rows to decode against. The mean of the rows is subtracted, as an SAE's b_dec is, unless the index was made
+            with another transform than "auto" (`ContextualIndex.for_directions`).
         features: Feature numbers, each counted once; None: all.
         top_k: Neighbors of each sign, and max-activating rows.
         hook_name: The activation that the SAE writes, or its layer; None: the one that the SAE names. If the index holds it,
@@ -74,8 +75,11 @@ def label_features(
     if model is not None:
         require_model(model)
     named = None if hook_name is None else one_hook_name(hook_name, index.model_info.n_layers)
+    index = index.for_directions
     selected = select_features(sae, index, features, named)
-    neighbors = decode_directions(selected.directions, index, top_k=top_k, hook_name=selected.searched_hook, ids=selected.ids)
+    neighbors = decode_directions(
+        selected.directions, index, top_k=top_k, hook_name=selected.searched_hook, ids=selected.ids, calibrate=False
+    )
     scores = similarity_scores(selected, index, neighbors.positive, seed, progress)
     columns, nulls, activity = dict(scores.columns), dict(scores.nulls), None
     evidence = neighbor_rows = neighbors.positive.rows.cpu().numpy()

@@ -15,6 +15,7 @@ from tl_latentlens.directions.features.token_places import token_places
 from tl_latentlens.directions.features.token_stream import token_stream
 from tl_latentlens.index.page_head import index_call, index_head
 from tl_latentlens.index.search_result import SearchResult
+from tl_latentlens.views.chance import geometry_note
 from tl_latentlens.views.features import UNKNOWN_SHADE, FeaturePage, ScoreAxis
 from tl_latentlens.views.page_head import PageHead
 from tl_latentlens.views.text import visible
@@ -127,7 +128,7 @@ def _head(table: pd.DataFrame, neighbors: SearchResult, call: str) -> PageHead:
         f"{len(table):,} features of an SAE, {n_labelled:,} with a label: what the rows of the bank nearest to them have in "
         "common. Choose one to see its rows.",
         call=call or f"label_features(sae, {index_call(index)}, top_k={n_neighbors})",
-        notes=[_LABEL_NOTE, *(note for name, note in _SCORE_NOTES.items() if name in table)],
+        notes=[_LABEL_NOTE, f"Directions are {geometry_note(index.transform)}.", *(note for name, note in _SCORE_NOTES.items() if name in table)],
     )
 
 

@@ -65,7 +65,7 @@ class FeatureResult(DirectionResult):
 
     def _repr_html_(self) -> str:
         lines = (self._feature_line(record) for record in self.table.to_dict("records"))
-        return features_html(lines, len(self.table), self._n_labelled)
+        return features_html(lines, len(self.table), self._n_labelled, self.transform)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the model, and an SAE that is code of another library."""
@@ -151,7 +151,7 @@ class FeatureResult(DirectionResult):
             ["refused", "similarity"], ascending=[True, False], kind="stable"
         )
         features = [self._feature_line(record, neighbors) for record in ordered.head(lines).to_dict("records")]
-        return feature_table(features, list(self.table), len(self.table), width)
+        return feature_table(features, list(self.table), len(self.table), self.transform, width)
 
     def label_counts(self) -> str:
         """The number of features, of those with a label, and of those without one for each reason, in one line."""
@@ -168,7 +168,9 @@ class FeatureResult(DirectionResult):
 
         `with_evidence` adds contexts; `neighbors_dataframe` has a line for each feature, sign and rank.
         """
-        return self.table.copy()
+        table = self.table.copy()
+        table.attrs["transform"] = self.transform
+        return table
 
     def with_evidence(self, rows: int = 3) -> pd.DataFrame:
         """The table, and the contexts of the first `rows` neighbors and max-activating rows, as columns of lists."""

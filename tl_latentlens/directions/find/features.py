@@ -75,7 +75,8 @@ def find_features(
         text: The text. It is run up to the word.
         at: A position (BOS counted; negative: from the end), or a word: the last token that ends it.
         sae: An SAELens SAE, or what `load_sae` returns, with an encoder.
-        index: Holds the activation that the SAE reads. With transform "center" neighbors of directions say more.
+        index: Holds the activation that the SAE reads. Directions are read by its centered rows, unless it was made with
+            another transform than "auto".
         model: The bank's model.
         hook_name: The activation that the SAE reads and writes, or its layer; None: the one that the SAE names.
         top_k: Features to return, of those that are active at the word.
@@ -117,7 +118,7 @@ def find_features(
         table["label"], table["label_why_not"], table["density"] = labels["label"], labels["why_not"], labels["density"]
     active_share = float(ranked.shares.sum())
     parts = {"features active here": active_share, "the rest": 1 - active_share}
-    neighbors = index.search(decoder[features], N_NEIGHBORS, read_hook)
+    neighbors = index.for_directions.search(decoder[features], N_NEIGHBORS, read_hook)
     return FindResult("feature", word.meaning(index), table, parts, neighbors)
 
 

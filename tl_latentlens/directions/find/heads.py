@@ -67,5 +67,5 @@ def find_heads(
     out_weights = stack_rows(runs.weights.out_heads, layers.tolist(), heads.tolist())
     with own_arithmetic(full_products=True):
         excess_outputs = einsum(excess_z, out_weights, "head d_head, head d_head d_model -> head d_model")
-    neighbors = index.search(excess_outputs, N_NEIGHBORS, runs.word.hook_name)
+    neighbors = index.for_directions.search(excess_outputs, N_NEIGHBORS, runs.word.hook_name)
     return FindResult("head", runs.word.meaning(index), table, runs.parts(), neighbors)

@@ -56,5 +56,5 @@ def find_neurons(
     is_below_usual = runs.excess(runs.outputs.post)[layers, neurons] < 0
     out_weights = stack_rows(runs.weights.out_neurons, layers.tolist(), neurons.tolist())
     added = out_weights * torch.where(is_below_usual, -1.0, 1.0)[:, None]
-    neighbors = index.search(added, N_NEIGHBORS, runs.word.hook_name)
+    neighbors = index.for_directions.search(added, N_NEIGHBORS, runs.word.hook_name)
     return FindResult("neuron", runs.word.meaning(index), table, runs.parts(), neighbors)

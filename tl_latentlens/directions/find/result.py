@@ -114,7 +114,7 @@ class FindResult:
             width: In characters; None: the terminal's. In a narrow one some columns are left out.
         """
         nearest = [self.found.neighbor_lines(line, 1)[0] for line in range(len(self.table))]
-        return component_table(self.table, self.parts, nearest, width)
+        return component_table(self.table, self.parts, nearest, self.found.index.transform, width)
 
     def neighbors(self, line: int) -> list[Neighbor]:
         """The rows nearest to what the component of a line of the table writes."""
@@ -125,4 +125,5 @@ class FindResult:
         nearest = [self.neighbors(line)[0] for line in range(len(self.table))]
         table = self.table.assign(similarity=[n.similarity for n in nearest], nearest=[n.context for n in nearest])
         table.insert(0, "rank", range(1, len(table) + 1))
+        table.attrs["transform"] = self.found.index.transform
         return table

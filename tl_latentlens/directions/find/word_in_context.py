@@ -74,7 +74,7 @@ class WordInContext:
             self.similar_cosines,
             len(self.contrast_rows),
             self.has_contrast,
-            index.search(self.direction, N_NEIGHBORS, self.hook_name),
+            index.for_directions.search(self.direction, N_NEIGHBORS, self.hook_name),
             self.is_special,
         )
 

@@ -11,7 +11,7 @@ from rich.console import Group
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.lens.result import LensResult
-from tl_latentlens.views.chance import nearness_sentence
+from tl_latentlens.views.chance import geometry_note, nearness_sentence
 from tl_latentlens.views.data import DirectionNearness, SteeringCell, SteeringColumn
 from tl_latentlens.views.terminal.layout import plain_text
 from tl_latentlens.views.terminal.steering import steering_tables
@@ -90,6 +90,7 @@ class SteeringResult:
         if self.scores is not None:
             ends = zip("+−", self.scores["z"], self.scores["p"], strict=True)
             nearness = [f"{sign}v: {nearness_sentence(DirectionNearness(z, p))}" for sign, z, p in ends]
+            nearness.append(f"v {geometry_note(self.scores.attrs['transform'])}")
         figures = "cos with the nearest neighbor" + " · with the unsteered activation" * bool(self.cosines)
         logit_lens = "; → logit lens" * any(reading.logit_lens for reading in self.readings.values())
         return [place, *nearness, figures + logit_lens]

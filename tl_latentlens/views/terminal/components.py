@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from tl_latentlens.views.chance import geometry_note
 from tl_latentlens.views.data import NeighborLine, WordReading
 from tl_latentlens.views.terminal.layout import add_nearest_rows, label_text, terminal_width
 from tl_latentlens.views.terminal.lens import neighbor_text
@@ -28,7 +29,11 @@ def word_lines(word: WordReading, width: int | None = None) -> Text:
 
 
 def component_table(
-    components: pd.DataFrame, parts: dict[str, float], nearest: Sequence[NeighborLine], width: int | None = None
+    components: pd.DataFrame,
+    parts: dict[str, float],
+    nearest: Sequence[NeighborLine],
+    transform: str,
+    width: int | None = None,
 ) -> Table:
     """A line a component: its share, its p-values, what it is about or attends to, and the row nearest to what it writes.
 
@@ -36,6 +41,7 @@ def component_table(
         components: The table of a `FindResult`.
         parts: What all components of a kind add up to, as shares of the whole.
         nearest: The nearest row of each component.
+        transform: How what it writes was compared with the rows.
         width: Width of the table in characters; None: the terminal's. In a narrow one some columns are left out.
     """
     width = terminal_width(width)
@@ -54,7 +60,8 @@ def component_table(
         figures = [_figure(name, record[name]) for name in columns.values()]
         table.add_row(*figures, *cells, style="" if record["beats_null"] else "dim")
     beating = f"{np.count_nonzero(components['beats_null'])} of these {len(components)} beat their null"
-    table.caption = f"{beating}. All in all: {', '.join(f'{name} {share:.0%}' for name, share in parts.items())}"
+    whole = ", ".join(f"{name} {share:.0%}" for name, share in parts.items())
+    table.caption = f"{beating}. All in all: {whole}. What each writes is {geometry_note(transform)}"
     table.caption_justify = "left"
     return table
 

@@ -7,6 +7,7 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
+from tl_latentlens.views.chance import geometry_note
 from tl_latentlens.views.data import FeatureLine
 from tl_latentlens.views.terminal.layout import add_nearest_rows, label_text, terminal_width
 
@@ -22,7 +23,7 @@ _SCORES_OF_NARROW_TABLES = ("density", "auroc_same_token", "similarity")
 
 
 def feature_table(
-    features: Sequence[FeatureLine], score_names: Sequence[str], n_features: int, width: int | None = None
+    features: Sequence[FeatureLine], score_names: Sequence[str], n_features: int, transform: str, width: int | None = None
 ) -> Table:
     """A line a feature: scores, label or what kept it back, and the nearest row.
 
@@ -30,6 +31,7 @@ def feature_table(
         features: The features that are shown.
         score_names: The scores that are known.
         n_features: How many there are.
+        transform: How they were compared with the rows.
         width: Width of the table in characters; None: the terminal's. In a narrow one some scores are left out.
     """
     width = terminal_width(width)
@@ -43,8 +45,8 @@ def feature_table(
     labels = add_nearest_rows(table, "label, or why not", texts, [line.neighbors for line in features], width)
     for line, cells in zip(features, labels, strict=True):
         table.add_row(str(line.feature), *(_score(name, line.scores[name]) for name in scores.values()), *cells)
-    if n_features > len(features):
-        table.caption = f"{len(features)} of {n_features:,} features"
+    shown = f"{len(features)} of {n_features:,} features, " if n_features > len(features) else ""
+    table.caption = shown + geometry_note(transform)
     return table
 
 

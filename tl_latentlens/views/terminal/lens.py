@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from rich import box
@@ -9,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tl_latentlens.views.chance import is_chance, nearness_sentence
+from tl_latentlens.views.chance import geometry_note, is_chance, nearness_sentence
 from tl_latentlens.views.data import DirectionLine, LensCell, NeighborLine, TokenHeading
 from tl_latentlens.views.jumps import is_jump
 from tl_latentlens.views.known import format_share, is_unknown
@@ -147,20 +148,29 @@ def neighbor_text(neighbor: NeighborLine, hook_name: str, width: int, *, is_dim:
     return marked_text(neighbor.context.clipped(width - len(found_at) - 2), mark_style).append(found_at, "magenta")
 
 
-def direction_tables(direction: DirectionLine, width: int | None = None) -> Group:
-    """The nearest rows to both ends of a direction, one table each, and below it whether they are near at all."""
+def direction_tables(direction: DirectionLine, random: DirectionLine | None = None, width: int | None = None) -> Group:
+    """The nearest rows to both ends of a direction, one table each, and below it whether they are near at all.
+
+    Args:
+        direction: The direction.
+        random: A random direction, whose nearest row stands below for comparison; None: none.
+        width: In characters; None: the terminal's.
+    """
+    ends = [("nearest to +v", direction.positive), ("nearest to −v", direction.negative)]
+    if random is not None:
+        ends.append((random.name, replace(random.positive, neighbors=random.positive.neighbors[:1])))
     tables = []
-    for sign, end in (("+", direction.positive), ("−", direction.negative)):
+    for heading, end in ends:
         names = [short_hook_name(neighbor.hook_name) for neighbor in end.neighbors]
         free = max(16, terminal_width(width) - longest_width("hook", *names) - 14)
         mark_style = "dim" if end.nearness is not None and is_chance(end.nearness.p) else "bold yellow"
         table = Table(box=box.SIMPLE_HEAD, header_style="dim")
         table.add_column("cos", style="cyan", justify="right", no_wrap=True)
-        table.add_column(f"nearest to {sign}v", no_wrap=True, max_width=free)
+        table.add_column(heading, no_wrap=True, max_width=free)
         table.add_column("hook", style="magenta", no_wrap=True)
         for neighbor, name in zip(end.neighbors, names, strict=True):
             table.add_row(f"{neighbor.similarity:.2f}", marked_text(neighbor.context.clipped(free - 2), mark_style), name)
         tables.append(table)
         if end.nearness is not None:
             tables.append(Text(f" {nearness_sentence(end.nearness)}"))
-    return Group(*tables)
+    return Group(*tables, Text(f" v {geometry_note(direction.transform)}", "dim"))
