@@ -24,7 +24,7 @@ def main() -> None:
     about = [text for text in texts if WORD in text] + texts[:500]
     with tempfile.TemporaryDirectory() as folder:
         bank = tll.build_bank(model, about, Path(folder) / "find.h5", hook_names=name, progress=False)
-        index = tll.ContextualIndex(bank, transform="center")
+        index = tll.ContextualIndex(bank)
         features = tll.find_features(PROMPT, WORD, sae, index, model=model, top_k=5)
         print(f"{PROMPT}\n{name}: {WORD!r}, as in")
         for near in features.meaning.alike()[:3]:

@@ -28,7 +28,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         texts = tll.load_corpus("demo", limit=1000)
         bank = tll.build_bank(model, texts, Path(folder) / "features.h5", hook_names=name, progress=False)
-        index = tll.ContextualIndex(bank, transform="center")
+        index = tll.ContextualIndex(bank)
         result = tll.label_features(sae, index, active.indices.tolist(), progress=False)
         print(f"{PROMPT}\n{name} at {WORD!r}\n")
         for line, activation in zip(result.table.to_dict("records"), active.values.tolist(), strict=True):
