@@ -38,7 +38,7 @@ def test_the_steered_stream_is_read(demo_model: Any, index: tll.ContextualIndex,
         cache = cache_of(demo_model, TEXT, adding(vector, multiple))
         assert reading.hook_names == LATER
         for name in LATER:
-            expected = index.search(cache[name][0, 1:], 4)
+            expected = index.search(cache[name][0, 1:], 4, distinct=True)
             assert torch.equal(reading.found[name].rows, expected.rows)
             torch.testing.assert_close(reading.found[name].similarities, expected.similarities, atol=1e-5, rtol=0)
             np.testing.assert_array_equal(
@@ -65,7 +65,7 @@ def test_hooks_do_in_a_run_what_adding_does(demo_model: Any, index: tll.Contextu
     assert by_hand.drop(columns=drop).equals(at_once.to_dataframe().drop(columns=drop))
     cache = cache_of(demo_model, TEXT, held := steer.hooks(2))
     assert torch.equal(cache[HOOK], cache_of(demo_model, TEXT, adding(vector, 2))[HOOK])
-    assert torch.equal(held.result.found[HOOK].rows, index.search(cache[HOOK][0, 1:], 5).rows)
+    assert torch.equal(held.result.found[HOOK].rows, index.search(cache[HOOK][0, 1:], 5, distinct=True).rows)
     steer.clear()
     with pytest.raises(tll.InvalidInputError, match=r"nothing was read: call steer\.run"):
         _ = steer.result

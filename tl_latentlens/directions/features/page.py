@@ -128,7 +128,11 @@ def _head(table: pd.DataFrame, neighbors: SearchResult, call: str) -> PageHead:
         f"{len(table):,} features of an SAE, {n_labelled:,} with a label: what the rows of the bank nearest to them have in "
         "common. Choose one to see its rows.",
         call=call or f"label_features(sae, {index_call(index)}, top_k={n_neighbors})",
-        notes=[_LABEL_NOTE, f"Directions are {geometry_note(index.transform)}.", *(note for name, note in _SCORE_NOTES.items() if name in table)],
+        notes=[
+            _LABEL_NOTE,
+            f"Directions are {geometry_note(index.transform)}.",
+            *(note for name, note in _SCORE_NOTES.items() if name in table),
+        ],
     )
 
 
