@@ -91,7 +91,7 @@ def test_fresh_uses_of_the_banks_tokens_are_known_uniformly(n_prompts: int, tmp_
     tokens = np.random.default_rng(3).integers(1, N_TOKENS, 2000)
     known = index.search(activations_of(tokens, 4), 1, query_hook_name=0, calibrate=True).known
     assert known is not None
-    n_reference = min(1000, index.n_rows)
+    n_reference = min(256, index.n_rows)
     assert kstest(known.numpy(), "uniform").statistic < 2 / np.sqrt(n_reference)
     assert (known <= 0.05).double().mean() == pytest.approx(0.05, abs=3 * np.sqrt(0.05 * 0.95 / n_reference))
     unknown = index.search(activations_of(tokens + 500, 4), 1, query_hook_name=0, calibrate=True).known

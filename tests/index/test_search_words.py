@@ -78,7 +78,7 @@ def brute(
 def test_words_are_those_of_a_brute_force(
     index: tll.ContextualIndex, row_words: list[str], names: list[str], top_k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tl_latentlens.index.contextual.WORD_DEPTHS", (5, 8))  # so that most searches must go deeper
+    monkeypatch.setattr("tl_latentlens.index.nearest_words._FIRST_DEPTH", 5)  # so that most searches must go deeper
     monkeypatch.setattr("tl_latentlens.index.grouped._MAX_NUMBERS", 12)
     queries = torch.randn(2, 3, 256, generator=torch.Generator().manual_seed(1))
     unlike = ["Banks", None, " boat", "the", "zebra", "!"]

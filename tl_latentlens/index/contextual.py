@@ -18,9 +18,9 @@ from tl_latentlens.bank.bank import Bank, Row
 from tl_latentlens.errors import InvalidInputError, ModelMismatchError
 from tl_latentlens.index.banks import different_models, open_banks
 from tl_latentlens.index.context_words import ContextWords
-from tl_latentlens.index.cross_layer import FoundRows, search_hook_names, transform_queries
+from tl_latentlens.index.cross_layer import n_found_in, search_hook_names, transform_queries
 from tl_latentlens.index.distinct import distinct_rows
-from tl_latentlens.index.grouped import RowSearch, nearest_of_groups
+from tl_latentlens.index.grouped import row_search
 from tl_latentlens.index.hook_name_search import HookNameSearch, SearchOptions
 from tl_latentlens.index.hook_names import (
     default_hook_names,
@@ -30,6 +30,7 @@ from tl_latentlens.index.hook_names import (
     require_hook_names,
 )
 from tl_latentlens.index.known import KnownTokens
+from tl_latentlens.index.nearest_words import NearestWords
 from tl_latentlens.index.nearness import mix_rows, nearness
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.index.opened import ReopenedIndex
@@ -37,7 +38,7 @@ from tl_latentlens.index.rows import BankRows
 from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.index.transforms import TRANSFORMS
 from tl_latentlens.index.uses import TokenUses
-from tl_latentlens.index.word_search import WORD_DEPTHS, WordSearchResult, chances_of, left_out_stems, require_words
+from tl_latentlens.index.word_search import WordSearchResult, chances_of, left_out_stems, require_words
 from tl_latentlens.index.word_table import WordTable, make_word_table
 from tl_latentlens.index.words_around import WordsAround
 from tl_latentlens.model.fingerprint_check import check_fingerprint
@@ -72,6 +73,7 @@ class ContextualIndex(ReopenedIndex):
     _known_tokens: dict[tuple[str, tuple[str, ...]], KnownTokens]
     _token_uses: dict[str, TokenUses]
     _word_tables: dict[str | None, WordTable]
+    _word_searches: dict[str | None, NearestWords]
     _context_words: dict[str | None, ContextWords]
     _words_around: dict[tuple[str, str | None], WordsAround]
     _checked_models: WeakKeyDictionary[Any, set[Any]]  # the states of autocast in which each was checked
@@ -145,7 +147,8 @@ class ContextualIndex(ReopenedIndex):
         options = SearchOptions(self.transform, self.device, dtype, approximate, memory_budget)
         self._is_approximate = bool(approximate)
         self._searches = {name: HookNameSearch(name, self.bank_rows.of(name), options) for name in self.hook_names}
-        self._known_tokens, self._token_uses, self._word_tables, self._context_words, self._words_around = {}, {}, {}, {}, {}
+        self._known_tokens, self._token_uses, self._word_tables, self._word_searches = {}, {}, {}, {}
+        self._context_words, self._words_around = {}, {}
         self._checked_models = WeakKeyDictionary()
         settings = {"device": None if device is None else str(device), "dtype": dtype, "approximate": approximate}
         settings |= {"transform": transform, "memory_budget": memory_budget, "verify": verify}
@@ -288,9 +291,7 @@ class ContextualIndex(ReopenedIndex):
         searched = self._hook_names_to_search(tensor, hook_names, query_hook_name)
         queries = transform_queries(tensor, self._searches, searched, query_hook_name, self.device)
         queries = {name: units.reshape(-1, units.shape[-1]) for name, units in queries.items()}
-        search, n_found = self._search_of(queries, query_hook_name), self._n_found(searched)
-        stem_ids = torch.from_numpy(table.stem_ids).to(self.device)
-        words = nearest_of_groups(search, n_queries, n_found, top_k, lambda rows: stem_ids[rows], left_out, WORD_DEPTHS)
+        words = self._nearest_words(language).search(queries, top_k, query_hook_name, left_out)
         shape = (*tensor.shape[:-1], top_k)
         similarities, rows, hook_ids = words.similarities.view(shape), words.rows.view(shape), words.hook_ids.view(shape)
         chances = chances_of(words, self).view(shape) if calibrate else None
@@ -351,13 +352,13 @@ class ContextualIndex(ReopenedIndex):
         """How well the bank knows each activation, in (0, 1]: the share of the bank's own tokens that are no nearer to theirs.
 
         A token of the bank is as near as its nearest row in another prompt, an activation as its nearest row. The share is
-        (1 + n no nearer) / (1 + n), over up to 1,000 rows of the same hook name whose token stands in another prompt too,
+        (1 + n no nearer) / (1 + n), over up to 256 rows of the same hook name whose token stands in another prompt too,
         frequent and rare tokens in the shares that they have in the bank's texts. Near is the cosine of both vectors as they
         are compared, each less the mean of its hook name. So a token that the bank holds gets 0.05 or less in about one of
         twenty cases. 0.05 or less says that the bank does not know this token: its neighbors are the nearest of what is there,
         and no reading.
 
-        The bank's tokens are searched once for each `query_hook_name`, which takes as long as 1,000 queries.
+        The bank's tokens are searched once for each `query_hook_name`, which takes as long as 256 queries.
 
         Args:
             vectors: Activations of `query_hook_name`.
@@ -516,33 +517,28 @@ class ContextualIndex(ReopenedIndex):
             self._word_tables[language] = make_word_table([bank for _, bank in self.bank_rows.by_plan], language)
         return self._word_tables[language]
 
+    def _nearest_words(self, language: str | None) -> NearestWords:
+        if language not in self._word_searches:
+            table = self._word_table(language)
+            is_approximate = self._is_approximate
+            self._word_searches[language] = NearestWords(self._searches, self.bank_rows, table, is_approximate=is_approximate)
+        return self._word_searches[language]
+
     def _search_distinct(
         self, queries: Mapping[str, Float[Tensor, "... d"]], top_k: int, query_hook_name: str | None
     ) -> SearchResult | None:
         """The nearest rows, each once; None where no row can be found twice."""
         rows_of = {first_row: len(search) for name in queries for first_row, search in self._searches[name].parts}
-        n_rows, n_found = sum(rows_of.values()), self._n_found(queries)
+        n_rows, n_found = sum(rows_of.values()), n_found_in(queries, self._searches)
         if n_rows == n_found or top_k < 2:
             return None
         shape = next(iter(queries.values())).shape[:-1]
         flat = {name: units.reshape(-1, units.shape[-1]) for name, units in queries.items()}
-        search, n_queries, top_k = self._search_of(flat, query_hook_name), math.prod(shape), min(top_k, n_rows)
+        search = row_search(flat, self._searches, query_hook_name, is_approximate=self._is_approximate)
+        n_queries, top_k = math.prod(shape), min(top_k, n_rows)
         distinct = distinct_rows(search, n_queries, n_found, top_k, len(self.hook_names), self.device)
         found = (numbers.view(*shape, top_k) for numbers in vars(distinct.found).values())
         return SearchResult(*found, self, is_at=distinct.is_at.view(*shape, top_k, len(self.hook_names)))
-
-    def _search_of(self, queries: Mapping[str, Float[Tensor, "n d"]], query_hook_name: str | None) -> RowSearch:
-        """The search of all rows for some of the queries."""
-
-        def search(places: Int[Tensor, " some"], depth: int) -> FoundRows:
-            units = {name: queries[name][places] for name in queries}
-            return search_hook_names(units, self._searches, depth, query_hook_name, is_approximate=self._is_approximate)
-
-        return search
-
-    def _n_found(self, hook_names: Iterable[str]) -> int:
-        """Rows that a search of all of some hook names finds."""
-        return sum(len(part.search) for name in hook_names for part in self._searches[name].parts)
 
     @property
     def _ignores_centering(self) -> bool:

@@ -1,6 +1,6 @@
 """The search over several hook names at once: queries as each compares them, and all their rows ranked together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,9 @@ from tl_latentlens.index.hook_name_search import HookNameSearch
 from tl_latentlens.index.hook_names import require_hook_names
 from tl_latentlens.search.approximate import approximate_top_k_of_parts
 from tl_latentlens.search.driver import top_k_of_parts
+from tl_latentlens.search.labels import LabelQuery, top_k_labels_of_parts
 from tl_latentlens.search.queries import normalize_queries
+from tl_latentlens.search.topk import TopK
 from tl_latentlens.search.vectors import VectorSearch
 
 
@@ -99,27 +101,70 @@ def search_hook_names(
         query_hook_name: The hook name that the queries come from. It is searched first, since it is likely to have the nearest.
         is_approximate: FAISS proposes the rows.
     """
+    parts = _parts_of(queries, searches)
+    if is_approximate:
+        best = approximate_top_k_of_parts([part.search for part in parts], [part.queries for part in parts], top_k)
+    else:
+        own_hook_id = list(searches).index(query_hook_name) if query_hook_name in searches else None
+        search_first = next((i for i, part in enumerate(parts) if part.hook_id == own_hook_id), 0)
+        best = top_k_of_parts([part.search.part(part.queries) for part in parts], top_k, search_first=search_first)
+    return _in_index(best, parts, is_cosine=all(searches[name].geometry.is_cosine for name in queries))
+
+
+def search_labels(
+    queries: Mapping[str, Float[Tensor, "q d"]],
+    searches: Mapping[str, HookNameSearch],
+    top_k: int,
+    labels: Int[Tensor, " rows"],
+    excluded: Int[Tensor, "q m"],
+    floor: Float[Tensor, " q"],
+) -> FoundRows:
+    """The nearest row of each of the nearest labels among several hook names, ranked together; -1 and NaN past the last.
+
+    Args:
+        queries: Each hook name to search, in the order of `searches`, and the queries as it compares them; one at least.
+        searches: The loaded hook names.
+        top_k: Labels of each query.
+        labels: The label of each row of the index; see `LabelQuery`.
+        excluded: Labels that each query leaves out.
+        floor: A similarity that so many labels are known to reach.
+    """
+    parts = _parts_of(queries, searches)
+    of_parts = torch.cat([labels[part.first_row : part.first_row + len(part.search)] for part in parts])
+    best = top_k_labels_of_parts(
+        [part.search.part(part.queries) for part in parts], top_k, LabelQuery(of_parts, excluded, floor)
+    )
+    is_missing = best.rows >= len(of_parts)
+    is_cosine = all(searches[name].geometry.is_cosine for name in queries)
+    found = _in_index(TopK(best.similarities, best.rows.masked_fill(is_missing, 0)), parts, is_cosine=is_cosine)
+    similarities = found.similarities.masked_fill(is_missing, torch.nan)
+    return FoundRows(similarities, found.rows.masked_fill(is_missing, -1), found.hook_ids.masked_fill(is_missing, -1))
+
+
+def _parts_of(queries: Mapping[str, Float[Tensor, "... d"]], searches: Mapping[str, HookNameSearch]) -> list[_Part]:
+    """The parts of a search. They stand in hook order, then row order, so that ties are broken in that order."""
     hook_ids = {name: hook_id for hook_id, name in enumerate(searches)}
-    # Rows are counted through the parts. These stand in hook order, then row order, so that ties are broken in that order.
-    parts = [
+    return [
         _Part(hook_ids[name], first_row, search, units)
         for name, units in queries.items()
         for first_row, search in searches[name].parts
     ]
-    if is_approximate:
-        best = approximate_top_k_of_parts([part.search for part in parts], [part.queries for part in parts], top_k)
-    else:
-        own_hook_id = None if query_hook_name is None else hook_ids.get(query_hook_name)
-        search_first = next((i for i, part in enumerate(parts) if part.hook_id == own_hook_id), 0)
-        best = top_k_of_parts([part.search.part(part.queries) for part in parts], top_k, search_first=search_first)
+
+
+def _in_index(best: TopK, parts: Sequence[_Part], *, is_cosine: bool) -> FoundRows:
+    """Rows that are counted through the parts, as rows and hook names of the index."""
     device = best.rows.device
     starts = torch.tensor(np.cumsum([0, *(len(part.search) for part in parts[:-1])]), device=device)
     part_ids = torch.searchsorted(starts, best.rows, right=True) - 1
     part_hook_ids = torch.tensor([part.hook_id for part in parts], device=device)
     first_rows = torch.tensor([part.first_row for part in parts], device=device)
-    is_cosine = all(searches[name].geometry.is_cosine for name in queries)
     similarities = best.similarities.clamp(-1, 1) if is_cosine else best.similarities
     return FoundRows(similarities, best.rows - starts[part_ids] + first_rows[part_ids], part_hook_ids[part_ids])
+
+
+def n_found_in(hook_names: Iterable[str], searches: Mapping[str, HookNameSearch]) -> int:
+    """Rows that a search of all rows of some hook names finds."""
+    return sum(len(part.search) for name in hook_names for part in searches[name].parts)
 
 
 def centered_rows(

@@ -1,17 +1,34 @@
 """The nearest row of each group of rows, from a search that goes as deep as it must: each row once, or each word once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_latentlens.index.cross_layer import FoundRows
+from tl_latentlens.index.cross_layer import FoundRows, search_hook_names
+from tl_latentlens.index.hook_name_search import HookNameSearch
 
 _MAX_NUMBERS = 2**22  # pairs of a query and a row that are looked at together
 
 RowSearch = Callable[[Int[Tensor, " some"], int], FoundRows]
 """The nearest rows of some queries, by their places, and how many rows."""
+
+
+def row_search(
+    queries: Mapping[str, Float[Tensor, "n d"]],
+    searches: Mapping[str, HookNameSearch],
+    query_hook_name: str | None,
+    *,
+    is_approximate: bool,
+) -> RowSearch:
+    """The search of all rows for some of the queries."""
+
+    def search(places: Int[Tensor, " some"], depth: int) -> FoundRows:
+        units = {name: queries[name][places] for name in queries}
+        return search_hook_names(units, searches, depth, query_hook_name, is_approximate=is_approximate)
+
+    return search
 
 
 def nearest_of_groups(

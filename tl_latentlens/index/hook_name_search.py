@@ -112,6 +112,11 @@ class HookNameSearch:
         return self.parts[0].search.d
 
     @property
+    def device(self) -> torch.device:
+        """Where it searches."""
+        return self._device
+
+    @property
     def centers_activations(self) -> bool:
         """True where the mean is subtracted from activations, and not from directions."""
         return self.geometry.affine.center is not None

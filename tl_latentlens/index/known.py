@@ -14,7 +14,7 @@ from tl_latentlens.index.hook_name_search import HookNameSearch
 from tl_latentlens.index.rows import BankRows
 from tl_latentlens.search.ambient import own_arithmetic
 
-_REFERENCE_ROWS = 1000  # rows of the bank whose nearest rows tell how near a known token is
+_REFERENCE_ROWS = 256  # rows of the bank whose nearest rows tell how near a known token is
 _ROWS_PER_SEARCH = 256
 _TOP_K = 8  # rows in which one of another prompt is looked for first; then in four times as many, and so on
 _COSINE_ERROR = 1e-6  # a cosine of vectors that were rounded to float32 is off by about this
@@ -71,7 +71,7 @@ class KnownTokens:
     @cached_property
     @own_arithmetic(full_products=True)
     def reference(self) -> Float[Tensor, " n"]:
-        """The similarities of up to 1,000 rows to their nearest row in another prompt, ascending, float64."""
+        """The similarities of up to 256 rows to their nearest row in another prompt, ascending, float64."""
         row_ids = self._rows_of_shared_tokens()
         centered = self._searches[self.query_hook_name].centered_rows(torch.from_numpy(row_ids).to(self._device))
         is_zero = ~centered.any(-1)
@@ -92,7 +92,7 @@ class KnownTokens:
         return self._searches[self.query_hook_name].null_sample.units.device
 
     def _rows_of_shared_tokens(self) -> Int[np.ndarray, " n"]:
-        """Up to 1,000 rows of the hook name whose token stands in another prompt too, as often as their token in the texts.
+        """Up to 256 rows of the hook name whose token stands in another prompt too, as often as their token in the texts.
 
         A bank may keep a few rows of a frequent token; each then stands for more tokens of the texts.
         """

@@ -18,8 +18,6 @@ from tl_latentlens.index.near_word import NearWord
 from tl_latentlens.index.search_result import OnDevice, SearchedIndex, SearchResult, in_leading_shape
 from tl_latentlens.index.word_table import WordTable
 
-WORD_DEPTHS = (128, 8)  # rows of each query in which words are looked for first; then in eight times as many, and so on
-
 
 @dataclass(frozen=True)
 class WordSearchResult(OnDevice):

@@ -59,7 +59,9 @@ def decode_captures(captures: Captures, index: ContextualIndex, settings: LensSe
         found = {name: search_result[i] for i, name in enumerate(batch.hook_names)}
         if settings.calibrate:
             vectors = dict(zip(batch.hook_names, batch.vectors, strict=True))
-            found = {name: _calibrated(one, vectors[name], name, tokens, index) for name, one in found.items()}
+            found = {name: _with_known(one, vectors[name], name, tokens, index) for name, one in found.items()}
+        if settings.calibrate is True:
+            found = {name: one.with_chances() for name, one in found.items()}
         neighbors |= found
         if settings.words:
             for name, vectors in zip(batch.hook_names, batch.vectors, strict=True):
@@ -105,20 +107,20 @@ def _is_placeholder(run_tokens: RunTokens, model: Any) -> Bool[np.ndarray, "batc
     return np.isin(run_tokens.ids.cpu().numpy(), list(placeholder_ids(model)))
 
 
-def _calibrated(
+def _with_known(
     found: SearchResult,
     vectors: Float[Tensor, "cells d"],
     hook_name: str,
     tokens: _DecodedTokens | None,
     index: ContextualIndex,
 ) -> SearchResult:
-    """What was found, with all that `calibrate` asks for; visual tokens are no tokens of text, which the bank could know."""
+    """What was found, and how well the bank knows the tokens; visual tokens are no tokens of text, which it could know."""
     name = indexed_hook_name(hook_name, index)
     known = None if name is None else index.known(vectors, found, name)
     use_chances = None if name is None or tokens is None else index.use_chances(vectors, found, name, tokens.ids)
     if known is not None and tokens is not None:
         known = known.masked_fill(torch.from_numpy(tokens.is_placeholder).to(known.device), torch.nan)
-    return replace(found.with_chances(), known=known, use_chances=use_chances)
+    return replace(found, known=known, use_chances=use_chances)
 
 
 def _other_words(
@@ -130,7 +132,7 @@ def _other_words(
 ) -> WordSearchResult:
     words, is_visual = (None, np.ones(len(vectors), bool)) if tokens is None else (tokens.words, tokens.is_placeholder)
     name = indexed_hook_name(hook_name, index) or hook_name
-    return other_words(vectors, name, index, settings.words, words, is_visual, calibrate=settings.calibrate)
+    return other_words(vectors, name, index, settings.words, words, is_visual, calibrate=settings.calibrate is True)
 
 
 def _warn_of_two_bos(model: Any, ids: Int[Tensor, "batch pos"]) -> None:

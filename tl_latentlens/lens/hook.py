@@ -77,7 +77,7 @@ class LatentLensHook:
         logit_lens: bool = True,
         embedding_lens: bool = False,
         positions: int | Sequence[int] | slice | str | Bool[Tensor, "batch pos"] | None = None,
-        calibrate: bool = True,
+        calibrate: bool | str = "known",
         words: int = 8,
         distinct: bool = True,
         model: Any = None,

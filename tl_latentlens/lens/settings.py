@@ -22,17 +22,18 @@ class LensSettings:
         positions: The positions to decode: numbers, a slice, a mask [batch, pos], or "image"; None: all but BOS and padding.
         words: Nearest other words of each token, and the words around its nearest uses; 0: none.
         distinct: Whether each row is listed once.
-        calibrate: Whether the bank is asked how well it knows each token, and neighbors come with their chance.
+        calibrate: "known": the bank is asked how well it knows each token; True: neighbors come with their chance too; False:
+            neither.
 
     Raises:
-        InvalidInputError: top_k below 1, words below 0, or another string than "image" for positions.
+        InvalidInputError: top_k below 1, words below 0, another `calibrate`, or another string than "image" for positions.
     """
 
     top_k: int = 5
     logit_lens: bool = True
     embedding_lens: bool = False
     positions: int | Sequence[int] | slice | str | Bool[Tensor, "batch pos"] | None = None
-    calibrate: bool = True
+    calibrate: bool | str = "known"
     words: int = 8
     distinct: bool = True
 
@@ -41,6 +42,8 @@ class LensSettings:
         require_top_k(self.top_k)
         if not isinstance(self.words, int | np.integer) or self.words < 0:
             raise InvalidInputError(f"got words={self.words!r}; expected how many words, 0 for none")
+        if self.calibrate not in (True, False, "known"):
+            raise InvalidInputError(f"got calibrate={self.calibrate!r}; expected 'known', True or False")
         if isinstance(self.positions, str) and self.positions != "image":
             raise InvalidInputError(
                 f"got positions={self.positions!r}; expected 'image', numbers, a slice, or a mask [batch, pos]"

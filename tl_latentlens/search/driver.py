@@ -49,15 +49,15 @@ def top_k_of_parts(parts: Sequence[SearchPart], k: int, *, search_first: int = 0
     if not len(flat[0].queries) or not k:
         similarities = torch.zeros((*shape, k), dtype=torch.float32, device=parts[0].rows.device)
         return TopK(similarities, similarities.long())
-    batches = [_search_batch(batch, k, search_first) for batch in _split_queries(flat, k)]
+    batches = [_search_batch(batch, k, search_first) for batch in split_queries(flat, k)]
     similarities, rows = batches[0].similarities, batches[0].rows
     if len(batches) > 1:
         similarities, rows = torch.cat([best.similarities for best in batches]), torch.cat([best.rows for best in batches])
     return TopK(similarities.reshape(*shape, k), rows.reshape(*shape, k))
 
 
-def _split_queries(parts: Sequence[SearchPart], k: int) -> list[list[SearchPart]]:
-    """The parts with as many queries as can be searched together."""
+def split_queries(parts: Sequence[SearchPart], k: int) -> list[list[SearchPart]]:
+    """The parts with as many queries as can be searched together for `k` rows of each."""
     is_ahead, d = is_asynchronous(parts[0].rows.device), parts[0].rows.d
     bytes_per_query = 64 * k + 16 * d
     if is_ahead:
