@@ -74,7 +74,7 @@ def test_cell_refusals(result: tll.LensResult, index: tll.ContextualIndex) -> No
 def test_dataframe(result: tll.LensResult, any_model: Any) -> None:
     frame = result.to_dataframe()
     lens_columns = ["logit_token", "logit_probability", "embedding_token", "embedding_similarity"]
-    figures = ["chance", "known", "use_chance", "words", "around"]
+    figures = ["known", "use_chance", "words", "around"]
     assert list(frame.columns) == COLUMNS + figures + lens_columns
     assert len(frame) == 2 * (sum(lengths(any_model)) - 2) * 3
     assert frame["rank"].tolist() == [1, 2, 3] * (len(frame) // 3)

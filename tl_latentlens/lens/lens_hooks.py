@@ -117,9 +117,9 @@ def latentlens_hooks(
             mask [batch, pos] is True. "image": the visual tokens of a vision-language model's input ids (for a run on merged
             embeddings, which has no ids, give the mask). None: all but BOS and padding, where the run shows its ids.
         calibrate: "known" says whether the bank knows each token (`Cell.known`), and whether its nearest row is the right use
-            of it (`Cell.use_chance`). Tables and pages show a token faint where `known` is at most 0.05. The first reading takes
-            as long as 256 queries more for each hook name. True also says how likely a random activation comes as near to each
-            neighbor and word (`Neighbor.chance`). False does without.
+            of it (`Cell.use_chance`). Tables and pages show a token faint where `known` is at most 0.05. The first reading
+            takes as long as 256 queries more for each hook name. True also says how likely a random activation comes as near
+            to each neighbor and word (`Neighbor.chance`). False does without.
         words: The nearest *other* words of each token (`Cell.words`), so many; 0: none. The nearest uses of a token are
             mostly of its own word; the other words say what it means here. They are words of three letters or more that rows of
             the token's own layer end, each once, without the token's own word and its inflections (English;
