@@ -9,7 +9,7 @@ from tl_latentlens.explorer.reader import ImageReading, PromptReading
 from tl_latentlens.views.colors import color_range
 from tl_latentlens.views.grids import LensGrid
 from tl_latentlens.views.image import patch_data
-from tl_latentlens.views.lens_names import LENSES
+from tl_latentlens.views.lens_names import CONTEXT_LENSES, LENSES, NO_WORD
 from tl_latentlens.views.text import hook_headings
 from tl_latentlens.vision.image_page import image_grid as read_image_grid
 
@@ -31,8 +31,10 @@ def image_grid(read: ImageReading, name: str, lens: str, hook_names: Sequence[st
 def _grid(grid: LensGrid, lens: str, hook_names: Sequence[str]) -> dict[str, Any]:
     shown = [i for i, name in enumerate(grid.hook_names) if name in hook_names]
     values, words = _first(grid, _KEYS[lens])
-    faint = grid.is_unknown & (_KEYS[lens] == "latentlens")
-    low, high = color_range([values[shown]], "probability" if lens == "logit lens" else "cosine")
+    has_none = np.array([[token == NO_WORD for _, token, _ in line] for line in words]) & (_KEYS[lens] != "latentlens")
+    faint = (grid.is_unknown | has_none) & (_KEYS[lens] in CONTEXT_LENSES)
+    unit = grid.score_name(_KEYS[lens])
+    low, high = color_range([values[shown]], unit)
     labels, kind = hook_headings([grid.hook_names[i] for i in shown])
     rows = [
         {
@@ -46,7 +48,6 @@ def _grid(grid: LensGrid, lens: str, hook_names: Sequence[str]) -> dict[str, Any
         for i, label in zip(shown, labels, strict=True)
     ]
     columns = [{"pos": pos, "token": token} for pos, token in zip(grid.positions, grid.tokens, strict=True)]
-    unit = "probability" if lens == "logit lens" else "similarity"
     return {"columns": columns, "rows": rows[::-1], "kind": kind, "low": low, "high": high, "unit": unit}
 
 
@@ -60,4 +61,4 @@ def _first(grid: LensGrid, lens: str) -> tuple[np.ndarray, list[list[tuple[str, 
     rows = grid.rows[..., 0].tolist()
     contexts = grid.contexts({row for line in rows for row in line}, _AROUND)
     words = [[(found.lead, found.token, found.tail) for found in map(contexts.__getitem__, line)] for line in rows]
-    return grid.similarities[..., 0], words
+    return grid.values(lens), words

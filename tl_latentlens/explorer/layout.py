@@ -71,7 +71,7 @@ def _controls(reader: Reader, transform: str) -> Any:
     ]
     return html.Div(
         [
-            _pills("lens", [info.label for info in LENSES.values()], "LatentLens"),
+            _pills("lens", {info.label: info.switch for info in LENSES.values()}, LENSES["words"].label),
             _pills("transform", ("auto", *TRANSFORMS), transform),
             _pills("layers", dict(zip(hook_names, labels, strict=True)), hook_names),
             html.Div(direction, className="control"),

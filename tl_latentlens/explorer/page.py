@@ -151,7 +151,7 @@ class Page:
         return [
             *(patch_heading(read.image, hook_name, pos) if is_patch else heading(read.result, hook_name, pos)),
             *cell_parts(read.result, hook_name, pos, lens, is_patch=is_patch),
-            *feature_chips(self.reader.active_features(read, pos), self.reader.sae_reads),
+            *feature_chips(self.reader.active_features(read, pos), self.reader.sae_reads, self.reader.feature_labels.of),
         ]
 
     def _read(self, reading: dict[str, Any] | None, transform: str) -> PromptReading | None:

@@ -1,8 +1,10 @@
 """The parts of the page that show one reading, as Dash components: neighbors in context, other lenses, features."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.explorer.image_source import ShownImage
@@ -12,9 +14,10 @@ from tl_latentlens.lens.result import LensResult
 from tl_latentlens.views.chance import geometry_note, is_chance, nearness_sentence
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import LensCell, NeighborLine, TokenScores
+from tl_latentlens.views.jumps import JUMP_SENTENCE, is_jump
 from tl_latentlens.views.known import format_share, is_unknown
-from tl_latentlens.views.lens_names import LENSES
-from tl_latentlens.views.text import place_name, short_hook_name, visible
+from tl_latentlens.views.lens_names import LENSES, VOCABULARY_LENSES
+from tl_latentlens.views.text import also_at, place_name, short_hook_name, visible
 
 _HEADING_WIDTH = 220  # characters of the text around a chosen token
 
@@ -47,12 +50,35 @@ def patch_heading(image: ShownImage, hook_name: str, pos: int) -> list[Any]:
 
 
 def cell_parts(result: LensResult, hook_name: str, pos: int, lens: str, *, is_patch: bool = False) -> list[Any]:
-    """The readings of all lenses at one cell, the chosen lens first; without `known` at the patch of an image."""
+    """The readings at one cell: its other words, words around, uses, and the other lenses; without `known` at an image's patch.
+
+    Where the chosen lens did not read, a note says why.
+    """
     cell = result.lens_cell(hook_name, pos)
     cell = replace(cell, known=None) if is_patch else cell
-    readings = {name: cell.lenses.get(name) for name in LENSES if name != "latentlens"}
-    neighbors = neighbor_list(cell.neighbors, hook_name, is_faint=is_unknown(cell.known))
-    return [*_known_note(cell), *_parts(lens, neighbors, readings)]
+    is_faint = is_unknown(cell.known)
+    words = _word_parts("nearest words" if is_patch else "other words", cell.words, is_faint=is_faint)
+    around = _word_parts("words around", cell.around or None, is_faint=is_faint)
+    uses = [html.H3("nearest uses"), neighbor_list(cell.neighbors, hook_name, is_faint=is_faint, marks_jumps=True)]
+    lenses = [part for name in VOCABULARY_LENSES for part in _token_parts(name, cell.lenses.get(name), lens)]
+    return [*_known_note(cell), *words, *around, *uses, *lenses]
+
+
+def _word_parts(title: str, words: Sequence[str] | None, *, is_faint: bool) -> list[Any]:
+    """Words under a heading; nothing where they were not read."""
+    if words is None:
+        return []
+    chips = [html.Span(word) for word in words] or [html.Span("none", className="faint")]
+    return [html.H3(title), html.Div(chips, className="chips faint" if is_faint else "chips")]
+
+
+def _token_parts(lens: str, tokens: TokenScores | None, chosen: str) -> list[Any]:
+    """Tokens of the vocabulary under the name of the lens that read them."""
+    info = LENSES[lens]
+    if tokens is None:
+        return [html.P(f"The {info.label} reads the residual stream alone.", className="note")] if info.label == chosen else []
+    chips = [html.Span([html.Code(visible(token)), f" {info.format_score(score)}"]) for token, score in tokens]
+    return [html.H3(info.label), html.Div(chips, className="chips")]
 
 
 def _known_note(cell: LensCell) -> list[Any]:
@@ -93,50 +119,57 @@ def direction_notes(result: DirectionResult) -> list[Any]:
     return [html.P(text, className="note") for text in notes]
 
 
-def _parts(lens: str, neighbors: Any, readings: Mapping[str, TokenScores | None]) -> list[Any]:
-    parts = {"LatentLens": [html.H3("nearest contexts"), neighbors]}
-    for name, tokens in readings.items():
-        info = LENSES[name]
-        if tokens is not None:
-            chips = [html.Span([html.Code(visible(token)), f" {info.format_score(score)}"]) for token, score in tokens]
-            parts[info.label] = [html.H3(info.label), html.Div(chips, className="chips")]
-        elif info.label == lens:
-            parts[info.label] = [html.P(f"The {info.label} reads the residual stream alone.", className="note")]
+def _parts(lens: str, neighbors: Any, readings: Mapping[str, TokenScores]) -> list[Any]:
+    """The readings of a direction, the chosen lens first."""
+    parts = {LENSES["latentlens"].label: [html.H3("nearest contexts"), neighbors]}
+    parts |= {LENSES[name].label: _token_parts(name, tokens, lens) for name, tokens in readings.items()}
     return [component for label in sorted(parts, key=lambda label: label != lens) for component in parts[label]]
 
 
-def neighbor_list(neighbors: Sequence[NeighborLine], hook_name: str | None, *, is_faint: bool = False) -> Any:
+def neighbor_list(
+    neighbors: Sequence[NeighborLine], hook_name: str | None, *, is_faint: bool = False, marks_jumps: bool = False
+) -> Any:
     """A line a neighbor: similarity, the token marked in its context, where it stands.
 
     Args:
         neighbors: The neighbors.
         hook_name: The hook name that is read; it is not written again.
         is_faint: They are no reading.
+        marks_jumps: Mark where the next is much further.
     """
     lines = []
-    for near in neighbors:
+    jumps = is_jump(np.array([near.similarity for near in neighbors])) & marks_jumps
+    for near, is_last in zip(neighbors, jumps, strict=True):
         context, name = near.context.clipped(None), near.hook_name
         at = [] if name == hook_name else [html.Span(short_hook_name(name), className="hook", title=name)]
         where = html.Button(
             f"text {near.prompt_index:,}", id={"link": "text", "to": near.row}, className="link", title="read this text"
         )
+        also = [html.Span(note)] if (note := also_at(near.hook_names)) else []
         text = [html.Span(context.before), html.Mark(context.token), html.Span(context.after)]
         lines.append(
             html.Li(
                 [
                     html.Span(f"{near.similarity:.2f}", className="score"),
-                    html.Div([*text, html.Div([*at, where], className="where")], className="context"),
+                    html.Div([*text, html.Div([*at, *also, where], className="where")], className="context"),
                 ],
-                className="faint" if is_faint else "",
+                className=" ".join(["faint"] * is_faint + ["jump"] * bool(is_last)),
+                title=JUMP_SENTENCE if is_last else None,
             )
         )
     return html.Ol(lines, className="neighbors")
 
 
-def feature_chips(active: Sequence[tuple[int, float]], hook_name: str | None) -> list[Any]:
-    """Features of the SAE that are active on a token; a click decodes one."""
+def feature_chips(
+    active: Sequence[tuple[int, float]], hook_name: str | None, label_of: Callable[[int], str] = lambda feature: ""
+) -> list[Any]:
+    """Features of the SAE that are active on a token, with their labels and activations; a click decodes one."""
     if not active:
         return []
-    chips = [html.Button([f"feature {i} ", html.Small(f"{value:.2f}")], id={"link": "feature", "to": i}) for i, value in active]
+    chips = [
+        html.Button([f"feature {i} ", html.B(f"{label} ") if (label := label_of(i)) else "", html.Small(f"{value:.2f}")],
+                    id={"link": "feature", "to": i})
+        for i, value in active
+    ]  # fmt: skip
     title = f"SAE features active on this token, {place_name(hook_name or '')}"
     return [html.H3(title), html.Div(chips, className="chips")]

@@ -21,6 +21,7 @@ from tl_latentlens.directions.features.sae import can_encode, decoder_of, encode
 from tl_latentlens.directions.features.sae_fit import require_width, warn_of_other_model
 from tl_latentlens.directions.vector_file import read_vector
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.explorer.feature_labels import FeatureLabels
 from tl_latentlens.explorer.image_source import MAX_KEPT_IMAGES, ImageSource, ShownImage
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.lens.lens_hooks import latentlens_hooks
@@ -100,6 +101,7 @@ class Reader:
             if self.sae_writes in index.hook_names:
                 require_width(sae, index, self.sae_writes)
             warn_of_other_model(sae, index, stacklevel=3)
+        self.feature_labels = FeatureLabels(sae, self.sae_writes, partial(self.index, "center"))
         if self.sae_reads is not None:
             check_hook_names([self.sae_reads], model.hook_dict, type(model).__name__)
         self._lock = RLock()
@@ -188,7 +190,6 @@ class Reader:
             logit_lens=readout_problem(self.model) is None,
             embedding_lens=True,
             positions=positions,
-            calibrate=True,
             model=self.model,
         )
         encoder_hooks = []

@@ -57,7 +57,10 @@ LENSES = {
 """In the order in which a switch shows them."""
 
 CONTEXT_LENSES = ("words", "latentlens", "around")
-"""What is read from the nearest rows; the others read the model's own vocabulary."""
+"""What is read from the nearest rows."""
+
+VOCABULARY_LENSES = ("logit_lens", "embedding_lens")
+"""What is read from the model's own vocabulary."""
 
 NO_WORD = "·"
 """What a cell shows that has no other word."""
