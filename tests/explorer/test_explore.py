@@ -26,9 +26,11 @@ from werkzeug.serving import make_server
 from tl_latentlens import cli
 from tl_latentlens.explorer import app as app_module
 from tl_latentlens.explorer.app import Page, make_app
+from tl_latentlens.explorer.feature_labels import FeatureLabels
 from tl_latentlens.explorer.reader import Reader
+from tl_latentlens.views.jumps import is_jump
 from tl_latentlens.views.known import format_share
-from tl_latentlens.views.text import visible
+from tl_latentlens.views.text import also_at, visible
 
 TEXT = "She put the <script>alert(1)</script> & money in the bank"
 HOOK = "blocks.3.hook_resid_post"
@@ -75,13 +77,21 @@ def test_a_cell_shows_what_the_api_finds(
         assert want.known is not None
         assert f"known {format_share(want.known)}" in texts_of(shown)
         faint = [line.className for one in found(shown, "neighbors") for line in one.children]
-        assert faint == ["faint" if want.known <= LEVEL else ""] * 4
-        logits, embeddings = (texts_of(one) for one in found(shown, "chips")[:2])
+        jumps = is_jump(np.array([near.similarity for near in want.neighbors]))
+        marked = [["jump"] if is_last else [] for is_last in jumps]
+        assert [names.split() for names in faint] == [["faint"] * (want.known <= LEVEL) + mark for mark in marked]
+        notes = [texts_of(one) for one in found(shown, "where")]
+        assert all(also_at(near.hook_names) in note for near, note in zip(want.neighbors, notes, strict=True))
+        headings = [texts_of(part) for part in shown if type(part).__name__ == "H3"]
+        around = ["words around"] * bool(want.around)
+        assert headings[: 4 + len(around)] == ["other words", *around, "nearest uses", "logit lens", "embedding lens"]
+        words, *_, logits, embeddings = (texts_of(one) for one in found(shown, "chips")[: 3 + len(around)])
+        assert words == ("".join(near.word for near in want.words or []) or "none")
         assert all(token.strip() in logits for token, _ in want.logit_lens or [])
         assert all(f"{score:.2f}" in embeddings for _, score in want.embedding_lens or [])
 
 
-@pytest.mark.parametrize("lens", ["LatentLens", "logit lens", "embedding lens"])
+@pytest.mark.parametrize("lens", ["other words", "LatentLens", "words around", "logit lens", "embedding lens"])
 def test_the_grid_holds_the_first_reading_of_each_cell(
     page: Page, demo_model: Any, index: tll.ContextualIndex, layers: list[str], lens: str
 ) -> None:
@@ -94,16 +104,19 @@ def test_the_grid_holds_the_first_reading_of_each_cell(
     for row in grid["rows"]:
         for column, shown in zip(grid["columns"], row["cells"], strict=True):
             cell = expected.cell(row["hook"], column["pos"])
-            nearest = (cell.neighbors[0].token, cell.neighbors[0].similarity)
+            words = [near.word for near in cell.words or []]
             best = {
-                "LatentLens": nearest,
+                "other words": ((words or ["·"])[0], cell.known),
+                "LatentLens": (cell.neighbors[0].token, cell.known),
+                "words around": ((cell.around or ["·"])[0], cell.known),
                 "logit lens": (cell.logit_lens or [])[0],
                 "embedding lens": (cell.embedding_lens or [])[0],
             }
             token, score = best[lens]
             assert shown[1].strip() == visible(token).strip()
             assert shown[3] == pytest.approx(score, abs=1e-4)
-            assert shown[4] == (lens == "LatentLens" and cell.known is not None and cell.known <= LEVEL)
+            is_of_vocabulary = lens in ("logit lens", "embedding lens")
+            assert shown[4] == (not is_of_vocabulary and (cell.known <= LEVEL or token == "·"))
 
 
 def test_a_click_does_not_run_the_model(page: Page, layers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +160,21 @@ def test_features_active_on_a_token_are_those_of_the_encoder(page: Page, demo_mo
     best = acts.topk(8)
     assert [i for i, _ in active] == [i for i, value in zip(best.indices.tolist(), best.values, strict=True) if value > 0]
     shown = texts_of(page.panel({"hook": HOOK, "pos": 5}, reading, "LatentLens", "raw"))
-    assert f"feature {active[0][0]} {active[0][1]:.2f}" in shown
+    index = page.reader.index("center")
+    table = tll.label_features(sae, index, hook_name=str(sae.hook_name), progress=False).table.set_index("feature")
+    assert any(table["label"])
+    for feature, value in active:
+        label = table["label"][feature]
+        assert f"feature {feature} {f'{label} ' if label else ''}{value:.2f}" in shown
+
+
+def test_features_that_cannot_be_labelled_have_no_label(bank: tll.Bank) -> None:
+    def index() -> tll.ContextualIndex:
+        return tll.ContextualIndex(bank, device="cpu", transform="center")
+
+    assert FeatureLabels(None, None, index).of(3) == ""
+    assert FeatureLabels(tll.load_sae("demo"), "blocks.9.hook_resid_post", index).of(3) == ""
+    assert FeatureLabels(torch.zeros(4, 256), HOOK, index).of(3) == ""
 
 
 def test_history_goes_back_to_reading_and_cell(page: Page, layers: list[str]) -> None:
@@ -329,6 +356,11 @@ def test_a_browser_clicks_through(
         tab.focus("#grid table")
         tab.keyboard.press("ArrowRight")
         tab.wait_for_selector(f'#grid td[data-hook="{HOOK}"][data-pos="4"].chosen')
+        for switch, expected_word in (("uses", expected.cell(HOOK, 4).neighbors[0].token), ("other words", None)):
+            tab.click(f"#lens label:has-text('{switch}')")
+            word = expected_word or next((near.word for near in expected.cell(HOOK, 4).words or []), "·")
+            cell = tab.locator(f'#grid td[data-hook="{HOOK}"][data-pos="4"]')
+            playwright.expect(cell).to_contain_text(word.strip())
         tab.click("#lens label:has-text('logit lens')")
         (best, probability), *_ = expected.cell(HOOK, 4).logit_lens or []
         cell = tab.locator(f'#grid td[data-hook="{HOOK}"][data-pos="4"]')
