@@ -74,6 +74,25 @@ def test_the_rows_are_loaded_once(bank: tll.Bank, monkeypatch: pytest.MonkeyPatc
     assert centered.for_directions is centered
 
 
+def test_words_of_activations_stay_those_of_raw_rows(bank: tll.Bank) -> None:
+    """Whichever of the two searched its words first."""
+    names = list(bank.hook_names)
+    vectors = np.asarray(bank.activations(names[-1], slice(0, 9)))
+
+    def similarities(index: tll.ContextualIndex) -> np.ndarray:
+        return index.search_words(vectors, 4, query_hook_name=names[-1]).similarities.numpy()
+
+    alone = {
+        transform: similarities(tll.ContextualIndex(bank, device="cpu", transform=transform)) for transform in ("raw", "center")
+    }
+    assert not np.allclose(alone["raw"], alone["center"])
+    for is_centered_first in (False, True):
+        index = tll.ContextualIndex(bank, device="cpu")
+        pair = [(index, "raw"), (index.for_directions, "center")]
+        for searched, transform in pair[::-1] if is_centered_first else pair:
+            np.testing.assert_allclose(similarities(searched), alone[transform], atol=1e-5)
+
+
 @pytest.mark.parametrize("transform", ["raw", "center", "standardize", "csls", "center_writing"])
 def test_a_named_transform_holds_for_directions_too(bank: tll.Bank, transform: str) -> None:
     index = tll.ContextualIndex(bank, device="cpu", transform=transform)

@@ -7,7 +7,7 @@ import typer
 
 import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, HookOption, ModelOptions
-from tl_latentlens.cli.output import console, note
+from tl_latentlens.cli.output import command_line, console, note
 from tl_latentlens.explorer import app as explorer_app
 from tl_latentlens.vision.scenes.loading import load_scene_model
 
@@ -59,7 +59,8 @@ def explore(
     loaded = model.load_for(index.banks[0])
     if sees_scenes:
         loaded = load_scene_model(loaded)
-    page = explorer_app.make_app(loaded, index, encoder, top_k=top_k, loopback=host in explorer_app.LOOPBACK)
+    loopback = host in explorer_app.LOOPBACK
+    page = explorer_app.make_app(loaded, index, encoder, top_k=top_k, loopback=loopback, call=command_line())
 
     def ready() -> None:
         address = f"[{host}]" if ":" in host else host

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from tl_latentlens.bank.bank import Bank
 from tl_latentlens.errors import InvalidInputError, LatentLensError
+from tl_latentlens.explorer.head import with_shared_parts
 from tl_latentlens.explorer.image_source import ImageSource
 from tl_latentlens.explorer.layout import EXPORTS, layout, past_links
 from tl_latentlens.explorer.page import Page
@@ -18,6 +19,7 @@ from tl_latentlens.explorer.scene_source import SceneSource
 from tl_latentlens.explorer.upload_source import UploadSource
 from tl_latentlens.explorer.web import dash, flask, serving
 from tl_latentlens.index.contextual import ContextualIndex
+from tl_latentlens.index.page_head import index_call
 from tl_latentlens.vision.scenes.connector import SceneModel
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -32,6 +34,7 @@ def make_app(
     processor: Any = None,
     top_k: int = 10,
     loopback: bool = True,
+    call: str = "",
 ) -> Any:
     """The page as a Dash app: `app.run()` serves it, and in a notebook shows it in the cell.
 
@@ -46,6 +49,7 @@ def make_app(
         top_k: Number of neighbors, and of tokens of the other lenses, of each token.
         loopback: Answer only where the page is opened at this machine's own address, and let it name vector files of this
             machine. Give False where others reach it.
+        call: The command that made the page, for its head; empty: the call of this function.
 
     Raises:
         ModelMismatchError: The model is not the bank's.
@@ -65,7 +69,10 @@ def make_app(
         on_error=_show_error,
         add_log_handler=False,
     )
-    app.layout = partial(layout, page.reader, page.reader.transform)
+    app.index_string = with_shared_parts(app.index_string)
+    app.layout = partial(
+        layout, page.reader, page.reader.transform, page.examples, call or f"make_app(model, {index_call(index)})"
+    )
     _connect(app, page)
     _guard(app, loopback)
     return app

@@ -48,7 +48,7 @@ def _grid(grid: LensGrid, lens: str, hook_names: Sequence[str]) -> dict[str, Any
         for i, label in zip(shown, labels, strict=True)
     ]
     columns = [{"pos": pos, "token": token} for pos, token in zip(grid.positions, grid.tokens, strict=True)]
-    return {"columns": columns, "rows": rows[::-1], "kind": kind, "low": low, "high": high, "unit": unit}
+    return {"columns": columns, "rows": rows[::-1], "kind": kind, "low": low, "high": high, "unit": unit, "lens": _KEYS[lens]}
 
 
 def _first(grid: LensGrid, lens: str) -> tuple[np.ndarray, list[list[tuple[str, str, str]]]]:

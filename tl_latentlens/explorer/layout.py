@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+from tl_latentlens.explorer.examples import Example
+from tl_latentlens.explorer.head import explore_head
 from tl_latentlens.explorer.image_source import ImageSource
 from tl_latentlens.explorer.reader import Reader
 from tl_latentlens.explorer.scene_source import SceneSource
 from tl_latentlens.explorer.web import dcc, html
 from tl_latentlens.index.transforms import TRANSFORMS
 from tl_latentlens.views.lens_names import LENSES
+from tl_latentlens.views.page_head import PageHead
 from tl_latentlens.views.text import hook_headings
 
 EXPORTS = ("csv", "json", "html")
@@ -17,25 +20,26 @@ _INTRODUCTION = (
     "Type a prompt: each token is read at each layer by its nearest contexts in the bank. ",
     "Or decode a direction: a feature of the SAE, or a vector file.",
 )
+_ONE_EXAMPLE = "Or begin with a sentence of this bank:"
 _UPLOAD_HINT = "Or give an image, dropped on the page or pasted: each patch of it is read so, with the prompt around it. "
 _SCENE_HINT = "Or look at a scene: the model sees colored shapes, and each patch is read so. "
 
 
-def layout(reader: Reader, transform: str) -> Any:
-    """The page before anything is read."""
+def layout(reader: Reader, transform: str, examples: Sequence[Example], call: str) -> Any:
+    """The page before anything is read, with prompts to begin with, and the call that made it."""
     stores = [dcc.Store(id=name) for name in ("reading", "cell", "grid-data", "picture")]
     return html.Div(
         [
             *stores,
             dcc.Store(id="history", storage_type="session"),
             dcc.Download(id="download"),
-            html.Header([html.H1("tl-latentlens explore"), html.P(_about(reader, transform))]),
+            _header(explore_head(reader.index(transform), call)),
             _prompt_form(reader.images),
             _controls(reader, transform),
             html.P(id="message", className="message", role="alert"),
             html.Main(
                 [
-                    _view(reader.images),
+                    _view(reader.images, examples),
                     html.Aside(id="panel", className="panel"),
                     html.Div([html.H3("read before"), html.Ol(id="past")], className="past"),
                 ]
@@ -45,11 +49,13 @@ def layout(reader: Reader, transform: str) -> Any:
     )
 
 
-def _about(reader: Reader, transform: str) -> str:
-    """Model, rows and hook names in one line."""
-    index, (_, kind) = reader.index(transform), hook_headings(list(reader.hook_names))
-    info, hook_names = index.model_info, kind or f"{len(reader.hook_names)} hook names"
-    return f"{info.name}, {info.n_layers} layers · {index.n_rows:,} contextual tokens · {hook_names}"
+def _header(head: PageHead) -> Any:
+    """The head as all pages have it, as Dash components."""
+    facts = [html.Span([html.Small(name), f" {text}"]) for name, text in head.facts()]
+    made_by = [html.P(["Made by ", html.Code(head.call)])] if head.call else []
+    about = html.Details([html.Summary("How to read this page"), *map(html.P, head.notes), *made_by], className="about")
+    parts = [html.H1(head.title), html.P(head.lead, className="lead"), html.P(facts, className="facts"), about]
+    return html.Header(parts, className="head")
 
 
 def _prompt_form(images: ImageSource | None) -> Any:
@@ -80,12 +86,12 @@ def _controls(reader: Reader, transform: str) -> Any:
     )
 
 
-def _view(images: ImageSource | None) -> Any:
+def _view(images: ImageSource | None, examples: Sequence[Example]) -> Any:
     """The place of the grid, and the buttons that save what it shows."""
     exports = [html.Button(kind.upper(), id=f"save-{kind}", type="button") for kind in EXPORTS]
     return html.Div(
         [
-            html.Div(_introduction(images), id="title", className="title"),
+            html.Div(_introduction(images, examples), id="title", className="title"),
             html.Div(id="grid", className="grid"),
             html.Div(id="ends", className="ends"),
             html.Div(exports, className="save"),
@@ -94,9 +100,20 @@ def _view(images: ImageSource | None) -> Any:
     )
 
 
-def _introduction(images: ImageSource | None) -> str:
+def _introduction(images: ImageSource | None, examples: Sequence[Example]) -> list[Any]:
+    """What can be done, and prompts to begin with."""
     image_hint = "" if images is None else _SCENE_HINT if isinstance(images, SceneSource) else _UPLOAD_HINT
-    return image_hint.join(_INTRODUCTION)
+    parts: list[Any] = [html.P(image_hint.join(_INTRODUCTION))]
+    if examples:
+        parts += [
+            html.P(f"Or begin with «{examples[0].word}» in two sentences of this bank:" if len(examples) > 1 else _ONE_EXAMPLE)
+        ]
+        links = [
+            html.Button([one.before, html.Mark(one.word), one.after], id={"link": "example", "to": i}, className="example")
+            for i, one in enumerate(examples)
+        ]
+        parts.append(html.Div(links, className="examples"))
+    return parts
 
 
 def _image_controls(images: ImageSource | None) -> list[Any]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tl_latentlens.errors import InvalidInputError, LatentLensError
+from tl_latentlens.explorer.examples import Example, find_examples
 from tl_latentlens.explorer.grid import image_grid, prompt_grid
 from tl_latentlens.explorer.layout import EXPORTS
 from tl_latentlens.explorer.parts import cell_parts, direction_notes, ends, feature_chips, heading, patch_heading
@@ -27,13 +28,24 @@ class Page:
         """With `files`, vector files of this machine can be named."""
         self.reader = reader
         self.files = files
+        self.examples = find_examples(reader.index(reader.transform))
 
     def open_prompt(self, _: Any, text: str | None, transform: str, layers: Sequence[str]) -> tuple[Any, ...]:
         """Read a prompt, its last token at the middle layer first."""
         result = self.reader.prompt(text or "", transform).result
+        return {"prompt": text}, self._middle_cell(int(result.positions[-1, 1]), layers), text, ""
+
+    def open_example(self, example: Example, transform: str, layers: Sequence[str]) -> tuple[Any, ...]:
+        """Read an example, its word at the middle layer first."""
+        result = self.reader.prompt(example.text, transform).result
+        tokens, positions = (result.tokens or [[]])[0], result.positions[:, 1].tolist()
+        of_word = [pos for pos in positions if tokens[pos].strip() == example.word]
+        pos = min(of_word or positions, key=lambda pos: abs(len("".join(tokens[positions[0] : pos])) - len(example.before)))
+        return {"prompt": example.text}, self._middle_cell(pos, layers), example.text, ""
+
+    def _middle_cell(self, pos: int, layers: Sequence[str]) -> dict[str, Any]:
         hook_names = self._chosen(layers)
-        cell = {"hook": hook_names[len(hook_names) // 2], "pos": int(result.positions[-1, 1])}
-        return {"prompt": text}, cell, text, ""
+        return {"hook": hook_names[len(hook_names) // 2], "pos": pos}
 
     def read(
         self, clicks: Any, text: str | None, transform: str, layers: Sequence[str], now: dict[str, Any] | None
@@ -101,9 +113,11 @@ class Page:
         return self.open_link(clicked["link"], clicked["to"], history, transform, layers)
 
     def open_link(self, link: str, to: int, history: list[Any], transform: str, layers: Sequence[str]) -> tuple[Any, ...]:
-        """Open a feature by its number, the text of a row, or a place in the history."""
+        """Open a feature by its number, an example, the text of a row, or a place in the history."""
         if link == "feature":
             return self._open({"feature": to}, transform, layers)
+        if link == "example":
+            return self.open_example(self.examples[to], transform, layers)
         if link == "text":
             return self.open_prompt(None, self.reader.index(transform).row(to).prompt_text, transform, layers)
         past = history[to]

@@ -189,7 +189,7 @@ class ContextualIndex(ReopenedIndex):
         vars(index).update(vars(self))
         index.transform = self.direction_transform
         index._searches = {name: search.with_transform(index.transform) for name, search in self._searches.items()}
-        index._known_tokens, index._token_uses, index._words_around = {}, {}, {}
+        index._known_tokens, index._token_uses, index._words_around, index._word_searches = {}, {}, {}, {}
         index._remember({**self._settings, "transform": index.transform})
         return index
 

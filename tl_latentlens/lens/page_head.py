@@ -60,7 +60,7 @@ def reading_head(
     settings |= {"embedding_lens": True} if "embedding_lens" in grids[0].lenses else {}
     arguments = "".join(f", {name}={value}" for name, value in settings.items())
     positions = ', positions="image"' if image else ""
-    notes = [_LENS_NOTES[lens] for lens in grids[0].lenses] + [_KNOWN_NOTE] * is_calibrated
+    notes = reading_notes(grids[0].lenses, is_calibrated=is_calibrated)
     what = "each patch of the image" if image else "each token"
     shown = "nearest other word" if "words" in grids[0].lenses and not image else "word of the bank whose activation is nearest"
     return index_head(
@@ -70,3 +70,8 @@ def reading_head(
         call=call or f"latentlens_hooks({index_call(first.index)}{arguments}{positions})",
         notes=notes,
     )
+
+
+def reading_notes(lenses: Sequence[str], *, is_calibrated: bool) -> list[str]:
+    """What each lens reads, and what `known` says where it was computed."""
+    return [_LENS_NOTES[lens] for lens in lenses] + [_KNOWN_NOTE] * is_calibrated

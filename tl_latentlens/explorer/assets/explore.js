@@ -14,7 +14,7 @@
   const legend = (grid) => {
     const line = element("p", "", { class: "legend" });
     line.append(
-      element("span", `${grid.unit} ${grid.low.toFixed(2)}`), element("i", "", { class: "ramp" }),
+      element("span", `${grid.unit} ${grid.low.toFixed(2)}`), element("i", ""),
       element("span", grid.high.toFixed(2)), element("span", grid.kind, { class: "kind" }),
     );
     return line;
@@ -57,11 +57,13 @@
       const scrolled = place.querySelector(".scroll")?.scrollLeft || 0;
       place.replaceChildren();
       drawn = grid;
+      document.documentElement.dataset.lens = grid?.lens || "";
       image = grid?.image ? window.explore.drawImage(grid, place, cell) : null;
       if (grid && !image) {
         const scroll = element("div", "", { class: "scroll" });
         scroll.append(table(grid));
         place.append(scroll, legend(grid));
+        watchEdges(scroll);
         scroll.scrollLeft = scrolled;
       }
     }

@@ -157,6 +157,7 @@
     stage.classList.toggle("bare", kept.bare);
     zoom.value = kept.zoom;
     place.append(controls, frame, legend(grid));
+    watchEdges(frame);
     zoomed();
     const known = cell && at.has(cell.pos);
     if (!known || !layers.some((one) => one.hook === cell.hook)) choose(known ? at.get(cell.pos) : middle());
