@@ -310,10 +310,10 @@ class ContextualIndex(ReopenedIndex):
         """The words that stand around the uses nearest to each activation and not around other uses of the same word.
 
         The uses are up to 200 rows of the activation's hook name that end its word or an inflection of it, of one prompt each,
-        evenly spaced over the bank. The nearest fifth of them, five at least, are compared with all. Near is as in `known`. A
-        word stands around a use where it ends within eight tokens of it. It is listed where it stands around more of the
-        nearest uses than a draw of as many would have (Fisher's exact test), at a level at which one activation in twenty lists
-        any word where its nearest uses are drawn at random (Tarone 1990).
+        evenly spaced over the bank, in the order of how near they are. Near is as in `known`. A word stands around a use where
+        it ends within eight tokens of it. It is listed where the uses that it stands around, two at least and at most half, are
+        nearer than as many drawn at random (rank-sum test of Wilcoxon), at a level at which one activation in twenty lists any
+        word where its uses stand in a random order (Tarone 1990).
 
         Args:
             vectors: Activations of `query_hook_name`, [n, d].

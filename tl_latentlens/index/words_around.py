@@ -1,4 +1,4 @@
-"""The words that stand around the uses of a token that are nearest to an activation, and not around its other uses."""
+"""The words that stand around the uses of a word that are nearest to an activation, and not around its other uses."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,11 @@ from tl_latentlens.index.context_words import ContextWords
 from tl_latentlens.index.hook_name_search import HookNameSearch
 from tl_latentlens.index.rows import BankRows
 from tl_latentlens.index.word_table import WordTable
-from tl_latentlens.statistics.enrichment import enrichment_p, tarone_levels
+from tl_latentlens.statistics.enrichment import least_rank_sum_p, rank_sum_p, tarone_levels
 
 _MAX_USES = 200  # uses of a word that are compared, evenly spaced over the bank
 _MIN_USES = 15  # Fewer say nothing.
-_NEAREST_SHARE = 5  # One use in so many is near, five at least.
-_LEVEL = 0.05  # How often any word stands around an activation whose nearest uses were drawn at random.
+_LEVEL = 0.05  # How often any word stands around an activation whose uses stand in a random order.
 _MAX_NUMBERS = 2**22  # numbers of the vectors that are compared at once
 
 
@@ -68,18 +67,20 @@ class WordsAround:
         )
         group_uses = csr_array((np.ones(len(uses), np.int64), (use_group, np.arange(len(uses)))), shape=(len(stems), len(uses)))
         all_counts = (group_uses @ is_near).tocoo()
-        n_near = np.maximum(_MIN_USES // 3, n_uses // _NEAREST_SHARE)
-        most = np.minimum(all_counts.data, n_near[all_counts.row])
-        least_p = enrichment_p(most, n_near[all_counts.row], all_counts.data, n_uses[all_counts.row])
-        levels = tarone_levels(least_p, all_counts.row, len(stems), _LEVEL)
-        nearest = self._nearest(vectors, group, uses, use_group, n_uses, n_near)
-        counts = (nearest @ is_near).tocoo()
-        of, n_all = group[counts.row], all_counts.tocsr()[group[counts.row], counts.col]
-        p = enrichment_p(counts.data, n_near[of], np.asarray(n_all).ravel(), n_uses[of])
-        holds = np.flatnonzero(p <= levels[of])
-        holds = holds[np.lexsort((counts.col[holds], -counts.data[holds], p[holds], counts.row[holds]))]
-        names = self._contexts.words_of(counts.col[holds])
-        for query, word in zip(counts.row[holds].tolist(), names, strict=True):
+        is_rare = 2 * all_counts.data <= n_uses[all_counts.row]
+        n_with = csr_array((all_counts.data * is_rare, (all_counts.row, all_counts.col)), shape=all_counts.shape)
+        tested = np.flatnonzero(is_rare & (all_counts.data > 1))
+        families, n_of = all_counts.row[tested], all_counts.data[tested]
+        levels = tarone_levels(least_rank_sum_p(n_of, n_uses[families]), families, len(stems), _LEVEL)
+        sums = (self._ranks(vectors, group, uses, n_uses) @ is_near).tocoo()
+        n_with_word = np.asarray(n_with[group[sums.row], sums.col]).ravel()
+        may_hold = np.flatnonzero(n_with_word > 1)
+        cells, words, n_of = sums.row[may_hold], sums.col[may_hold], n_with_word[may_hold]
+        p = rank_sum_p(sums.data[may_hold], n_of, n_uses[group[cells]])
+        holds = np.flatnonzero(p <= levels[group[cells]])
+        holds = holds[np.lexsort((words[holds], p[holds], cells[holds]))]
+        names = self._contexts.words_of(words[holds])
+        for query, word in zip(cells[holds].tolist(), names, strict=True):
             if len(found[query]) < top_k:
                 found[query].append(word)
         return found
@@ -93,24 +94,21 @@ class WordsAround:
         number = np.arange(len(group)) - np.repeat(np.cumsum(n_taken) - n_taken, n_taken)  # counted from 0 for each stem
         return self._rows[first[group] + number * n_rows[group] // n_taken[group]], group
 
-    def _nearest(
+    def _ranks(
         self,
         vectors: Float[Tensor, "n d"],
         group: Int[np.ndarray, " n"],
         uses: Int[np.ndarray, " uses"],
-        use_group: Int[np.ndarray, " uses"],
         n_uses: Int[np.ndarray, " stems"],
-        n_near: Int[np.ndarray, " stems"],
     ) -> csr_array:
-        """1 where a use is among the nearest of its word to an activation, [n, uses]."""
+        """The rank of each use of its word among them, the nearest to an activation first, from 1, [n, uses]."""
         queries = np.repeat(np.arange(len(group)), n_uses[group])
         first_use = np.cumsum(n_uses) - n_uses
         number = np.arange(len(queries)) - np.repeat(np.cumsum(n_uses[group]) - n_uses[group], n_uses[group])
         pairs = first_use[group[queries]] + number
-        has_uses = np.flatnonzero(n_uses[group] > 0)
-        device = self._search.null_sample.units.device
+        device = self._search.device
         units = torch.zeros(vectors.shape, dtype=torch.float64, device=device)
-        at = torch.from_numpy(has_uses)
+        at = torch.from_numpy(np.flatnonzero(n_uses[group] > 0))
         units[at.to(device)] = self._search.centered_activations(vectors[at.to(vectors.device)])
         rows = self._search.centered_rows(torch.from_numpy(uses).to(device))
         similarities = np.empty(len(queries))
@@ -118,9 +116,8 @@ class WordsAround:
             span = slice(start, start + step)
             query_ids, use_ids = (torch.from_numpy(ids[span]).to(device) for ids in (queries, pairs))
             similarities[span] = (units[query_ids] * rows[use_ids]).sum(-1).cpu().numpy()
-        order = np.lexsort((uses[pairs], -similarities, queries))
-        is_nearest = np.empty(len(queries), bool)
-        is_nearest[order] = number < n_near[group[queries]]  # Each query's pairs stand together in both orders.
-        chosen = np.flatnonzero(is_nearest)
-        ones = np.ones(len(chosen), np.int64)
-        return csr_array((ones, (queries[chosen], pairs[chosen])), shape=(len(group), len(uses)))
+        ranks = np.empty(len(queries), np.int64)
+        ranks[np.lexsort((uses[pairs], -similarities, queries))] = (
+            number + 1
+        )  # Each query's pairs stand together in both orders.
+        return csr_array((ranks, (queries, pairs)), shape=(len(group), len(uses)))
