@@ -53,9 +53,9 @@ def by_hand(index: tll.ContextualIndex, vector: torch.Tensor, word: str) -> set[
         window = "".join(tokens[max(1, position - 8) : position + 9])
         before = "".join(tokens[1 : max(1, position - 8)])
         after = "".join(tokens[position + 9 :])
+        window = re.sub(r"^\w+", "", window) if re.search(r"\w$", before) else window
+        window = re.sub(r"\w+$", "", window) if re.match(r"\w", after) else window
         words = re.findall(r"[a-z]{3,}", window.lower())
-        words = words[1:] if re.search(r"\w$", before) and re.match(r"\w", window) and len(words) else words
-        words = words[:-1] if re.match(r"\w", after) and re.search(r"\w$", window) else words
         near.append(set(STEMMER.stemWords(words)) - {STEMMER.stemWord(word)})
     counts = {stem: n for stem, n in Counter(stem for stems in near for stem in stems).items() if 2 <= n <= len(rows) / 2}
     p_of, least = {}, {}
