@@ -232,6 +232,23 @@ def test_decode_as_data(run, bank: tll.Bank, any_model) -> None:
         pd.testing.assert_frame_equal(read, expected.fillna(empty), check_dtype=False, rtol=1e-4, atol=1e-6)
 
 
+def test_decode_shows_a_strip(run, bank: tll.Bank, any_model) -> None:
+    command = ("decode", str(bank.path), "The river bank", "A bank, a bank", "--strip", "bank")
+    code, out, _ = run(*command)
+    hooks = tll.latentlens_hooks(tll.ContextualIndex(bank))
+    any_model.run_with_hooks(["The river bank", "A bank, a bank"], fwd_hooks=hooks)
+    strips = [hooks.result.word_strip(pos, batch) for batch, pos in ((0, 3), (1, 2), (1, 5))]
+    assert code == 0
+    assert all(strip.strip.summary() in out for strip in strips)
+    assert "nearest uses" not in out
+    frame = csv_of(run, *command)
+    assert list(zip(frame["batch"], frame["pos"], strict=True))[:: len(hooks.result.hook_names)] == [(0, 3), (1, 2), (1, 5)]
+    assert frame["words"].fillna("").tolist() == [words for strip in strips for words in strip.to_dataframe()["words"]]
+    code, _, error = run(*command, "--words", "0")
+    assert code == 1
+    assert "leave --words out" in error
+
+
 def test_decode_says_of_which_hook_names_nothing_is_known(run, bank: tll.Bank) -> None:
     command = ("decode", str(bank.path), "The river bank", "-n", "blocks.2.hook_mlp_out", "-n", "2")
     code, out, error = run(*command)

@@ -25,6 +25,10 @@ def decode(
     data: DataOptions,
     hook_name: HookOption = None,
     word: Annotated[str | None, typer.Option(help="read only the tokens that end this word, in any case; default: all")] = None,
+    strip: Annotated[
+        str | None,
+        typer.Option(help="show only the other words of this word over the layers, in a line for each run that reads alike"),
+    ] = None,
     top_k: Annotated[int, typer.Option(help="neighbors for each token and hook name")] = 3,
     words: Annotated[int, typer.Option(help="nearest other words, which say what a token means; 0: none")] = 8,
     repeat: Annotated[
@@ -50,6 +54,8 @@ def decode(
     Example: `tl-latentlens decode demo.h5 "We fished and sat on the grassy bank" --word bank`
     """
     require_folders(html)
+    if strip is not None and not words:
+        raise InvalidInputError("got --strip with --words 0; a strip shows other words: leave --words out")
     heads = [name for name in hook_name or [] if is_head_name(name) and head_result_layer(name) is None]
     index = tll.ContextualIndex(bank, heads or None, model.device, transform=transform, allow_mismatch=allow_mismatch)
     loaded = model.load_for(index.banks[0])
@@ -60,11 +66,15 @@ def decode(
     _require_tokens(result)
     if calibrate:
         _note_what_is_not_calibrated(result)
+    word = word if strip is None else strip
     positions = positions_of(result, word)
     for i in sorted({batch for batch, _ in result.positions.tolist()} - {batch for batch, _ in positions}):
         note(f"text {i} does not have the word {word!r}", "note")
+    strips = [] if strip is None else [result.word_strip(pos, batch) for batch, pos in positions]
     if data.as_json is not None:
-        print_table(data.as_json, readings_at(result, positions))
+        print_table(data.as_json, pd.concat([s.to_dataframe() for s in strips]) if strips else readings_at(result, positions))
+    elif strips:
+        console.print(*(one.to_rich(width=console.width) for one in strips))
     elif html is None:
         console.print(result.to_rich(top_k, positions, width=console.width))
     if html is not None:

@@ -58,3 +58,14 @@ def _selected_positions(positions: Any, shape: tuple[int, int]) -> Bool[np.ndarr
     except IndexError as error:
         raise InvalidInputError(f"positions={positions!r} is outside the run's {shape[1]} positions") from error
     return selected
+
+
+def why_not_decoded(decoded: Bool[np.ndarray, "batch pos"], pos: int, batch: int) -> str:
+    """What is wrong with a position that was not decoded, and which were."""
+    n_texts, n_positions = decoded.shape
+    got = f"batch {batch}, position {pos} was not decoded"
+    if not (0 <= batch < n_texts and 0 <= pos < n_positions):
+        return f"{got}: the run had {n_texts} texts of {n_positions} positions"
+    of_text = np.flatnonzero(decoded[batch]).tolist()
+    span = f"{of_text[0]} to {of_text[-1]}, {len(of_text)} of them" if of_text else "none"
+    return f"{got}; decoded of this text: {span} (special tokens and padding only where `positions` names them)"

@@ -17,6 +17,8 @@ from tl_latentlens.index.word_search import WordSearchResult
 from tl_latentlens.lens.cell import Cell, table_of_cells, token_in_text
 from tl_latentlens.lens.grid import text_grid
 from tl_latentlens.lens.page_head import reading_head
+from tl_latentlens.lens.positions import why_not_decoded
+from tl_latentlens.lens.word_strip import WordStrip, position_of, word_strip
 from tl_latentlens.model.layers import is_layer_choice, one_hook_name
 from tl_latentlens.views.data import LensCell, TokenHeading, TokenReading
 from tl_latentlens.views.files import output_path
@@ -24,6 +26,7 @@ from tl_latentlens.views.grids import LensGrid
 from tl_latentlens.views.heatmap import heatmap, heatmaps
 from tl_latentlens.views.notebook import NOTEBOOK_NEIGHBORS, lens_html
 from tl_latentlens.views.page import lens_page
+from tl_latentlens.views.strip import STRIP_WORDS
 from tl_latentlens.views.terminal.layout import plain_text
 from tl_latentlens.views.terminal.lens import lens_tables
 from tl_latentlens.views.text import visible
@@ -90,17 +93,8 @@ class LensResult:
         pos = pos + self.decoded.shape[1] if pos < 0 else pos
         cell_ids = np.flatnonzero((self.positions == (batch, pos)).all(-1))
         if not len(cell_ids):
-            raise InvalidInputError(self._why_not_decoded(pos, batch))
+            raise InvalidInputError(why_not_decoded(self.decoded, pos, batch))
         return int(cell_ids[0])
-
-    def _why_not_decoded(self, pos: int, batch: int) -> str:
-        n_texts, n_positions = self.decoded.shape
-        got = f"batch {batch}, position {pos} was not decoded"
-        if not (0 <= batch < n_texts and 0 <= pos < n_positions):
-            return f"{got}: the run had {n_texts} texts of {n_positions} positions"
-        of_text = np.flatnonzero(self.decoded[batch]).tolist()
-        span = f"{of_text[0]} to {of_text[-1]}, {len(of_text)} of them" if of_text else "none"
-        return f"{got}; decoded of this text: {span} (special tokens and padding only where `positions` names them)"
 
     @property
     def text_tokens(self) -> list[list[str]]:
@@ -248,6 +242,25 @@ class LensResult:
         around = self.around[hook_name][i] if hook_name in self.around else None
         figures = found.known_of(i), found.use_chance_of(i)
         return LensCell(hook_name, batch, pos, token, neighbors, lenses, *figures, words, around)
+
+    def word_strip(self, position_or_word: int | str, batch: int = 0, *, n_words: int = STRIP_WORDS) -> WordStrip:
+        """The nearest other words of one token over all layers: where its meaning emerges.
+
+        Layers that share at least half of their words stand in one line.
+
+        Args:
+            position_or_word: A position, negative to count from the end; or a word of the text, in any case, whose last
+                occurrence is meant, at the token that ends it.
+            batch: Which text.
+            n_words: How many words count, and are shown.
+
+        Raises:
+            InvalidInputError: Other words were not read, the text has no such word, or the position was not decoded.
+        """
+        i = self.place(position_of(position_or_word, self.text_tokens, batch), batch)
+        found, (batch, pos) = {name: self.found[name] for name in self.hook_names}, self.positions[i].tolist()
+        word = position_or_word if isinstance(position_or_word, str) else None
+        return word_strip(found, self.words, i, (batch, pos), self.token_heading(batch, pos), word, n_words)
 
     def token_heading(self, batch: int, pos: int) -> TokenHeading:
         """The place of a token and the text around it, as views draw them."""

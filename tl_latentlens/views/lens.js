@@ -107,3 +107,19 @@ function readings(text, layer, at) {
   }
   return parts;
 }
+
+// The other words of a token over all layers: a line for each run of layers that read alike; a click chooses its last layer.
+function strip(text, layer, at, choose) {
+  const part = make("section", undefined, "strip"), list = make("ol");
+  part.append(make("h3", `«${text.tokens[at].trim()}» over the layers`), list, make("small", data.strip));
+  for (const [first, last, words] of [...text.strips[at]].reverse()) {
+    const line = make("li"), button = make("button", first === last ? data.headings[first] : `${data.headings[first]}–${data.headings[last]}`);
+    button.addEventListener("click", () => choose(last));
+    if (first <= layer && layer <= last) line.setAttribute("aria-current", "true");
+    const layers = Array.from({ length: last - first + 1 }, (_, i) => first + i);
+    const isDim = !words.length || layers.every(one => isUnknown(text, one, at));
+    line.append(button, make("span", words.map(i => data.strings[i]).join(", ") || "·", isDim ? "none" : ""));
+    list.append(line);
+  }
+  return part;
+}

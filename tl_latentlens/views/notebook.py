@@ -15,6 +15,7 @@ from tl_latentlens.views.jumps import JUMP_SENTENCE, is_jump
 from tl_latentlens.views.known import format_share, is_unknown
 from tl_latentlens.views.legend import legend_of
 from tl_latentlens.views.lens_names import LENSES, NO_WORD
+from tl_latentlens.views.strip import STRIP_NOTE, Strip
 from tl_latentlens.views.text import also_at, hook_headings, printable, short_hook_name, visible
 
 NOTEBOOK_NEIGHBORS = 3  # Neighbors of a cell or a line.
@@ -52,6 +53,18 @@ def _legend(lines: Sequence[dict[str, str]]) -> str:
     """What the columns of the table of cells show."""
     columns = dict.fromkeys(heading for line in lines for heading in line)
     return "; ".join(f"{name}: {text}" for name, text in legend_of(columns).items())
+
+
+def strip_html(strip: Strip) -> str:
+    """The other words of one token over all layers: a line for each run of layers that read alike."""
+    heading = "layers" if hook_headings(strip.hook_names)[1] else "hooks"
+    lines = [
+        {heading: _text(strip.label(line)), LENSES["words"].label: _words(line.words, is_faint=strip.is_faint(line))}
+        for line in strip.lines
+    ]
+    context = strip.heading.context
+    place = _text(strip.heading.label) if context is None else _marked(context.clipped(_CONTEXT_WIDTH))
+    return f"<b>{_text(strip.summary())}</b><div>{place}</div>{_table(list(lines[0]), lines)}{_note(STRIP_NOTE)}"
 
 
 def followed_html(grids: Sequence[FollowedGrid], n_texts: int) -> str:

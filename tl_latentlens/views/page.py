@@ -13,6 +13,7 @@ from tl_latentlens.views.jumps import JUMP_SENTENCE, is_jump
 from tl_latentlens.views.known import KNOWN_LEVEL
 from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.page_head import PageHead
+from tl_latentlens.views.strip import STRIP_NOTE, strip_lines
 from tl_latentlens.views.template import render_template
 from tl_latentlens.views.text import also_at, hook_headings, short_hook_name, visible
 
@@ -42,6 +43,7 @@ def grid_data(grids: Sequence[LensGrid]) -> dict[str, Any]:
         "hooks": list(map(short_hook_name, first.found_hook_names)),
         "unknown": KNOWN_LEVEL,
         "jump": JUMP_SENTENCE,
+        "strip": STRIP_NOTE,
         "lenses": [_lens_scale(grids, lens) for lens in first.lenses],
         "contexts": [[c.before, c.token, c.after, c.lead, c.tail] for c in contexts.values()],
         "strings": list(string_ids),
@@ -59,6 +61,7 @@ def _text_data(grid: LensGrid, context_ids: dict[int, int], string_ids: dict[str
         "jumps": _jump_ranks(grid),
         "known": _cell_numbers(grid.known),
         "use": _cell_numbers(grid.use_chances),
+        "strips": _strips(grid.word_lists("words"), string_ids),
         **{lens: _word_numbers(grid.word_lists(lens), string_ids) for lens in ("words", "around") if lens in grid.lenses},
         **{
             lens: [_token_numbers(readings.get(name), string_ids) for name in grid.hook_names]
@@ -88,6 +91,12 @@ def _other_places(grid: LensGrid, string_ids: dict[str, int]) -> list[list[list[
 def _jump_ranks(grid: LensGrid) -> list[list[list[int]]]:
     """[hook name][pos] → the ranks, from 0, after which the neighbors are much further."""
     return [[np.flatnonzero(ranks).tolist() for ranks in line] for line in is_jump(grid.similarities)]
+
+
+def _strips(lists: list[list[list[str]]], string_ids: dict[str, int]) -> list[list[list[Any]]]:
+    """[pos] → of each run of layers that read alike the first, the last, and the strings of its words; none without words."""
+    strips = [strip_lines(of_layers) for of_layers in zip(*lists, strict=True)]
+    return [[[line.first, line.last, *_word_numbers([[line.words]], string_ids)[0]] for line in lines] for lines in strips]
 
 
 def _word_numbers(lists: list[list[list[str]]], string_ids: dict[str, int]) -> list[list[list[int]]]:
