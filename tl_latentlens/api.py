@@ -41,6 +41,7 @@ from tl_latentlens.lens.hook import LatentLensHook
 from tl_latentlens.lens.lens_hooks import latentlens_hooks
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
 from tl_latentlens.lens.result import LensResult
+from tl_latentlens.lens.word_strip import WordStrip
 from tl_latentlens.model.image_tokens import image_positions
 from tl_latentlens.model.loading import load_demo_model, load_model
 from tl_latentlens.model.repeated import RepeatedTexts, repeated
@@ -92,6 +93,7 @@ __all__ = [
     "UnknownHookError",
     "VectorSearch",
     "WordSearchResult",
+    "WordStrip",
     "bank_hooks",
     "block_attention",
     "build_bank",

@@ -48,7 +48,13 @@ def test_the_page_shows_what_the_bank_does_not_know(calibrated: tll.LensResult, 
     path = calibrated.to_html(tmp_path / "page.html")
     dom = dumped_dom(browser, path, tmp_path / "profile")
     faint = ["faint" in cell for cell in re.findall(r"<td([^>]*)>", dom)]
-    assert re.findall(r"<button[^>]*data-key[^>]*>([^<]*)", dom) == ["other words", "uses", "around", "logit lens", "embedding lens"]
+    assert re.findall(r"<button[^>]*data-key[^>]*>([^<]*)", dom) == [
+        "other words",
+        "uses",
+        "around",
+        "logit lens",
+        "embedding lens",
+    ]
     known = [[cell.known for cell in line] for line in lens_cells(calibrated)]
     assert faint == [share <= 0.05 for line in reversed(known) for share in line]
     assert 0 < sum(faint) < len(faint)

@@ -38,11 +38,14 @@ def decode(
         str, typer.Option(help="`raw`, `center`, `standardize`, `remove_top`, `csls` or `center_writing`; see the docs")
     ] = "auto",
     calibrate: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--calibrate/--no-calibrate", help="show whether the bank knows each token, and dim what it does not know"
+            "--calibrate/--no-calibrate",
+            help="also give, as data, how likely a random activation comes as near to each neighbor; or not even say, as by "
+            "default, whether the bank knows each token",
+            show_default=False,
         ),
-    ] = True,
+    ] = None,
     allow_mismatch: Annotated[bool, typer.Option(help="read on, with a warning, where the bank is of another model")] = False,
     html: Annotated[
         Path | None,
@@ -61,10 +64,11 @@ def decode(
     loaded = model.load_for(index.banks[0])
     index.check_model(loaded)  # before anything else
     _note_differences(loaded, index, text, repeat)
-    settings: dict[str, Any] = {"hook_names": hook_name, "top_k": top_k, "calibrate": calibrate, "words": words}
+    settings: dict[str, Any] = {"hook_names": hook_name, "top_k": top_k, "words": words}
+    settings |= {} if calibrate is None else {"calibrate": calibrate}
     result = _read_repeated(loaded, index, text, settings) if repeat else _read(loaded, index, text, settings)
     _require_tokens(result)
-    if calibrate:
+    if calibrate is not False:
         _note_what_is_not_calibrated(result)
     word = word if strip is None else strip
     positions = positions_of(result, word)
