@@ -89,17 +89,34 @@ def readings(model: Any, index: tll.ContextualIndex, tokens: torch.Tensor, repea
     cache = model.run_with_cache(tokens, names_filter=list(index.hook_names))[1]
     vectors = torch.stack([cache[name][decoded] for name in index.hook_names])
     for name, part in zip(index.hook_names, vectors, strict=True):
-        found, read = index.search(part, TOP_K, query_hook_name=name), result.found[name]
+        found, read = index.search(part, TOP_K, query_hook_name=name, distinct=True), result.found[name]
         if not torch.equal(found.rows, read.rows) or not torch.equal(found.hook_ids, read.hook_ids):
             raise WrongResultError(f"{name}: hooks.result has other neighbors than index.search")
 
-    def after_a_run() -> Any:
-        model.run_with_hooks(tokens, fwd_hooks=hooks)
-        return measured(lambda: hooks.result, memory=False)
+    def after_a_run(**options: Any) -> Callable[[], Any]:
+        some_hooks = tll.latentlens_hooks(index, top_k=TOP_K, **options)
+
+        def timed() -> Any:
+            model.run_with_hooks(tokens, fwd_hooks=some_hooks)
+            return measured(lambda: some_hooks.result, memory=False)
+
+        return timed
+
+    own_tokens = [result.token(*place) for place in result.positions.tolist()]
+
+    def other_words() -> None:
+        for name, part in zip(index.hook_names, vectors, strict=True):
+            index.search_words(part, query_hook_name=name, unlike=own_tokens)
 
     calls: dict[str, Callable[[], Any]] = {
-        "`hooks.result`": after_a_run,
+        "`hooks.result`": after_a_run(),
+        "`words=0, calibrate=False, distinct=False`": after_a_run(words=0, calibrate=False, distinct=False),
+        "`words=0, calibrate=False`": after_a_run(words=0, calibrate=False),
+        "`words=0`": after_a_run(words=0),
+        "`calibrate=False`": after_a_run(calibrate=False),
         "of it, search": lambda: index.search(vectors, TOP_K),
+        "of it, each row once": lambda: index.search(vectors, TOP_K, distinct=True),
+        "of it, other words": other_words,
         "of it, logit lens": lambda: tll.logit_lens(model, vectors, TOP_K),
         "`result.cells()`: the texts": result.cells,
         "`result.to_dataframe()`": result.to_dataframe,
