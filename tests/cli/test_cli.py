@@ -357,6 +357,22 @@ def test_chat_texts(run, tmp_path: Path) -> None:
         bank.unlink()
 
 
+def test_decode_vector_writes_a_page(run, bank: tll.Bank, tmp_path: Path) -> None:
+    """Of both ends, or with a text of the steered runs."""
+    html = tmp_path / "v.html"
+    source = ("decode-vector", str(bank.path), "--sae", "demo", "--feature", "12", "--no-calibrate", "--html", str(html))
+    assert run(*source)[0] == 0
+    page = html.read_text(encoding="utf-8")
+    for part in ("What a direction means", "rows nearest to −v", "tl-latentlens decode-vector", "--feature 12"):
+        assert part in page
+    assert run(*source, "--text", "They walked along the", "-x", "0", "-x", "2")[0] == 0
+    page = html.read_text(encoding="utf-8")
+    for part in ("What a steered run means", "+2 v", "--text &#x27;They walked along the&#x27;"):
+        assert part in page
+    code, _, error = run(*source[:-1], "nowhere/v.html")
+    assert (code, "no folder for nowhere/v.html" in error) == (1, True)
+
+
 @pytest.mark.parametrize(
     "command", ["demo", "build", "info", "verify", "decode", "decode-vector", "label-sae", "find-features", "evaluate"]
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import tl_latentlens as tll
 from tl_latentlens.cli.options import BankArgument, DataOptions, ModelOptions, hook_name_in_bank
-from tl_latentlens.cli.output import console, print_tables
+from tl_latentlens.cli.output import command_line, console, note, print_tables, require_folders
 from tl_latentlens.directions.features.sae import TensorSAE
 from tl_latentlens.directions.features.sae_fit import require_width, warn_of_other_model
 from tl_latentlens.directions.vector_file import read_vector
@@ -60,6 +60,10 @@ def decode_vector(
             "`activation` for an SAE's row, else `vector`"
         ),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="write a page to this file too: both ends of the vector, or with --text what the runs mean"),
+    ] = None,
 ) -> None:
     """Read both ends of a vector by their nearest neighbors in a bank: of a file, of two sets of prompts, or of an SAE.
 
@@ -68,6 +72,7 @@ def decode_vector(
     _require_one_source(
         {"a vector file": [vector], "--positive with --negative": [positive, negative], "--sae with --feature": [sae, feature]}
     )
+    require_folders(html)
     opened = tll.Bank.open(bank)
     hook_name = hook_name_in_bank(hook_name, opened)
     encoder = None if sae is None else tll.load_sae(sae, hook_name=hook_name)
@@ -95,6 +100,9 @@ def decode_vector(
         settings: dict[str, Any] = {"multiples": multiples, "unit": unit, "calibrate": calibrate, "model": loaded}
         steer = tll.SteeringLens(direction, index, hook_name or "", **settings)
         steered = steer.run(loaded, text)
+    if html is not None:
+        (result if steered is None else steered).to_html(html, call=command_line())
+        note(f"wrote {html}")
     length = float(direction.norm())
     if data.as_json is None:
         _print_readings(title, length, result, steered)

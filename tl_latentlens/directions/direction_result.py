@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pandas as pd
 from rich.console import Group
 from rich.text import Text
 
 from tl_latentlens.index.neighbor import Neighbor
+from tl_latentlens.index.page_head import index_call, index_head
 from tl_latentlens.index.search_result import SearchResult
+from tl_latentlens.views.chance import direction_notes
 from tl_latentlens.views.data import DirectionEnd, DirectionLine, DirectionNearness
+from tl_latentlens.views.directions import direction_page
+from tl_latentlens.views.files import output_path
 from tl_latentlens.views.notebook import directions_html
 from tl_latentlens.views.terminal.layout import plain_text
 from tl_latentlens.views.terminal.lens import direction_tables
@@ -66,6 +71,32 @@ class DirectionResult:
             width: In characters; None: the terminal's.
         """
         return direction_tables(self._line(direction), self._random_line, width)
+
+    def to_html(self, path: str | Path, *, call: str = "") -> Path:
+        """Write one page that needs no network: the rows nearest to both ends of each direction, and whether they are near.
+
+        Args:
+            path: The file.
+            call: The command that read the directions, for the page's head; empty: the call of `decode_directions`.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            InvalidInputError: No such folder.
+        """
+        path = output_path(path)
+        index, top_k = self.positive.index, self.positive.rows.shape[-1]
+        head = index_head(
+            index,
+            "What a direction means" if len(self.ids) == 1 else f"What {len(self.ids):,} directions mean",
+            "The tokens of the bank whose activations point most along the vector v, and most against it.",
+            call=call or f"decode_directions(vectors, {index_call(index)}, top_k={top_k}, calibrate={self.scores is not None})",
+            notes=direction_notes(self.transform, has_scores=self.scores is not None),
+        )
+        lines = [self._line(i) for i in range(len(self.ids))]
+        path.write_text(direction_page(lines, self._random_line, head), encoding="utf-8")
+        return path
 
     @property
     def _random_line(self) -> DirectionLine | None:

@@ -30,3 +30,17 @@ def geometry_note(transform: str) -> str:
 def format_chance(chance: float) -> str:
     """A chance in few characters: `3e-04` below the level, `0.25` from there on."""
     return f"{chance:.2f}" if is_chance(chance) else f"{chance:.0e}"
+
+
+def direction_notes(transform: str, *, has_scores: bool) -> list[str]:
+    """What the figures of a page of directions mean."""
+    notes = [
+        f"v is {geometry_note(transform)}. The number before each row is its cosine with the end of the vector, the small one "
+        "behind it its layer."
+    ]
+    if has_scores:
+        notes.append(
+            "p is the share of random directions whose neighbors are at least as near; z is how far these are above random "
+            f"rows, in standard deviations. From p = {CHANCE_LEVEL:g} on chance explains them, and they are faint."
+        )
+    return notes

@@ -3,16 +3,21 @@
 import html
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from rich.console import Group
 
+from tl_latentlens.directions.steering.page_head import steering_head
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.lens.grid import text_grid
 from tl_latentlens.lens.result import LensResult
 from tl_latentlens.views.chance import geometry_note, nearness_sentence
 from tl_latentlens.views.data import DirectionNearness, SteeringCell, SteeringColumn
+from tl_latentlens.views.files import output_path
+from tl_latentlens.views.steering import SteeredText, steering_page
 from tl_latentlens.views.terminal.layout import plain_text
 from tl_latentlens.views.terminal.steering import steering_tables
 from tl_latentlens.views.text import place_name
@@ -65,13 +70,61 @@ class SteeringResult:
         texts = [[self._column(multiple, pos, text, neighbors) for multiple in multiples] for text in batches]
         return steering_tables(texts, hook_names, self._notes(), width)
 
-    def _column(self, multiple: float, pos: int | None, batch: int, n_neighbors: int | None) -> SteeringColumn:
-        """The readings at one token of a text under one multiple, as views draw them."""
+    def to_html(self, path: str | Path, pos: int | None = None, *, call: str = "") -> Path:
+        """Write one page that needs no network: layers by multiples of the vector; a click shows what a cell reads.
+
+        It has a switch between other words, uses and the other lenses, and all texts.
+
+        Args:
+            path: The file.
+            pos: Which token; negative ones count from the end. None: the last that was decoded.
+            call: The command that made the runs, for the page's head; empty: the call of `SteeringLens`.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            InvalidInputError: No such folder, or the position was not decoded.
+        """
+        path = output_path(path)
+        texts = [self._text(pos, batch) for batch in range(len(next(iter(self.readings.values())).decoded))]
+        reading = next(iter(self.readings.values()))
+        head = steering_head(
+            reading, self.hook_name, list(self.readings), self._notes()[:-1], [t.grids[0] for t in texts], call
+        )
+        path.write_text(steering_page(texts, head), encoding="utf-8")
+        return path
+
+    def _text(self, pos: int | None, batch: int) -> SteeredText:
+        """One token of a text under all multiples, as the page shows it, at the hook names that all of them read."""
+        readings = self.readings.values()
+        names = [name for name in next(iter(readings)).hook_names if all(name in one.hook_names for one in readings)]
+        grids, cosines = [], []
+        for multiple, reading in self.readings.items():
+            token_pos = self._token_pos(multiple, pos, batch)
+            found = {name: reading.found[name] for name in names}
+            lenses = {"logit_lens": reading.logit_lens, "embedding_lens": reading.embedding_lens}
+            cell = np.array([reading.place(token_pos, batch)])
+            words = reading.words, reading.around
+            grids.append(text_grid(found, *words, lenses, cell, batch=batch, positions=[token_pos], tokens=[""]))
+            of_places = self.cosines_at(multiple) if multiple else {}
+            cosines.append([of_places.get((name, batch, token_pos), math.nan) for name in names])
+        heading = next(iter(readings)).token_heading(batch, self._token_pos(next(iter(self.readings)), pos, batch))
+        label = heading.label if heading.context is None else heading.context.clipped(None).marked()
+        return SteeredText(label, list(self.readings), grids, np.array(cosines).T)
+
+    def _token_pos(self, multiple: float, pos: int | None, batch: int) -> int:
+        """The position of the token that is shown under one multiple."""
         reading = self.readings[multiple]
         decoded = np.flatnonzero(reading.decoded[batch])
         if not len(decoded):
             raise InvalidInputError(f"nothing was decoded of text {batch} under multiple {multiple:g}")
-        token_pos = int(decoded[-1]) if pos is None else pos if pos >= 0 else pos + reading.decoded.shape[1]
+        return int(decoded[-1]) if pos is None else pos if pos >= 0 else pos + reading.decoded.shape[1]
+
+    def _column(self, multiple: float, pos: int | None, batch: int, n_neighbors: int | None) -> SteeringColumn:
+        """The readings at one token of a text under one multiple, as views draw them."""
+        reading = self.readings[multiple]
+        token_pos = self._token_pos(multiple, pos, batch)
         cosines = self.cosines_at(multiple) if multiple else {}
         cells = {}
         for name in reading.hook_names:
