@@ -42,7 +42,7 @@ def main() -> None:
         hooks.follow_tokens([" river", " sea", " the"]).plot(by="rank").write_html(curves, include_plotlyjs=True)
         server = make_server("127.0.0.1", 0, make_app(model, index, tll.load_sae("demo"), top_k=4).server, threaded=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        _shots(Path(page).as_uri(), "reading", _choose_text, (860, 560))
+        _shots(Path(page).as_uri(), "reading", _choose_text, (860, 830))
         _shots(curves.as_uri(), "followed", lambda tab: tab.wait_for_timeout(1000), (700, 610), ("light",))
         _shots(f"http://127.0.0.1:{server.server_port}", "explore", _type_a_prompt, (1200, 800), ("light",))
         server.shutdown()

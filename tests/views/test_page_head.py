@@ -10,6 +10,7 @@ import tl_latentlens as tll
 from tl_latentlens.views.page_head import PageHead, head_html, hook_names_phrase
 from tl_latentlens.views.template import render_template
 
+LAYERS = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
 HOSTILE_NAME = "{{data}} <b>{{css}}</b> \x1b[31m"
 
 
@@ -18,8 +19,9 @@ HOSTILE_NAME = "{{data}} <b>{{css}}</b> \x1b[31m"
     [
         ([f"blocks.{layer}.hook_resid_post" for layer in (0, 1, 2, 5, 7, 8)], "blocks.*.hook_resid_post, layers 0–2, 5, 7–8"),
         (["blocks.11.attn.hook_z[3]"], "blocks.*.attn.hook_z[3], layer 11"),
-        (["hook_embed", "blocks.3.hook_mlp_out"], "hook_embed, 3 mlp_out"),
-        ([f"own.{i}" for i in range(9)], "own.0, own.1, own.2, own.3, own.4, own.5 and 3 more"),
+        (["hook_embed", "blocks.3.hook_mlp_out"], "hook_embed; blocks.*.hook_mlp_out, layer 3"),
+        (["blocks.0.hook_resid_pre", *LAYERS], "blocks.*.hook_resid_pre, layer 0; blocks.*.hook_resid_post, layers 0–2"),
+        ([f"own.{i}" for i in range(9)], "own.0; own.1; own.2; own.3; own.4; own.5 and 3 more"),
         ([], ""),
     ],
 )

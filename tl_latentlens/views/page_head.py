@@ -8,7 +8,7 @@ from itertools import groupby
 
 from tl_latentlens.views.text import hook_headings, printable
 
-_MAX_HOOK_NAMES = 6  # That are written out where they have no common name.
+_MAX_KINDS = 6  # Of hook names that are written out.
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,23 @@ def head_html(head: PageHead) -> str:
 
 
 def hook_names_phrase(hook_names: Sequence[str]) -> str:
-    """Hook names in a few words: "blocks.*.hook_resid_post, layers 0–3 and 5", or the first of them."""
-    headings, kind = hook_headings(list(hook_names))
-    if not kind:
-        shown, n_more = headings[:_MAX_HOOK_NAMES], len(headings) - _MAX_HOOK_NAMES
-        return ", ".join(shown) + (f" and {n_more} more" if n_more > 0 else "")
+    """Hook names in a few words: "blocks.*.hook_resid_post, layers 0–3, 5", one kind after the other, the first of many."""
+    layers_of: dict[str, list[int]] = {}
+    for name in hook_names:
+        [heading], kind = hook_headings([name])
+        layers_of.setdefault(kind or name, []).extend([int(heading)] if kind else [])
+    phrases = [f"{kind}{_layers_phrase(sorted(layers))}" for kind, layers in layers_of.items()]
+    n_more = len(phrases) - _MAX_KINDS
+    return "; ".join(phrases[:_MAX_KINDS]) + (f" and {n_more} more" if n_more > 0 else "")
+
+
+def _layers_phrase(layers: Sequence[int]) -> str:
+    """Layers with their runs joined; empty for none."""
     runs = []
-    for _, run in groupby(enumerate(sorted(map(int, headings))), lambda numbered: numbered[1] - numbered[0]):
-        layers = [layer for _, layer in run]
-        runs.append(str(layers[0]) if len(layers) == 1 else f"{layers[0]}–{layers[-1]}")
-    return f"{kind}, layer{'s' * (len(headings) > 1)} {', '.join(runs)}"
+    for _, run in groupby(enumerate(layers), lambda numbered: numbered[1] - numbered[0]):
+        numbers = [layer for _, layer in run]
+        runs.append(str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}–{numbers[-1]}")
+    return f", layer{'s' * (len(layers) > 1)} {', '.join(runs)}" if runs else ""
 
 
 def _text(text: str) -> str:
