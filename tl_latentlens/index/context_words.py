@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from tl_latentlens.corpus.words import letters_of
+from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.rows import PlacedBank
-from tl_latentlens.index.word_table import TokenWords, stems_of
+from tl_latentlens.index.word_table import MIN_LETTERS, TokenWords, stems_of
 
 _NEAR_TOKENS = 8  # tokens to each side of a row whose words count as near
 _NOT_READ = -2
+_ROWS_AT_ONCE = 2**16
 
 
 class ContextWords:
@@ -52,6 +54,30 @@ class ContextWords:
             stems.append(found[is_word])
         pairs = np.unique(np.stack([np.concatenate(places), np.concatenate(stems)]), axis=1)
         return pairs[0], pairs[1]
+
+    def holds(self, rows: Int[np.ndarray, "..."], words: Sequence[str]) -> Bool[np.ndarray, "... words"]:
+        """True where one of some words, or an inflection of it, ends within eight tokens of a row.
+
+        Args:
+            rows: Rows, in any shape.
+            words: The words.
+
+        Raises:
+            InvalidInputError: Something that is not one word of three letters or more.
+        """
+        for word in words:
+            letters = letters_of(word)
+            if len(letters) < MIN_LETTERS or letters != word.strip().lower():
+                raise InvalidInputError(
+                    f"got {word!r}; expected one word of {MIN_LETTERS} letters or more, without other signs"
+                )
+        different, place = np.unique(rows, return_inverse=True)
+        holds = np.zeros((len(different), len(words)), bool)
+        for start in range(0, len(different), _ROWS_AT_ONCE):
+            near, stems = self.near(different[start : start + _ROWS_AT_ONCE])
+            for i, stem in enumerate(self.stem_ids_of(words)):
+                holds[start + near[stems == stem], i] = True
+        return holds[place.ravel()].reshape(*rows.shape, len(words))
 
     def stem_ids_of(self, words: Sequence[str]) -> list[int]:
         """The number of each word's stem; -1 for one that was not read."""

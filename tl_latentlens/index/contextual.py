@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_latentlens.bank.bank import Bank, Row
@@ -335,11 +335,29 @@ class ContextualIndex(ReopenedIndex):
         require_top_k(top_k)
         require_words(words, len(tensor))
         if (name, language) not in self._words_around:
-            if language not in self._context_words:
-                self._context_words[language] = ContextWords(self.bank_rows.by_plan, language)
-            table, contexts = self._word_table(language), self._context_words[language]
+            table, contexts = self._word_table(language), self._words_near_rows(language)
             self._words_around[name, language] = WordsAround(name, self._searches[name], self.bank_rows, table, contexts)
         return self._words_around[name, language].words(tensor, words, top_k)
+
+    def contexts_hold(
+        self, rows: Int[Tensor, "..."] | np.ndarray, words: Sequence[str], *, language: str | None = "english"
+    ) -> Bool[np.ndarray, "... words"]:
+        """True where a row's context holds one of some words, as a whole word, in any case and inflection.
+
+        The context is the word of the row's token, and the words that end within eight tokens of it.
+
+        Args:
+            rows: Rows of the index, in any shape.
+            words: Words of three letters or more.
+            language: Of the stemmer, as Snowball names it; None: the same letters only.
+
+        Raises:
+            InvalidInputError: Something that is not one such word, a row that is not there, or a language without a stemmer.
+        """
+        numbers = np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)
+        if numbers.size and not (numbers.min() >= 0 and numbers.max() < self.n_rows):
+            raise InvalidInputError(f"got rows {numbers.min()} to {numbers.max()}; the index has rows 0 to {self.n_rows - 1}")
+        return self._words_near_rows(language).holds(numbers, words)
 
     @own_arithmetic()
     def known(
@@ -511,6 +529,11 @@ class ContextualIndex(ReopenedIndex):
     def random_directions(self, n: int, hook_names: Sequence[str], seed: int) -> Float[Tensor, "n d"]:
         """Directions with the covariance of the rows of some hook names of one width; see `nearness.mix_rows`."""
         return mix_rows([self._searches[name] for name in hook_names], n, seed)
+
+    def _words_near_rows(self, language: str | None) -> ContextWords:
+        if language not in self._context_words:
+            self._context_words[language] = ContextWords(self.bank_rows.by_plan, language)
+        return self._context_words[language]
 
     def _word_table(self, language: str | None) -> WordTable:
         if language not in self._word_tables:

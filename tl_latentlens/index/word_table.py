@@ -12,7 +12,7 @@ from tl_latentlens.bank.bank import Bank
 from tl_latentlens.corpus.words import is_of_word, letters_of
 from tl_latentlens.errors import InvalidInputError
 
-_MIN_LETTERS = 3  # A shorter word says little.
+MIN_LETTERS = 3  # A shorter word says little.
 _MAX_TOKENS = 32  # A longer run of letters is no word.
 _NO_WORD = -1
 _PARTS = re.compile(r"[\s\-–—/]+")  # what parts the words of a text
@@ -122,7 +122,7 @@ class TokenWords:
 def _plain_word(text: str) -> str:
     """A word in lower case without what stands around it; empty for what is no word."""
     letters = letters_of(text)
-    if len(letters) < _MIN_LETTERS or any(sign.isdigit() for sign in text):
+    if len(letters) < MIN_LETTERS or any(sign.isdigit() for sign in text):
         return ""
     word = text.lower().strip()
     first, *_, last = (i for i, sign in enumerate(word) if letters_of(sign))

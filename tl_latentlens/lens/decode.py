@@ -16,7 +16,7 @@ from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.index.word_search import WordSearchResult
 from tl_latentlens.lens.batches import indexed_hook_name, vector_batches
 from tl_latentlens.lens.captures import Captures, RunTokens
-from tl_latentlens.lens.followed import FollowedTokens, TokenRanks, neighbor_ranks
+from tl_latentlens.lens.followed import FollowedTokens, TokenRanks, context_ranks, neighbor_ranks
 from tl_latentlens.lens.lenses import embedding_lens, embedding_ranks, logit_lens, logit_ranks
 from tl_latentlens.lens.other_words import other_words, own_words, words_around
 from tl_latentlens.lens.positions import decoded_positions
@@ -189,6 +189,43 @@ def follow_tokens(
                 embeddings |= _by_hook_name(batch.hook_names, embedding_ranks(model, batch.vectors, token_ids))
     string_of = token_strings(model, ids)
     return FollowedTokens(tuple(string_of[i] for i in ids), result, top_k, shares, logits, embeddings)
+
+
+@own_arithmetic(full_products=True)
+def follow_words(
+    captures: Captures,
+    index: ContextualIndex,
+    settings: LensSettings,
+    result: LensResult,
+    words: str | Sequence[str],
+    top_k: int,
+    language: str | None,
+) -> FollowedTokens:
+    """The share of the nearest contexts that hold chosen words, at every layer and decoded position of a run.
+
+    Args:
+        captures: The run.
+        index: The rows whose contexts are counted.
+        settings: Whether each row counts once.
+        result: The reading of the same run.
+        words: Words of three letters or more.
+        top_k: How many of the nearest rows to count in.
+        language: Of the stemmer; None: the same letters only.
+
+    Raises:
+        InvalidInputError: No word, or something that is not one such word.
+    """
+    require_top_k(top_k)
+    chosen = tuple(dict.fromkeys([words] if isinstance(words, str) else words))
+    if not chosen:
+        raise InvalidInputError("got no words; expected at least one")
+    index.contexts_hold(np.zeros(0, np.int64), chosen, language=language)  # refuses what is no word before the search
+    shares = {}
+    for batch in vector_batches(captures, result.decoded, index):
+        found = index.search(batch.vectors, top_k, query_hook_name=batch.query_hook_name, distinct=settings.distinct)
+        holds = index.contexts_hold(found.rows, chosen, language=language)
+        shares |= _by_hook_name(batch.hook_names, context_ranks(holds))
+    return FollowedTokens(chosen, result, top_k, {}, {}, {}, shares)
 
 
 def _require_captures(captures: Captures) -> None:

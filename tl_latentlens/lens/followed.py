@@ -1,4 +1,4 @@
-"""Chosen tokens through the layers of a run: how likely, how near and of which rank each lens finds them."""
+"""Chosen tokens and words through the layers of a run: how likely, how near and of which rank each lens finds them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.lens.result import LensResult
@@ -37,11 +37,24 @@ def neighbor_ranks(found: Int[np.ndarray, "... k"], token_ids: Sequence[int]) ->
         found: The token id of each of the nearest rows, nearest first.
         token_ids: The chosen tokens.
     """
-    same = found.reshape(-1, 1, found.shape[-1]) == np.asarray(token_ids)[:, None]
-    return TokenRanks(same.mean(-1), np.where(same.any(-1), same.argmax(-1) + 1.0, np.nan))
+    return _shares_and_places(found.reshape(-1, 1, found.shape[-1]) == np.asarray(token_ids)[:, None])
+
+
+def context_ranks(holds: Bool[np.ndarray, "... k words"]) -> TokenRanks:
+    """Share of the nearest rows whose context holds each chosen word, and the place of the first of them.
+
+    Args:
+        holds: True where the context of one of the nearest rows holds a word, nearest first.
+    """
+    return _shares_and_places(holds.reshape(-1, *holds.shape[-2:]).swapaxes(-1, -2))
+
+
+def _shares_and_places(is_found: Bool[np.ndarray, "n tokens k"]) -> TokenRanks:
+    return TokenRanks(is_found.mean(-1), np.where(is_found.any(-1), is_found.argmax(-1) + 1.0, np.nan))
 
 
 COLUMNS = {
+    "contexts": ("context_share", "context_rank"),
     "latentlens": ("neighbor_share", "neighbor_rank"),
     "logit_lens": ("logit_probability", "logit_rank"),
     "embedding_lens": ("embedding_similarity", "embedding_rank"),
@@ -50,15 +63,18 @@ COLUMNS = {
 
 @dataclass(frozen=True, eq=False)
 class FollowedTokens:
-    """Chosen tokens at every layer and decoded position of a run, by each lens that read it.
+    """Chosen tokens, or words, at every layer and decoded position of a run, by each lens that read it.
 
     Attributes:
-        tokens: Their texts, leading spaces included.
+        tokens: The tokens, leading spaces included, or the words.
         result: The run; every [cells, tokens] below follows its `positions`.
         top_k: How many of the nearest rows `latentlens` counts in.
-        latentlens: Hook name → share of the `top_k` nearest rows that are of the token, and the place of the first of them.
+        latentlens: Hook name → share of the `top_k` nearest rows that are of the token, and the place of the first of them;
+            empty for words.
         logit_lens: Hook name → probability as the next token, and rank in the vocabulary; empty where it was not read.
         embedding_lens: Hook name → cosine with the input embedding, and rank in the vocabulary; empty where it was not read.
+        contexts: Hook name → share of the `top_k` nearest rows whose context holds the word, and the place of the first of
+            them; empty for tokens.
     """
 
     tokens: tuple[str, ...]
@@ -67,6 +83,7 @@ class FollowedTokens:
     latentlens: dict[str, TokenRanks] = field(repr=False)
     logit_lens: dict[str, TokenRanks] = field(repr=False)
     embedding_lens: dict[str, TokenRanks] = field(repr=False)
+    contexts: dict[str, TokenRanks] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         return f"FollowedTokens({list(self.tokens)}, {len(self.result.hook_names)} hook names)"
@@ -80,15 +97,16 @@ class FollowedTokens:
 
     @property
     def lenses(self) -> list[str]:
-        """The lenses that were read, LatentLens first."""
+        """The lenses that were read, LatentLens first; "contexts" alone for words."""
         return [lens for lens in COLUMNS if getattr(self, lens)]
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line for each hook name, decoded position and chosen token.
 
-        Columns: hook_name, batch, pos, token, followed (the chosen token); neighbor_share and neighbor_rank;
-        logit_probability and logit_rank, embedding_similarity and embedding_rank where those lenses read. Ranks count from 1;
-        neighbor_rank is missing where none of the nearest rows is of the token.
+        Columns: hook_name, batch, pos, token, followed (the chosen token or word); of tokens neighbor_share and neighbor_rank,
+        logit_probability and logit_rank, embedding_similarity and embedding_rank where those lenses read; of words
+        context_share and context_rank. Ranks count from 1; neighbor_rank and context_rank are missing where none of the nearest
+        rows is of the token, or holds the word.
         """
         return self._frame(np.arange(len(self.result.positions)))
 

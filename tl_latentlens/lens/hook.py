@@ -15,7 +15,7 @@ from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.lens.captures import Captures
 from tl_latentlens.lens.compiled import call_in_graph, register
-from tl_latentlens.lens.decode import decode_captures, follow_tokens
+from tl_latentlens.lens.decode import decode_captures, follow_tokens, follow_words
 from tl_latentlens.lens.followed import FollowedTokens
 from tl_latentlens.lens.result import LensResult
 from tl_latentlens.lens.run_context import find_run_context
@@ -208,3 +208,19 @@ class LatentLensHook:
             InvalidInputError: A text that is not one token, an id outside the vocabulary, or no run.
         """
         return follow_tokens(self.captures, self.index, self.settings, self.result, tokens, top_k)
+
+    def follow_words(self, words: str | Sequence[str], *, top_k: int = 50, language: str | None = "english") -> FollowedTokens:
+        """The share of the nearest contexts that hold chosen words, at every layer and decoded position of the last run.
+
+        It says of what the nearest uses of a token speak: "river" or "money" around "bank". A context is the word of a row's
+        token, and the words within eight tokens of it. A word counts whole, in any case, with its inflections.
+
+        Args:
+            words: Words of three letters or more, one or several.
+            top_k: How many of the nearest rows to count in.
+            language: Of the stemmer, as Snowball names it; None: the same letters only.
+
+        Raises:
+            InvalidInputError: Something that is not one such word, a language without a stemmer, or no run.
+        """
+        return follow_words(self.captures, self.index, self.settings, self.result, words, top_k, language)

@@ -53,6 +53,11 @@ class LensHooks(list[tuple[str, Callable[..., Any]]]):
         self.result  # noqa: B018 - says which hook names did not fire
         return self.hook.follow_tokens(tokens, top_k=top_k)
 
+    def follow_words(self, words: str | Sequence[str], *, top_k: int = 50, language: str | None = "english") -> FollowedTokens:
+        """The share of the nearest contexts that hold chosen words, by layer; see `LatentLensHook.follow_words`."""
+        self.result  # noqa: B018 - says which hook names did not fire
+        return self.hook.follow_words(words, top_k=top_k, language=language)
+
     def _check_fired(self) -> None:
         """Raise or warn for hook names that did not fire; those after the last one that fired are left out."""
         captures = self.hook.captures

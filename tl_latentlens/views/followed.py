@@ -1,4 +1,4 @@
-"""Chosen tokens as curves over the layers, a panel for each lens (plotly)."""
+"""Chosen tokens and words as curves over the layers, a panel for each lens (plotly)."""
 
 import math
 from typing import Any
@@ -67,6 +67,8 @@ def token_curves(grid: FollowedGrid, by: str) -> Any:
 def _panel_title(lens: str, by: str, top_k: int) -> str:
     nearest = f"in the {top_k} nearest rows"
     return {
+        ("contexts", "score"): f"Contexts: share of the {top_k} nearest that hold the word",
+        ("contexts", "rank"): f"Contexts: first of the {top_k} nearest that holds the word",
         ("latentlens", "score"): f"LatentLens: share {nearest}",
         ("latentlens", "rank"): f"LatentLens: first place {nearest}",
         ("logit_lens", "score"): "Logit lens: probability of coming next",

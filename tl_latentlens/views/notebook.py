@@ -204,7 +204,8 @@ def _followed_table(grid: FollowedGrid) -> str:
         line = {"layer" if kind else "hook": _text(headings[i])}
         for j, token in enumerate(grid.followed):
             for lens, scores in grid.scores.items():
-                heading = f"{_code(visible(token))}<br>{LENSES[lens].label}"
+                label = "nearest contexts" if lens == "contexts" else LENSES[lens].label
+                heading = f"{_code(visible(token))}<br>{label}"
                 line[heading] = _score_and_rank(lens, scores[i, j], grid.ranks[lens][i, j])
         lines.append(line)
     place = f"text {grid.batch}, position {grid.pos}: {visible(grid.token)}{f', {kind}' if kind else ''}"
