@@ -83,6 +83,23 @@ def test_the_best_transform_is_bold_at_each_hook() -> None:
             assert not any(lines[reader].figures[name].is_best for reader in NULLS)
 
 
+@pytest.mark.parametrize(("own", "other", "said"), [(0.8, 0.3, "Furthest ahead"), (0.3, 0.8, "Nowhere ahead; nearest")])
+@pytest.mark.parametrize("kind", ["share", "geometric mean"])
+def test_a_sentence_says_whether_a_transform_is_ahead(tmp_path: Path, own: float, other: float, said: str, kind: Any) -> None:
+    lower = kind == "geometric mean"
+    first, second = (np.full(9, 1 - value if lower else value) for value in (own, other))
+    values = {
+        ReaderKey("random"): second,
+        ReaderKey("raw", LAYERS[0]): first,
+        ReaderKey("raw", LAYERS[1]): (first + second) / 2,
+    }
+    measure = Measure("m", values, "tokens", lower_is_better=lower, kind=kind)
+    page = Evaluation([measure], ("raw",)).to_html(tmp_path / "e.html").read_text(encoding="utf-8")
+    sentence = re.findall('<p class="best">(.*?)</p>', page)[0]
+    assert sentence.startswith(f"{said} at layer {0 if own > other else 1}: raw <b>")
+    assert "the best of the others there, random, " in sentence
+
+
 def test_hook_names_keep_their_order_where_a_lens_reads_some_of_them() -> None:
     panel = evaluation(LAYERS)._panels()[0]
     assert panel.table["hook_name"].tolist()[len(NULLS) : len(NULLS) + 2] == LAYERS[::2], "the lens comes first"
@@ -123,10 +140,10 @@ def test_points_stand_at_their_figures(scale: float, is_log: bool) -> None:
     np.testing.assert_allclose(drawn_heights(svg), np.interp(figures, ends, heights), atol=0.11)
 
 
-def test_a_line_has_gaps_where_it_has_no_figure() -> None:
+def test_a_line_goes_on_where_it_has_no_figure() -> None:
     gap = line_chart([line("a", [0.2, 0.3, math.nan, 0.4, math.nan, 0.1])], list("012345"), title="t", axis="layer")
-    assert gap.count("<polyline") == 1
-    assert gap.count("<circle") == 4
+    [points] = re.findall('<polyline points="([^"]+)"', gap)
+    assert len(points.split()) == gap.count("<circle") == 4
     zero = line_chart([line("a", [0.2, 0.01, 0.0, 3.0])], list("0123"), title="t", axis="layer", is_log=True)
     assert zero.count("<circle") == 3
     for means in ([0.0, 0.0], [math.nan, math.nan], [-0.5, 0.25]):

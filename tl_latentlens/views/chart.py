@@ -22,7 +22,7 @@ class ChartLine:
         name: Its name, which stands at its end.
         color: Its CSS color.
         is_dashed: Whether it is no reading, but what chance gives.
-        means, lows, highs: A figure for each place on the axis; NaN where there is none.
+        means, lows, highs: A figure for each place on the axis; NaN where there is none: the line goes on to the next.
         texts: A tip for each place.
         is_level: Whether one figure stands for all places.
     """
@@ -63,7 +63,7 @@ def line_chart(lines: Sequence[ChartLine], places: Sequence[str], *, title: str,
         places: The names along the horizontal axis.
         title: What it shows, for readers that see no picture.
         axis: What the places are.
-        is_log: Whether figures are drawn by their logarithms; then a line has a gap where it is 0.
+        is_log: Whether figures are drawn by their logarithms; a figure of 0 is then left out.
     """
     is_log = is_log and any(mean > 0 for line in lines for mean in line.means)
     if is_log:
@@ -90,21 +90,17 @@ def _line(line: ChartLine, name: str, xs: Sequence[float], scale: _Axis, right: 
         if line.is_level
         else [line.means, line.lows, line.highs]
     )
-    points = list(zip(ends, *values, strict=True))
+    points = [point for point in zip(ends, *values, strict=True) if math.isfinite(point[1])]
     parts = []
-    for run in _runs(points):
-        band = [f"{x:.1f},{scale.y(high):.1f}" for x, _, _, high in run] + [
-            f"{x:.1f},{scale.y(low):.1f}" for x, _, low, _ in run[::-1]
-        ]
-        if all(math.isfinite(low) and math.isfinite(high) for _, _, low, high in run):
-            if len(run) > 1:
-                parts.append(f'<polygon points="{" ".join(band)}"/>')
-            else:
-                x, _, low, high = run[0]
-                parts.append(f'<path d="M{x:.1f} {scale.y(low):.1f}V{scale.y(high):.1f}"/>')
-        if len(run) > 1:
-            path = " ".join(f"{x:.1f},{scale.y(mean):.1f}" for x, mean, _, _ in run)
-            parts.append(f'<polyline points="{path}"/>')
+    if len(points) > 1:
+        bounded = [point for point in points if math.isfinite(point[2]) and math.isfinite(point[3])]
+        band = [f"{x:.1f},{scale.y(high):.1f}" for x, _, _, high in bounded]
+        band += [f"{x:.1f},{scale.y(low):.1f}" for x, _, low, _ in bounded[::-1]]
+        path = " ".join(f"{x:.1f},{scale.y(mean):.1f}" for x, mean, _, _ in points)
+        parts += [f'<polygon points="{" ".join(band)}"/>'] * (len(bounded) > 1) + [f'<polyline points="{path}"/>']
+    for x, _, low, high in points if len(points) == 1 else []:
+        if math.isfinite(low) and math.isfinite(high):
+            parts.append(f'<path d="M{x:.1f} {scale.y(low):.1f}V{scale.y(high):.1f}"/>')
     tips = zip(xs, line.means, line.texts, strict=True)
     dots = [(x, mean, text) for x, mean, text in tips if math.isfinite(mean)]
     parts += [
@@ -119,17 +115,6 @@ def _line(line: ChartLine, name: str, xs: Sequence[float], scale: _Axis, right: 
         )
     kind = "reader null" if line.is_dashed else "reader"
     return f'<g class="{kind}" style="--c: {line.color}">{"".join(parts)}</g>'
-
-
-def _runs(points: list[tuple[float, float, float, float]]) -> list[list[tuple[float, float, float, float]]]:
-    """The stretches of a line without a gap."""
-    runs: list[list[tuple[float, float, float, float]]] = [[]]
-    for point in points:
-        if math.isfinite(point[1]):
-            runs[-1].append(point)
-        elif runs[-1]:
-            runs.append([])
-    return [run for run in runs if run]
 
 
 def _grid(scale: _Axis, right: float) -> str:

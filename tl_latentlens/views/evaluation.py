@@ -87,9 +87,10 @@ def _best(panel: MeasurePanel, lines: Sequence[MeasureLine]) -> str:
             gaps.append((gap, name, *pairs))
     if not gaps:
         return ""
-    _, name, (line, figure), (other, null) = max(gaps, key=lambda gap: gap[0])
+    gap, name, (line, figure), (other, null) = max(gaps, key=lambda found: found[0])
+    said = "Furthest ahead" if gap > 0 else "Nowhere ahead; nearest"
     return (
-        f"Furthest ahead at {_text(place_name(name))}: {_text(line.reader)} <b>{_with_interval(figure, panel.kind)}</b>; "
+        f"{said} at {_text(place_name(name))}: {_text(line.reader)} <b>{_with_interval(figure, panel.kind)}</b>; "
         f"the best of the others there, {_text(other.reader)}, {_with_interval(null, panel.kind)}."
     )
 
@@ -115,9 +116,8 @@ def _table(lines: Sequence[MeasureLine], hook_names: Sequence[str], headings: Se
     rows = []
     for line in lines:
         cells = [_cell(line.figures.get(name, _NO_FIGURE), kind) for name in hook_names]
-        rows.append(
-            f'<tr><th scope="row"{"" if line.is_compared else " class=faint"}>{_text(line.reader)}</th>{"".join(cells)}</tr>'
-        )
+        faint, name = "" if line.is_compared else ' class="faint"', _text(line.reader)
+        rows.append(f'<tr><th scope="row" title="{name}"{faint}>{name}</th>{"".join(cells)}</tr>')
     return _scrolling(f'<thead><tr><th scope="col">reader</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody>')
 
 
@@ -158,7 +158,11 @@ def _labels(transform: str, summary: pd.DataFrame) -> str:
         rows.append(f'<tr><th scope="row">{_text(str(line["figure"]))}</th>{cells_html}</tr>')
     head = "".join(f'<th scope="col">{name}</th>' for name in ("figure", "mean", "95 %", "null", "features"))
     table = _scrolling(f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
-    return f'<section class="measure"><h2>labels of SAE features, {_text(transform)}</h2>{table}</section>'
+    about = (
+        "Means over the features that are active somewhere, beside those of wrong directions (null). labelled: the share whose "
+        "scores beat these; the page of label-sae says what each score is."
+    )
+    return f'<section class="measure"><h2>labels of SAE features, {_text(transform)}</h2><p>{about}</p>{table}</section>'
 
 
 def _scrolling(rows: str) -> str:
