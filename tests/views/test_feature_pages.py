@@ -62,7 +62,8 @@ def around(data: dict[str, Any], place: int) -> str:
 
 def test_the_page_holds_what_the_labels_hold(labels: tll.FeatureResult, tmp_path: Path) -> None:
     path = labels.to_html(tmp_path / "f.html", 6, progress=False)
-    data, index = page_data(path), labels.positive.index
+    index: Any = labels.positive.index
+    data = page_data(path)
     assert data["features"] == labels.table["feature"].tolist()
     assert data["labels"] == labels.table["label"].map(printable).tolist()
     assert data["found"][2] == -1
@@ -199,7 +200,8 @@ def test_a_search_finds_labels_contexts_and_numbers(labels: tll.FeatureResult, b
 def test_a_browser_searches_sorts_and_opens_cards(labels: tll.FeatureResult, browser: str, tmp_path: Path) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     path = labels.to_html(tmp_path / "f.html", progress=False)
-    table, index = labels.table, labels.positive.index
+    index: Any = labels.positive.index
+    table = labels.table
     said: list[str] = []
     asked: set[str] = set()
     with playwright.sync_playwright() as play:

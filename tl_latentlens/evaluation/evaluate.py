@@ -204,7 +204,8 @@ def evaluate(
         measures += substitution(model, held_out, neighbors, ranks=sorted({1, top_k}), seed=seed, progress=progress)
     compared = tuple(dict.fromkeys(key.reader for key in neighbors))
     labels = pd.concat(summaries, ignore_index=True) if summaries else None
-    return Evaluation(measures, compared, labels, evaluation_head(index, compared, n_tokens, top_k, seed))
+    read = list(dict.fromkeys(key.hook_name for key in neighbors if key.hook_name))
+    return Evaluation(measures, compared, labels, evaluation_head(bank, read, compared, n_tokens, top_k, seed))
 
 
 def _transforms_to_compare(transforms: str | Sequence[str] | None, own: ContextualIndex | None) -> list[str]:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from tl_latentlens.index.contextual import ContextualIndex
-from tl_latentlens.index.page_head import index_head
+from tl_latentlens.bank.bank import Bank
+from tl_latentlens.index.page_head import model_line
 from tl_latentlens.views.page_head import PageHead
 
 _NOTES = (
@@ -15,14 +15,17 @@ _NOTES = (
 )
 
 
-def evaluation_head(index: ContextualIndex, transforms: Sequence[str], n_tokens: int, top_k: int, seed: int) -> PageHead:
+def evaluation_head(
+    bank: Bank, hook_names: Sequence[str], transforms: Sequence[str], n_tokens: int, top_k: int, seed: int
+) -> PageHead:
     """The head, with the call of `evaluate` that makes the figures."""
-    [bank] = index.banks
     settings = f"transforms={list(transforms)}, n_tokens={n_tokens}, top_k={top_k}, seed={seed}"
-    return index_head(
-        index,
+    return PageHead(
         "Is the lens right?",
         "How often the nearest rows of the bank agree with the truth, at each hook, beside what chance and other lenses give.",
+        model_line(bank.model_info),
+        f"{bank.path.name}, {bank.n_rows:,} rows",
+        hook_names,
         call=f'evaluate(model, "{bank.path.name}", {settings})',
         notes=_NOTES,
     )

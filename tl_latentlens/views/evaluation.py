@@ -42,7 +42,7 @@ def _measure(panel: MeasurePanel, transforms: Sequence[str]) -> str:
     hook_names, lines = hook_names_of(panel), measure_lines(panel, transforms)
     headings, kind = hook_headings(hook_names)
     better = "lower is better" if panel.lower_is_better else "higher is better"
-    n_units = int(panel.table["n"].max())
+    n_units = max(panel.table["n"].tolist())
     chart = line_chart(
         [_chart_line(line, transforms, hook_names, panel.kind) for line in lines],
         headings,
@@ -144,7 +144,7 @@ def _gains(gains: pd.DataFrame, over: str) -> str:
         "Mean over the hooks, in pairs: the same senses and tokens. Above 0 the transform is better; in bold where the 95 % "
         "interval below leaves 0 out. The gain of a KL is relative."
     )
-    table = _scrolling(f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
+    table = _scrolling(f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>", "figures wrapped")
     return f'<section class="measure wide"><h2>gain over {_text(over)}</h2><p>{about}</p>{table}</section>'
 
 
@@ -157,7 +157,7 @@ def _labels(transform: str, summary: pd.DataFrame) -> str:
         cells_html = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f'<tr><th scope="row">{_text(str(line["figure"]))}</th>{cells_html}</tr>')
     head = "".join(f'<th scope="col">{name}</th>' for name in ("figure", "mean", "95 %", "null", "features"))
-    table = _scrolling(f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
+    table = _scrolling(f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>", "figures wrapped")
     about = (
         "Means over the features that are active somewhere, beside those of wrong directions (null). labelled: the share whose "
         "scores beat these; the page of label-sae says what each score is."
@@ -165,8 +165,8 @@ def _labels(transform: str, summary: pd.DataFrame) -> str:
     return f'<section class="measure"><h2>labels of SAE features, {_text(transform)}</h2><p>{about}</p>{table}</section>'
 
 
-def _scrolling(rows: str) -> str:
-    return f'<div class="scrolls"><table class="figures">{rows}</table></div>'
+def _scrolling(rows: str, kind: str = "figures") -> str:
+    return f'<div class="scrolls"><table class="{kind}">{rows}</table></div>'
 
 
 def _with_interval(figure: Figure, kind: str) -> str:

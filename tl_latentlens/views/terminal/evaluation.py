@@ -97,7 +97,7 @@ def _measure_table(panel: MeasurePanel, hook_names: Sequence[str], transforms: S
     for line in measure_lines(panel, transforms):
         figures = [line.figures.get(name) for name in hook_names]
         cells = [Text() if f is None else Text(_mean(f.mean, panel.kind), "bold" if f.is_best else "") for f in figures]
-        half = _half_interval(panel.table[panel.table["reader"] == line.reader], panel.kind)
+        half = _half_interval(pd.DataFrame(panel.table[panel.table["reader"] == line.reader]), panel.kind)
         table.add_row(Text(line.reader, "" if line.is_compared else "dim"), *cells, Text(half, "dim"))
     return table
 
