@@ -21,6 +21,7 @@ from tl_latentlens.evaluation.labelled_uses import find_uses, load_senses
 from tl_latentlens.evaluation.page_head import evaluation_head
 from tl_latentlens.evaluation.senses import activations_of_uses, sense_accuracy, votes_of_baselines, votes_of_index
 from tl_latentlens.evaluation.substitution import substitution
+from tl_latentlens.evaluation.word_lists import votes_of_words
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.index.transforms import TRANSFORMS
 from tl_latentlens.model.describe import require_model
@@ -141,7 +142,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure how often the neighbors are right, for each hook name and transform, without a judge.
 
-    - sense accuracy: labelled uses of ambiguous words, each asked for its sense by its nearest labelled uses.
+    - sense accuracy: labelled uses of ambiguous words, each asked for its sense by its nearest labelled uses, and by those
+      with which it shares the most other words (of the first transform).
     - next token and topic: tokens of the bank read by their neighbors in other prompts, which agree with the token's own
       text or not.
     - KL of a neighbor: the neighbor's activation put in the token's place; how far the model's predictions move.
@@ -153,7 +155,8 @@ def evaluate(
         model: The bank's model.
         bank: A bank, its path, or an index of one bank, whose transform, hook names and device are used.
         hook_names: Which of its hook names, whole ones, not single heads, or layers (3, "3-8", "all"); None: all.
-        transforms: Which transforms to compare, or "all"; None: the index's own, which is "raw" where a bank is given.
+        transforms: Which transforms to compare, or "all"; None: the index's own, which is "auto" where a bank is given:
+            activations raw, features centered.
         senses: Labelled uses: "demo", a .csv or .jsonl file or a table with columns text, word, sense and, where some uses are
             held out, held_out; None: leave this measure out.
         sae: What `label_features` takes; it is read where the bank holds its hook name.
@@ -190,6 +193,8 @@ def evaluate(
                 votes = votes_of_baselines(model, uses, use_activations, top_k, progress)
         if uses is not None:
             votes |= votes_of_index(index, uses, use_activations, top_k)
+            if not neighbors:
+                votes |= votes_of_words(index, uses, use_activations, top_k, progress)
         neighbors |= {
             ReaderKey(index.transform, name): neighbors_in_other_prompts(index, held_out, name, top_k)
             for name in tqdm(
@@ -211,7 +216,7 @@ def evaluate(
 def _transforms_to_compare(transforms: str | Sequence[str] | None, own: ContextualIndex | None) -> list[str]:
     """The names of the transforms; without any, that of the index, or what `ContextualIndex` takes by default."""
     if transforms is None:
-        return ["auto" if own is None else own.transform]
+        return ["auto" if own is None or own.direction_transform != own.transform else own.transform]
     if transforms == "all":
         return list(TRANSFORMS)
     return [transforms] if isinstance(transforms, str) else list(transforms)
@@ -250,4 +255,4 @@ def _label_summaries(sae: Any, index: ContextualIndex, seed: int, progress: bool
         warnings.warn(message, stacklevel=3)
         return []
     features = label_features(sae, index, hook_name=encoder_hook, seed=seed, progress=progress)
-    return [features.summary().assign(transform=index.transform)]
+    return [features.summary().assign(transform=features.transform)]

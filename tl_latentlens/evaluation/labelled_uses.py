@@ -1,6 +1,6 @@
 """Labelled uses of ambiguous words, read from a file and found in their texts; `senses` asks readers for their senses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Uses:
         words, senses: Numbers of the word and of its sense. Two words never share a sense's number.
         held_out: True for the uses whose sense is asked for; the others are the labelled ones. If all are False, each use is
             asked in turn, and all others are labelled ones.
+        word_texts: The word of each.
     """
 
     prompts: list[list[int]]
@@ -42,6 +43,7 @@ class Uses:
     words: Int[np.ndarray, " uses"]
     senses: Int[np.ndarray, " uses"]
     held_out: Bool[np.ndarray, " uses"]
+    word_texts: list[str] = field(default_factory=list)
 
 
 def load_senses(source: str | Path | pd.DataFrame = "demo") -> pd.DataFrame:
@@ -124,4 +126,5 @@ def find_uses(model: Any, table: pd.DataFrame, settings: PlanSettings) -> Uses:
         pd.factorize(words[kept])[0],
         pd.factorize(senses[kept])[0],
         held_out[kept],
+        [str(word) for word in table["word"].iloc[kept]],
     )

@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 LINE_COLORS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6")
 BASELINE_GRAYS = ("#222222", "#666666", "#999999")
+WORD_READER_COLORS = {"other words": "#0f766e", "around": "#7c3aed"}
 NOTEBOOK_HUE = "66 133 244"  # It can be read on light and dark notebooks.
 
 

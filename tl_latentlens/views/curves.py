@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tl_latentlens.views.colors import BASELINE_GRAYS, LINE_COLORS
+from tl_latentlens.views.colors import BASELINE_GRAYS, LINE_COLORS, WORD_READER_COLORS
 from tl_latentlens.views.data import MeasurePanel
 from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.measures import hook_names_of
@@ -63,4 +63,5 @@ def _line_styles(panels: Sequence[MeasurePanel], transforms: Sequence[str]) -> d
     others = [reader for panel in panels for reader in panel.table["reader"] if reader not in transforms]
     styles = {reader: (BASELINE_GRAYS[i % 3], _DASHES[i % 3]) for i, reader in enumerate(dict.fromkeys(others))}
     styles |= {info.label: (f"rgb{info.hue}", "solid") for info in LENSES.values()}
+    styles |= {reader: (color, "solid") for reader, color in WORD_READER_COLORS.items()}
     return styles | {reader: (color, "solid") for reader, color in zip(transforms, LINE_COLORS, strict=False)}

@@ -17,6 +17,7 @@ from tl_latentlens.views.text import hook_headings, place_name, printable
 
 _N_COLORS = 6
 _LENS_COLORS = {info.label: f"var(--{lens.replace('_', '-')})" for lens, info in LENSES.items()}
+_LENS_COLORS["around"] = "var(--around)"
 _NULL_COLOR = "var(--dim)"
 _NO_FIGURE = Figure(math.nan, math.nan, math.nan)
 
