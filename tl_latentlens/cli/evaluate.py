@@ -18,7 +18,11 @@ def evaluate(
     hook_name: HookOption = None,
     transform: Annotated[
         list[str] | None,
-        typer.Option("--transform", "-t", help="a transform; give it several times for several, or `all`; default: `raw`"),
+        typer.Option(
+            "--transform",
+            "-t",
+            help="a transform; give it several times for several, or `all`; default: `auto`, raw but for SAE features, which are centered",
+        ),
     ] = None,
     senses: Annotated[
         str,
