@@ -21,7 +21,7 @@ def evaluate(
         typer.Option(
             "--transform",
             "-t",
-            help="a transform; give it several times for several, or `all`; default: `auto`, raw but for SAE features, which are centered",
+            help="a transform; give it several times for several, or `all`; default: `auto`, raw, but centered for an SAE",
         ),
     ] = None,
     senses: Annotated[
