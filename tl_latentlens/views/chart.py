@@ -8,7 +8,7 @@ from html import escape
 from tl_latentlens.views.text import display_width, printable, take_columns
 
 _WIDTH, _LETTER = 400, 6.6  # Units of the drawing; of a letter of its labels, of most of them at most.
-_LEFT, _TOP, _BOTTOM, _PAD = 42, 8, 36, 9
+_LEFT, _TOP, _BOTTOM, _PAD = 46, 8, 36, 9
 _LABEL_GAP, _MIN_PLOT_HEIGHT = 13, 190
 _MAX_LABEL_LETTERS = 21
 _N_TICKS = 5

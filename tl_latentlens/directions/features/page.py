@@ -35,6 +35,10 @@ _LABEL_NOTE = (
     "A card shows each score in color, with its 95 % interval, among those of wrong directions in gray. p is the share of "
     "these that score as high."
 )
+_CONTEXT_NOTE = (
+    "The number before a context is the activation (where it is most active) or the cosine (nearest rows). The more orange a "
+    "token, the more it activates the feature, up to its most active one."
+)
 _SCORE_NOTES = {
     "density": "density: the share of the bank's rows on which the feature is active. max: its largest activation.",
     "auroc": "AUROC: the chance that a nearest row activates the feature more than a random row does; 0.5 says nothing.",
@@ -132,6 +136,7 @@ def _head(table: pd.DataFrame, neighbors: SearchResult, call: str) -> PageHead:
             _LABEL_NOTE,
             f"Directions are {geometry_note(index.transform)}.",
             *(note for name, note in _SCORE_NOTES.items() if name in table),
+            _CONTEXT_NOTE,
         ],
     )
 
