@@ -68,6 +68,8 @@ def test_columns_stand_in_order_and_are_explained(calibrated: tll.LensResult, wi
     ]  # fmt: skip
     assert "≤ .05 (dim): not known" in legend[1]
     assert "1.5× as far" in legend[3]
+    has_around = any(cell.around for cell in calibrated.cells())
+    assert ("near: words around" in legend[2]) == has_around
 
 
 def test_the_legend_explains_only_what_is_shown(any_model: Any, index: tll.ContextualIndex) -> None:

@@ -11,7 +11,7 @@ COLUMN_LEGEND = {
     "layer": "where the token is read: the residual stream after this layer",
     "hook": "where the token is read",
     "p": f"share of bank tokens no nearer to theirs; ≤ {_KNOWN_LEVEL} (dim): not known",
-    "other words": "nearest words that are not its own; near: words around its uses",
+    "other words": "nearest words other than its own",
     "words around": "words near its nearest uses and not near its other uses",
     "nearest uses": f"tokens of the bank in context; ┄ the next is {JUMP_RATIO:g}× as far or more",
     "logit lens": "what the model would say next, with its probability",

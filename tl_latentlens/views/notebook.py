@@ -182,7 +182,7 @@ def _cell_line(cell: LensCell) -> dict[str, str]:
         "hook": _text(short_hook_name(cell.hook_name)),
         **({} if cell.known is None else {"p": _text(format_share(cell.known))}),
         **({} if cell.words is None else {LENSES["words"].label: _words(cell.words, is_faint=is_faint)}),
-        **({} if cell.around is None else {LENSES["around"].label: _words(cell.around, is_faint=is_faint)}),
+        **({} if not cell.around else {LENSES["around"].label: _words(cell.around, is_faint=is_faint)}),
         "nearest uses": _neighbor_lines(cell.neighbors, is_faint=is_faint, marks_jumps=True),
     }
     for lens, tokens in cell.lenses.items():

@@ -38,7 +38,10 @@ def lens_tables(tokens: Sequence[tuple[TokenHeading, list[LensCell]]], width: in
     """
     tables = [_token_table(heading, cells, terminal_width(width)) for heading, cells in tokens]
     columns = dict.fromkeys(str(column.header).replace("\n", " ") for table in tables for column in table.columns)
-    return Group(*tables, _legend(legend_of(columns)))
+    legend = legend_of(columns)
+    if any(cell.around for _, cells in tokens for cell in cells):
+        legend["other words"] += "; near: words around its uses"
+    return Group(*tables, _legend(legend))
 
 
 def _legend(lines: dict[str, str]) -> Table:
