@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support.pages import lens_cells, page_json
+from support.pages import page_json
 
 import tl_latentlens as tll
 from tl_latentlens.views.text import short_hook_name
@@ -67,9 +67,8 @@ def test_notebooks_show_other_words(calibrated: tll.LensResult, any_model: Any, 
     assert cells == expected
     assert "nearest other word at blocks.*.hook_resid_post" in grid
     headings = re.findall(r"<th[^>]*>([^<]*)</th>", html.partition("<details")[2])
-    around = ["words around"] * any(
-        cell.around for batch in range(2) for line in lens_cells(calibrated, batch) for cell in line
-    )
+    shown = [calibrated.cell(name, pos, batch) for batch, pos in calibrated.positions for name in calibrated.hook_names][:60]
+    around = ["words around"] * any(cell.around for cell in shown)
     columns = ["pos", "token", "hook", "p", "other words", *around, "nearest uses", "logit lens", "embedding lens"]
     assert headings == columns
     assert "p: share of bank tokens no nearer to theirs" in html

@@ -41,7 +41,9 @@ def lens_html(grids: Iterable[LensGrid], cells: Iterable[LensCell], n_cells: int
             note = _note("More texts or tokens than a notebook shows well: use to_html(path), plot() or to_dataframe().")
             break
         tables.append(_grid_table(grid))
-    lines = [_cell_line(cell) for cell in islice(cells, _MAX_TABLE_LINES)]
+    shown = list(islice(cells, _MAX_TABLE_LINES))
+    has_around = any(cell.around for cell in shown)
+    lines = [_cell_line(cell, has_around=has_around) for cell in shown]
     cut = f", {_MAX_TABLE_LINES} of {n_cells:,}" if n_cells > _MAX_TABLE_LINES else ""
     table = _table(list(dict.fromkeys(heading for line in lines for heading in line)), lines)
     is_open = "" if tables and n_cells > 12 else " open"
@@ -174,7 +176,7 @@ def _word_cell(context: Context, words: list[str] | None, share: float, cosine: 
     return f"<td style='{style}' title='{html.escape(tip)}'>{word}</td>"
 
 
-def _cell_line(cell: LensCell) -> dict[str, str]:
+def _cell_line(cell: LensCell, *, has_around: bool) -> dict[str, str]:
     is_faint = is_unknown(cell.known)
     line = {
         "pos": f"{cell.batch}, {cell.pos}",
@@ -182,7 +184,7 @@ def _cell_line(cell: LensCell) -> dict[str, str]:
         "hook": _text(short_hook_name(cell.hook_name)),
         **({} if cell.known is None else {"p": _text(format_share(cell.known))}),
         **({} if cell.words is None else {LENSES["words"].label: _words(cell.words, is_faint=is_faint)}),
-        **({} if not cell.around else {LENSES["around"].label: _words(cell.around, is_faint=is_faint)}),
+        **({LENSES["around"].label: _words(cell.around or [], is_faint=is_faint)} if has_around else {}),
         "nearest uses": _neighbor_lines(cell.neighbors, is_faint=is_faint, marks_jumps=True),
     }
     for lens, tokens in cell.lenses.items():
