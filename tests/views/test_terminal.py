@@ -82,6 +82,29 @@ def test_the_legend_explains_only_what_is_shown(any_model: Any, index: tll.Conte
     assert not any("not known" in line or "other words" in line for line in lines)
 
 
+@pytest.mark.parametrize("width", [66, 80])
+def test_narrow_tables_are_not_cut_off(any_model: Any, index: tll.ContextualIndex, width: int) -> None:
+    names = [1, "blocks.3.hook_mlp_out", 4]
+    hooks = tll.latentlens_hooks(index, names, embedding_lens=True, model=any_model)
+    any_model.run_with_hooks("He sat on the bank", fwd_hooks=hooks)
+    shown = plain_text(hooks.result.to_rich(2, [(0, 5)], width=width), width)
+    assert all(len(line) <= width for line in shown.splitlines())
+    assert "3 mlp_out" in shown
+    assert ("embedding lens" in shown) == (width == 80), "a lens gives way, and its line of the legend too"
+    table = shown.partition("layer ")[0]
+    tokens = [token for lens in ("logit_lens", "embedding_lens")[: 1 + (width == 80)] for name in hooks.result.hook_names
+              if (read := getattr(hooks.result.cell(name, 5), lens)) for token, _ in read[:2]]  # fmt: skip
+    assert all(token.strip()[:2] in table for token in tokens), "no column is cut off"
+    assert re.search(r"logit +embedding *$" if width == 80 else r"logit *$", table, re.MULTILINE)
+
+
+def test_hook_names_that_are_no_layers_keep_their_names(any_model: Any, index: tll.ContextualIndex) -> None:
+    hooks = tll.latentlens_hooks(index, ["blocks.3.hook_mlp_out"], model=any_model)
+    any_model.run_with_hooks("On the bank", fwd_hooks=hooks)
+    assert re.search(r"^ +3 mlp_out ", str(hooks.result), re.MULTILINE)
+    assert re.search(r"^ +3 mlp_out ", str(hooks.result.word_strip("bank")), re.MULTILINE)
+
+
 def test_other_words_and_words_around_stand_in_one_column() -> None:
     near = NeighborLine(Context("at the", " bank", "."), 0.9, None, "blocks.3.hook_resid_post", 0, 0)
     words = ["store", "shop", "branch", "office", "restaurant", "market", "garden", "kitchen"]

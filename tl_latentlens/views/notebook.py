@@ -16,7 +16,7 @@ from tl_latentlens.views.known import format_share, is_unknown
 from tl_latentlens.views.legend import legend_of
 from tl_latentlens.views.lens_names import LENSES, NO_WORD
 from tl_latentlens.views.strip import STRIP_NOTE, Strip
-from tl_latentlens.views.text import also_at, hook_headings, printable, short_hook_name, visible
+from tl_latentlens.views.text import also_at, hook_headings, layer_headings, printable, short_hook_name, visible
 
 NOTEBOOK_NEIGHBORS = 3  # Neighbors of a cell or a line.
 NOTEBOOK_EXAMPLES = 4  # Rows, or texts, that stand for all.
@@ -59,7 +59,7 @@ def _legend(lines: Sequence[dict[str, str]]) -> str:
 
 def strip_html(strip: Strip) -> str:
     """The other words of one token over all layers: a line for each run of layers that read alike."""
-    heading = "layers" if hook_headings(strip.hook_names)[1] else "hooks"
+    heading = f"{layer_headings(strip.hook_names)[1]}s"
     lines = [
         {heading: _text(strip.label(line)), LENSES["words"].label: _words(line.words, is_faint=strip.is_faint(line))}
         for line in strip.lines

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tl_latentlens.views.data import TokenHeading
 from tl_latentlens.views.lens_names import NO_WORD
-from tl_latentlens.views.text import hook_headings
+from tl_latentlens.views.text import layer_headings
 
 STRIP_WORDS = 4
 _WORDS_OF_SUMMARY = 2
@@ -49,7 +49,7 @@ class Strip:
 
     def label(self, line: StripLine) -> str:
         """The hook names of a line: "6–12"."""
-        headings, _ = hook_headings(self.hook_names)
+        headings, _ = layer_headings(self.hook_names)
         return headings[line.first] if line.first == line.last else f"{headings[line.first]}–{headings[line.last]}"
 
     def is_faint(self, line: StripLine) -> bool:

@@ -50,6 +50,16 @@ def hook_headings(hook_names: Sequence[str]) -> tuple[list[str], str]:
     return [short_hook_name(name) for name in hook_names], ""
 
 
+def layer_headings(hook_names: Sequence[str]) -> tuple[list[str], str]:
+    """A heading for each hook name, and what the headings are: layer numbers ("layer") where all are `hook_resid_post`.
+
+    Else the short names ("hook").
+    """
+    headings, kind = hook_headings(hook_names)
+    is_layer = kind.endswith(".hook_resid_post")
+    return (headings, "layer") if is_layer else (list(map(short_hook_name, hook_names)), "hook")
+
+
 def printable(text: str) -> str:
     """Text that a terminal or a page only shows: each control character as one visible sign (ESC as ␛, a newline as ↵)."""
     return text.translate(_VISIBLE_SIGNS)

@@ -17,11 +17,12 @@ from tl_latentlens.views.known import format_share, is_unknown
 from tl_latentlens.views.legend import legend_of
 from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.terminal.layout import longest_width, marked_text, terminal_width
-from tl_latentlens.views.text import display_width, hook_headings, short_hook_name, take_columns, visible
+from tl_latentlens.views.text import display_width, layer_headings, short_hook_name, take_columns, visible
 
 _MIN_WORD_WIDTH = 16
 _MAX_WORD_LINES = 4  # More where there are more uses.
 _MIN_USE_WIDTH = 24  # In less, the headings of the lenses take two lines.
+_LEAST_WIDTH = 24  # Of words and uses together.
 _MAX_LENS_WIDTH = 18
 _JUMP = "┄┄┄"
 
@@ -54,18 +55,14 @@ def _legend(lines: dict[str, str]) -> Table:
 
 
 def _token_table(heading: TokenHeading, cells: list[LensCell], width: int) -> Table:
-    hooks, kind = hook_headings([cell.hook_name for cell in cells])
-    columns = {"layer" if kind.endswith("hook_resid_post") else "hook": [Text(hook, style="bold") for hook in hooks]}
+    headings, heading_name = layer_headings([cell.hook_name for cell in cells])
+    columns = {heading_name: [Text(name, style="bold") for name in headings]}
     if any(cell.known is not None for cell in cells):
         columns["p"] = [Text(format_share(cell.known), "dim" if is_unknown(cell.known) else "") for cell in cells]
-    lens_columns = _lens_columns(cells, max(8, min(_MAX_LENS_WIDTH, width // 7)))
     has_words = any(cell.words is not None for cell in cells)
-    free = width - _width_of(columns | lens_columns) - 4 - 3 * has_words
-    if free < _MIN_USE_WIDTH + has_words * _MIN_WORD_WIDTH:
-        lens_columns = {name.replace(" ", "\n"): texts for name, texts in lens_columns.items()}
-        free = width - _width_of(columns | lens_columns) - 4 - 3 * has_words
+    lens_columns, free = _fitted_lens_columns(cells, columns, width, has_words=has_words)
     if has_words:
-        columns["other words"] = [_word_text(cell, max(_MIN_WORD_WIDTH, min(width // 4, 2 * free // 5))) for cell in cells]
+        columns["other words"] = [_word_text(cell, max(11, min(width // 4, 2 * free // 5))) for cell in cells]
         free -= longest_width("other words", *columns["other words"])
     columns["nearest uses"] = [_use_text(cell, max(12, free)) for cell in cells]
     table = Table(
@@ -76,13 +73,37 @@ def _token_table(heading: TokenHeading, cells: list[LensCell], width: int) -> Ta
         header_style="dim",
     )
     columns |= lens_columns
+    taken = _width_of({name: texts for name, texts in columns.items() if name != "nearest uses"}) + 5  # Margins and edges.
     for name, texts in columns.items():
         # Only the contexts may give way where the terminal is narrow.
-        min_width = 8 if name == "nearest uses" else longest_width(name, *texts)
-        table.add_column(name, no_wrap=True, min_width=min_width, justify="right" if name == "p" else "left")
+        is_context = name == "nearest uses"
+        min_width, max_width = (8, max(8, width - taken)) if is_context else (longest_width(name, *texts), None)
+        justify = "right" if name == "p" else "left"
+        table.add_column(name, no_wrap=True, min_width=min_width, max_width=max_width, justify=justify)
     for line in zip(*columns.values(), strict=True):
         table.add_row(*line)
     return table
+
+
+def _fitted_lens_columns(
+    cells: list[LensCell], columns: dict[str, list[Text]], width: int, *, has_words: bool
+) -> tuple[dict[str, list[Text]], int]:
+    """The columns of the lenses, and how much is left for words and uses.
+
+    Where that is little, headings get two lines and tokens are cut; then the lenses after the first are left out.
+    """
+    wide = _lens_columns(cells, max(8, min(_MAX_LENS_WIDTH, width // 7)))
+    free = width - _width_of(columns | wide) - 4 - 3 * has_words
+    enough = _MIN_USE_WIDTH + _MIN_WORD_WIDTH * has_words
+    for token_width in (8, 6, 4):
+        if free >= enough:
+            break
+        wide = {name.replace(" ", "\n"): texts for name, texts in _lens_columns(cells, token_width).items()}
+        free = width - _width_of(columns | wide) - 4 - 3 * has_words
+    while len(wide) > 1 and free < _LEAST_WIDTH:
+        wide.popitem()
+        free = width - _width_of(columns | wide) - 4 - 3 * has_words
+    return wide, free
 
 
 def _width_of(columns: dict[str, list[Text]]) -> int:

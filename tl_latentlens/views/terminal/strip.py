@@ -9,7 +9,7 @@ from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.strip import STRIP_NOTE, Strip
 from tl_latentlens.views.terminal.layout import terminal_width
 from tl_latentlens.views.terminal.lens import token_title
-from tl_latentlens.views.text import hook_headings
+from tl_latentlens.views.text import layer_headings
 
 
 def strip_table(strip: Strip, width: int | None = None) -> Group:
@@ -21,7 +21,7 @@ def strip_table(strip: Strip, width: int | None = None) -> Group:
     """
     width = terminal_width(width)
     table = Table(box=box.SIMPLE_HEAD, header_style="dim")
-    table.add_column("layers" if hook_headings(strip.hook_names)[1] else "hooks", style="bold", no_wrap=True)
+    table.add_column(f"{layer_headings(strip.hook_names)[1]}s", style="bold", no_wrap=True)
     table.add_column(LENSES["words"].label)
     for line in strip.lines:
         style = "dim" if strip.is_faint(line) or not line.words else ""
