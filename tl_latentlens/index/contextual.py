@@ -560,8 +560,8 @@ class ContextualIndex(ReopenedIndex):
         search = row_search(flat, self._searches, query_hook_name, is_approximate=self._is_approximate)
         n_queries, top_k = math.prod(shape), min(top_k, n_rows)
         distinct = distinct_rows(search, n_queries, n_found, top_k, len(self.hook_names), self.device)
-        found = (numbers.view(*shape, top_k) for numbers in vars(distinct.found).values())
-        return SearchResult(*found, self, is_at=distinct.is_at.view(*shape, top_k, len(self.hook_names)))
+        similarities, rows, hook_ids = (numbers.view(*shape, top_k) for numbers in vars(distinct.found).values())
+        return SearchResult(similarities, rows, hook_ids, self, is_at=distinct.is_at.view(*shape, top_k, len(self.hook_names)))
 
     @property
     def _ignores_centering(self) -> bool:

@@ -105,8 +105,8 @@ def search_hook_names(
     if is_approximate:
         best = approximate_top_k_of_parts([part.search for part in parts], [part.queries for part in parts], top_k)
     else:
-        own_hook_id = list(searches).index(query_hook_name) if query_hook_name in searches else None
-        search_first = next((i for i, part in enumerate(parts) if part.hook_id == own_hook_id), 0)
+        hook_names = list(searches)
+        search_first = next((i for i, part in enumerate(parts) if hook_names[part.hook_id] == query_hook_name), 0)
         best = top_k_of_parts([part.search.part(part.queries) for part in parts], top_k, search_first=search_first)
     return _in_index(best, parts, is_cosine=all(searches[name].geometry.is_cosine for name in queries))
 

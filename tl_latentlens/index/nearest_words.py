@@ -58,7 +58,7 @@ class NearestWords:
         first_name, units = next(iter(queries.items()))
         if self._is_approximate or not len(units) or top_k * _MIN_STEMS_PER_WORD > self._n_stems:
             return self._search_by_rank(queries, top_k, query_hook_name, left_out)
-        own_name = query_hook_name if query_hook_name in queries else first_name
+        own_name = query_hook_name if query_hook_name is not None and query_hook_name in queries else first_name
         floor = self._floor(own_name, queries[own_name], top_k, left_out)
         return search_labels(queries, self._searches, top_k, self._stem_ids, left_out, floor)
 

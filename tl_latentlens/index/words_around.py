@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
 from tl_latentlens.index.context_words import ContextWords
@@ -66,13 +66,13 @@ class WordsAround:
             (np.ones(len(near_use), np.int64), (near_use, near_stem)), shape=(len(uses), near_stem.max(initial=0) + 1)
         )
         group_uses = csr_array((np.ones(len(uses), np.int64), (use_group, np.arange(len(uses)))), shape=(len(stems), len(uses)))
-        all_counts = (group_uses @ is_near).tocoo()
+        all_counts = coo_array(group_uses @ is_near)
         is_rare = 2 * all_counts.data <= n_uses[all_counts.row]
         n_with = csr_array((all_counts.data * is_rare, (all_counts.row, all_counts.col)), shape=all_counts.shape)
         tested = np.flatnonzero(is_rare & (all_counts.data > 1))
         families, n_of = all_counts.row[tested], all_counts.data[tested]
         levels = tarone_levels(least_rank_sum_p(n_of, n_uses[families]), families, len(stems), _LEVEL)
-        sums = (self._ranks(vectors, group, uses, n_uses) @ is_near).tocoo()
+        sums = coo_array(self._ranks(vectors, group, uses, n_uses) @ is_near)
         n_with_word = np.asarray(n_with[group[sums.row], sums.col]).ravel()
         may_hold = np.flatnonzero(n_with_word > 1)
         cells, words, n_of = sums.row[may_hold], sums.col[may_hold], n_with_word[may_hold]

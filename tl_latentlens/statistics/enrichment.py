@@ -32,7 +32,7 @@ def rank_sum_p(
 
 def least_rank_sum_p(n_ranks: Int[np.ndarray, " n"], n_all: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """The smallest chance that `rank_sum_p` can give: that all ranks are the first ones."""
-    return 1 / comb(n_all, n_ranks)
+    return np.reciprocal(comb(n_all, n_ranks))
 
 
 @lru_cache(256)
