@@ -63,11 +63,11 @@ def test_labels_are_those_of_a_brute_force(
 def test_one_label_in_nearly_every_row(budget: int) -> None:
     """Rows of the query's own label are passed over, however many are nearer; little memory holds few candidates."""
     rng = np.random.default_rng(0)
-    rows = unit(rng.standard_normal((6000, 32))).astype(np.float32)
-    labels = np.where(np.arange(6000) % 500 == 7, np.arange(6000), 0)
-    queries = torch.from_numpy(rows[:300])
+    rows = unit(rng.standard_normal((3000, 32))).astype(np.float32)
+    labels = np.where(np.arange(3000) % 250 == 7, np.arange(3000), 0)
+    queries = torch.from_numpy(rows[:60])
     search = VectorSearch(torch.from_numpy(rows), "cpu", memory_budget=budget)
-    query = LabelQuery(torch.from_numpy(labels), torch.zeros(300, 1, dtype=torch.int64), torch.full((300,), -torch.inf))
+    query = LabelQuery(torch.from_numpy(labels), torch.zeros(60, 1, dtype=torch.int64), torch.full((60,), -torch.inf))
     found = top_k_labels_of_parts([search.part(search.normalize_queries(queries))], 3, query)
-    scores = rows[:300].astype(np.float64) @ rows.T.astype(np.float64)
+    scores = rows[:60].astype(np.float64) @ rows.T.astype(np.float64)
     assert found.rows.tolist() == [expected_rows(line, labels, np.zeros(1), 3) for line in scores]
