@@ -1,5 +1,6 @@
 """Makes the pictures of README and docs from the embedded model: `python docs/pictures.py`, from the root of the repository.
 
+`python docs/pictures.py BANK MODEL` makes the picture of other words alone, from a bank of another model (a folder or a name).
 Needs Chromium, playwright, pillow, and the extra explore.
 """
 
@@ -23,6 +24,7 @@ from tl_latentlens.explorer import make_app
 
 PICTURES = Path(__file__).with_name("_static")
 TEXTS = "She deposited her money and her savings at the bank", "We fished in the river and sat on the grassy bank"
+WORD_TEXTS = "In the dark cave we saw a bat", "He hit the ball hard with his bat"
 PROMPT = "The boat crossed the"
 SCENE, PATCH = 812, 15  # a scene, and the position of a patch that holds an object
 SHARPNESS, COLORS = 2, 128  # pixels a CSS pixel; of the palette
@@ -47,6 +49,19 @@ def main() -> None:
         _shots(f"http://127.0.0.1:{server.server_port}", "explore", _type_a_prompt, (1200, 800), ("light",))
         server.shutdown()
         _scene(Path(folder) / "scenes.h5")
+
+
+def words(bank: str, model: str) -> None:
+    """Take the picture of the other words of one token in two texts."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "words.html"
+        _command("decode", bank, *WORD_TEXTS, "--model", model, "--html", str(page))
+        _shots(page.as_uri(), "words", _choose_last, (860, 800))
+
+
+def _choose_last(tab: Page) -> None:
+    tab.select_option("#text", "1")
+    tab.click("tbody tr:nth-child(4) td >> nth=-1")
 
 
 def _scene(bank: Path) -> None:
@@ -105,4 +120,4 @@ def _shots(
 
 
 if __name__ == "__main__":
-    main()
+    words(*sys.argv[1:]) if len(sys.argv) > 1 else main()

@@ -71,8 +71,9 @@ def test_build_info_verify_decode(run, tmp_path: Path, texts: list[str]) -> None
 
 def test_ctrl_c_says_in_one_line_how_to_resume(tmp_path: Path) -> None:
     path = tmp_path / "own.h5"
-    command = [sys.executable, "-c", "from tl_latentlens.cli import main; main()", "build", "demo", str(path)]
-    command += ["--model", "demo", "-n", "5", "--batch-tokens", "64"]
+    script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's background jobs ignore it
+    script += "; from tl_latentlens.cli import main; main()"
+    command = [sys.executable, "-c", script, "build", "demo", str(path), "--model", "demo", "-n", "5", "--batch-tokens", "64"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
         while not partial_path(path).exists() and process.poll() is None and time.monotonic() < deadline:

@@ -41,7 +41,7 @@ def lens_tables(tokens: Sequence[tuple[TokenHeading, list[LensCell]]], width: in
     columns = dict.fromkeys(str(column.header).replace("\n", " ") for table in tables for column in table.columns)
     legend = legend_of(columns)
     if any(cell.around for _, cells in tokens for cell in cells):
-        legend["other words"] += "; near: words around its uses"
+        legend["other words"] += "; near: words around"
     return Group(*tables, _legend(legend))
 
 
