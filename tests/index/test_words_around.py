@@ -119,3 +119,10 @@ def test_cells_have_them(any_model: Any, index: tll.ContextualIndex, tmp_path: P
     table = result.to_dataframe()
     of_bank = table[(table["hook_name"] == NAME) & (table["token"] == " bank")]
     assert of_bank["around"].iloc[0] == ", ".join(cells["bank"].around)
+
+
+def test_uses_without_any_word_near_them(any_model: Any, tmp_path: Path) -> None:
+    texts = [f"{word} bank" for word in "I a to at of in on by up we he my no so us it".split()]
+    bank = tll.build_bank(any_model, texts, tmp_path / "b.h5", hook_names=[NAME], max_rows_per_token=None, progress=False)
+    index = tll.ContextualIndex(bank, device="cpu")
+    assert index.words_around(torch.randn(2, 256), NAME, ["bank", "bank"]) == [[], []]

@@ -56,8 +56,10 @@ def distinct_rows(
 
 def _places_of(rows: Int[Tensor, "q k"], found: FoundRows) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " n"]]:
     """Query, place among what was found, and rank of each hit of the chosen rows, up to the first hit of the last of them."""
-    is_row = found.rows[:, :, None] == rows[:, None, :]
-    last = is_row.long().argmax(1).amax(-1)
-    is_within = torch.arange(is_row.shape[1], device=rows.device) <= last[:, None]
-    query, at, rank = (is_row & is_within[..., None]).nonzero(as_tuple=True)
-    return query, at, rank
+    ordered, order = rows.sort(dim=-1)
+    place = torch.searchsorted(ordered, found.rows).clamp(max=rows.shape[1] - 1)
+    is_hit, rank = ordered.gather(-1, place) == found.rows, order.gather(-1, place)
+    last = (is_hit & (rank == rows.shape[1] - 1)).long().argmax(-1)
+    is_within = torch.arange(found.rows.shape[1], device=rows.device) <= last[:, None]
+    query, at = (is_hit & is_within).nonzero(as_tuple=True)
+    return query, at, rank[query, at]

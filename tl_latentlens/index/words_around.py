@@ -52,19 +52,20 @@ class WordsAround:
             top_k: Most words of each.
         """
         stem_of = {word: (self._table.stem_ids_of(word) or [-1])[-1] for word in set(own_words)}
-        stems, group = np.unique([stem_of[word] for word in own_words], return_inverse=True)
+        stems, group = np.unique(np.array([stem_of[word] for word in own_words], np.int64), return_inverse=True)
         uses, use_group = self._uses(stems)
         n_uses = np.bincount(use_group, minlength=len(stems))
         found: list[list[str]] = [[] for _ in own_words]
         if not len(uses):
             return found
         near_use, near_stem = self._contexts.near(uses)
-        own_ids = np.array(self._contexts.stem_ids_of([list(self._table.stems)[stem] for stem in stems.tolist()]))
+        names = list(self._table.stems)
+        own_ids = np.array(self._contexts.stem_ids_of([names[stem] for stem in stems.tolist()]))
         is_other = near_stem != own_ids[use_group[near_use]]
         near_use, near_stem = near_use[is_other], near_stem[is_other]
-        is_near = csr_array(
-            (np.ones(len(near_use), np.int64), (near_use, near_stem)), shape=(len(uses), near_stem.max(initial=0) + 1)
-        )
+        if not len(near_use):
+            return found
+        is_near = csr_array((np.ones(len(near_use), np.int64), (near_use, near_stem)), shape=(len(uses), near_stem.max() + 1))
         group_uses = csr_array((np.ones(len(uses), np.int64), (use_group, np.arange(len(uses)))), shape=(len(stems), len(uses)))
         all_counts = coo_array(group_uses @ is_near)
         is_rare = 2 * all_counts.data <= n_uses[all_counts.row]
@@ -79,8 +80,8 @@ class WordsAround:
         p = rank_sum_p(sums.data[may_hold], n_of, n_uses[group[cells]])
         holds = np.flatnonzero(p <= levels[group[cells]])
         holds = holds[np.lexsort((words[holds], p[holds], cells[holds]))]
-        names = self._contexts.words_of(words[holds])
-        for query, word in zip(cells[holds].tolist(), names, strict=True):
+        held_words = self._contexts.words_of(words[holds])
+        for query, word in zip(cells[holds].tolist(), held_words, strict=True):
             if len(found[query]) < top_k:
                 found[query].append(word)
         return found

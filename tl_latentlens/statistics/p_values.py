@@ -14,7 +14,7 @@ def p_values(values: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"]) -> 
 
 
 def p_values_by_bin(
-    values: Float[np.ndarray, " n"], bins: Int[np.ndarray, " n"], nulls: Sequence[Float[np.ndarray, " m"]]
+    values: Float[np.ndarray, " n"], bins: Int[np.ndarray, " n"], nulls: Sequence[Float[np.ndarray, " _"]]
 ) -> Float[np.ndarray, " n"]:
     """The p-value of each value against the null of its own bin.
 
