@@ -62,7 +62,7 @@ class DirectionScores:
         return np.fmax(self.p_isotropic, self.p_covariance)
 
 
-def scores_table(ids: Sequence[int], positive: DirectionScores, negative: DirectionScores) -> pd.DataFrame:
+def scores_table(ids: Sequence[int | str], positive: DirectionScores, negative: DirectionScores) -> pd.DataFrame:
     """Two lines a direction, sign +1 and -1: direction, sign, similarity, z, p_isotropic, p_covariance, p."""
     columns = ("similarity", "z", "p_isotropic", "p_covariance", "p")
     ends = [
