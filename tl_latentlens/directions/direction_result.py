@@ -38,7 +38,7 @@ class DirectionResult:
         random: One random direction, with the covariance of the rows, read in the same way, for comparison; None as `scores`.
     """
 
-    ids: Sequence[int]
+    ids: Sequence[int | str]
     positive: SearchResult = field(repr=False)
     negative: SearchResult = field(repr=False)
     scores: pd.DataFrame | None = field(repr=False, default=None, kw_only=True)
