@@ -80,7 +80,7 @@ class FeatureResult(DirectionResult):
     @cached_property
     def places(self) -> dict[int, int]:
         """Feature number → its place in `ids`, `positive`, `negative` and `activity`; zero decoder rows have none."""
-        return {feature: place for place, feature in enumerate(self.ids)}
+        return {int(feature): place for place, feature in enumerate(self.ids)}
 
     @property
     def _n_labelled(self) -> int:
