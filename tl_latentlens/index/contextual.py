@@ -17,7 +17,6 @@ from torch import Tensor
 from tl_latentlens.bank.bank import Bank, Row
 from tl_latentlens.errors import InvalidInputError, ModelMismatchError
 from tl_latentlens.index.banks import different_models, open_banks
-from tl_latentlens.index.context_words import ContextWords
 from tl_latentlens.index.cross_layer import n_found_in, search_hook_names, transform_queries
 from tl_latentlens.index.distinct import distinct_rows
 from tl_latentlens.index.grouped import row_search
@@ -29,8 +28,8 @@ from tl_latentlens.index.hook_names import (
     requested_hook_names,
     require_hook_names,
 )
+from tl_latentlens.index.index_words import IndexWords
 from tl_latentlens.index.known import KnownTokens
-from tl_latentlens.index.nearest_words import NearestWords
 from tl_latentlens.index.nearness import mix_rows, nearness
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.index.opened import ReopenedIndex
@@ -39,8 +38,6 @@ from tl_latentlens.index.search_result import SearchResult
 from tl_latentlens.index.transforms import TRANSFORMS
 from tl_latentlens.index.uses import TokenUses
 from tl_latentlens.index.word_search import WordSearchResult, chances_of, left_out_stems, require_words
-from tl_latentlens.index.word_table import WordTable, make_word_table
-from tl_latentlens.index.words_around import WordsAround
 from tl_latentlens.model.fingerprint_check import check_fingerprint
 from tl_latentlens.model.heads import hook_point
 from tl_latentlens.model.info import ModelInfo
@@ -72,10 +69,7 @@ class ContextualIndex(ReopenedIndex):
     _is_approximate: bool
     _known_tokens: dict[tuple[str, tuple[str, ...]], KnownTokens]
     _token_uses: dict[str, TokenUses]
-    _word_tables: dict[str | None, WordTable]
-    _word_searches: dict[str | None, NearestWords]
-    _context_words: dict[str | None, ContextWords]
-    _words_around: dict[tuple[str, str | None], WordsAround]
+    _words: IndexWords
     _checked_models: WeakKeyDictionary[Any, set[Any]]  # the states of autocast in which each was checked
 
     @own_arithmetic()
@@ -147,8 +141,8 @@ class ContextualIndex(ReopenedIndex):
         options = SearchOptions(self.transform, self.device, dtype, approximate, memory_budget)
         self._is_approximate = bool(approximate)
         self._searches = {name: HookNameSearch(name, self.bank_rows.of(name), options) for name in self.hook_names}
-        self._known_tokens, self._token_uses, self._word_tables, self._word_searches = {}, {}, {}, {}
-        self._context_words, self._words_around = {}, {}
+        self._known_tokens, self._token_uses = {}, {}
+        self._words = IndexWords(self._searches, self.bank_rows, is_approximate=self._is_approximate)
         self._checked_models = WeakKeyDictionary()
         settings = {"device": None if device is None else str(device), "dtype": dtype, "approximate": approximate}
         settings |= {"transform": transform, "memory_budget": memory_budget, "verify": verify}
@@ -189,7 +183,7 @@ class ContextualIndex(ReopenedIndex):
         vars(index).update(vars(self))
         index.transform = self.direction_transform
         index._searches = {name: search.with_transform(index.transform) for name, search in self._searches.items()}
-        index._known_tokens, index._token_uses, index._words_around, index._word_searches = {}, {}, {}, {}
+        index._known_tokens, index._token_uses, index._words = {}, {}, self._words.searched_by(index._searches)
         index._remember({**self._settings, "transform": index.transform})
         return index
 
@@ -282,7 +276,7 @@ class ContextualIndex(ReopenedIndex):
         """
         tensor = as_tensor(vectors)
         require_top_k(top_k)
-        n_queries, table = math.prod(tensor.shape[:-1]), self._word_table(language)
+        n_queries, table = math.prod(tensor.shape[:-1]), self._words.table(language)
         left_out = torch.from_numpy(left_out_stems(unlike, n_queries, table)).to(self.device)
         top_k = min(top_k, max(1, len(table.stems)))
         if query_hook_name is not None:
@@ -291,7 +285,7 @@ class ContextualIndex(ReopenedIndex):
         searched = self._hook_names_to_search(tensor, hook_names, query_hook_name)
         queries = transform_queries(tensor, self._searches, searched, query_hook_name, self.device)
         queries = {name: units.reshape(-1, units.shape[-1]) for name, units in queries.items()}
-        words = self._nearest_words(language).search(queries, top_k, query_hook_name, left_out)
+        words = self._words.nearest(language).search(queries, top_k, query_hook_name, left_out)
         shape = (*tensor.shape[:-1], top_k)
         similarities, rows, hook_ids = words.similarities.view(shape), words.rows.view(shape), words.hook_ids.view(shape)
         chances = chances_of(words, self).view(shape) if calibrate else None
@@ -334,10 +328,7 @@ class ContextualIndex(ReopenedIndex):
         require_hook_names([name], self.hook_names)
         require_top_k(top_k)
         require_words(words, len(tensor))
-        if (name, language) not in self._words_around:
-            table, contexts = self._word_table(language), self._words_near_rows(language)
-            self._words_around[name, language] = WordsAround(name, self._searches[name], self.bank_rows, table, contexts)
-        return self._words_around[name, language].words(tensor, words, top_k)
+        return self._words.around(name, language).words(tensor, words, top_k)
 
     def contexts_hold(
         self, rows: Int[Tensor, "..."] | np.ndarray, words: Sequence[str], *, language: str | None = "english"
@@ -357,7 +348,7 @@ class ContextualIndex(ReopenedIndex):
         numbers = np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)
         if numbers.size and not (numbers.min() >= 0 and numbers.max() < self.n_rows):
             raise InvalidInputError(f"got rows {numbers.min()} to {numbers.max()}; the index has rows 0 to {self.n_rows - 1}")
-        return self._words_near_rows(language).holds(numbers, words)
+        return self._words.contexts(language).holds(numbers, words)
 
     @own_arithmetic()
     def known(
@@ -529,23 +520,6 @@ class ContextualIndex(ReopenedIndex):
     def random_directions(self, n: int, hook_names: Sequence[str], seed: int) -> Float[Tensor, "n d"]:
         """Directions with the covariance of the rows of some hook names of one width; see `nearness.mix_rows`."""
         return mix_rows([self._searches[name] for name in hook_names], n, seed)
-
-    def _words_near_rows(self, language: str | None) -> ContextWords:
-        if language not in self._context_words:
-            self._context_words[language] = ContextWords(self.bank_rows.by_plan, language)
-        return self._context_words[language]
-
-    def _word_table(self, language: str | None) -> WordTable:
-        if language not in self._word_tables:
-            self._word_tables[language] = make_word_table([bank for _, bank in self.bank_rows.by_plan], language)
-        return self._word_tables[language]
-
-    def _nearest_words(self, language: str | None) -> NearestWords:
-        if language not in self._word_searches:
-            table = self._word_table(language)
-            is_approximate = self._is_approximate
-            self._word_searches[language] = NearestWords(self._searches, self.bank_rows, table, is_approximate=is_approximate)
-        return self._word_searches[language]
 
     def _search_distinct(
         self, queries: Mapping[str, Float[Tensor, "... d"]], top_k: int, query_hook_name: str | None

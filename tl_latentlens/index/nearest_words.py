@@ -57,21 +57,12 @@ class NearestWords:
         """
         first_name, units = next(iter(queries.items()))
         if self._is_approximate or not len(units) or top_k * _MIN_STEMS_PER_WORD > self._n_stems:
-            return self._search_by_rank(queries, top_k, query_hook_name, left_out)
+            search = row_search(queries, self._searches, query_hook_name, is_approximate=self._is_approximate)
+            n_found, depths = n_found_in(queries, self._searches), (_FIRST_DEPTH, _DEEPER)
+            return nearest_of_groups(search, len(left_out), n_found, top_k, self._stem_ids.__getitem__, left_out, depths)
         own_name = query_hook_name if query_hook_name is not None and query_hook_name in queries else first_name
         floor = self._floor(own_name, queries[own_name], top_k, left_out)
         return search_labels(queries, self._searches, top_k, self._stem_ids, left_out, floor)
-
-    def _search_by_rank(
-        self,
-        queries: Mapping[str, Float[Tensor, "q d"]],
-        top_k: int,
-        query_hook_name: str | None,
-        left_out: Int[Tensor, "q stems"],
-    ) -> FoundRows:
-        search = row_search(queries, self._searches, query_hook_name, is_approximate=self._is_approximate)
-        n_found, depths = n_found_in(queries, self._searches), (_FIRST_DEPTH, _DEEPER)
-        return nearest_of_groups(search, len(left_out), n_found, top_k, self._stem_ids.__getitem__, left_out, depths)
 
     @own_arithmetic(full_products=True)
     def _floor(
