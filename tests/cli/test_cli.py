@@ -15,6 +15,7 @@ import pytest
 import transformers
 import typer
 from support.models import available_kinds
+from support.neuronpedia import read_bulk
 
 import tl_latentlens as tll
 from tl_latentlens import cli
@@ -260,6 +261,15 @@ def test_decode_says_of_which_hook_names_nothing_is_known(run, bank: tll.Bank) -
     assert "is without" not in run(*command, "--no-calibrate")[2]
     assert "other words" in out
     assert "other words" not in run(*command, "--words", "0")[1]
+
+
+def test_label_sae_for_neuronpedia(run, bank: tll.Bank, tmp_path: Path) -> None:
+    command = ("label-sae", "demo", str(bank.path), "-f", "3", "-f", "700", "--neuronpedia", str(tmp_path / "np"))
+    code, _, error = run(*command, "--neuronpedia-model", "Demo", "--neuronpedia-source", "3-ours")
+    assert (code, "got model_id='Demo'" in error, (tmp_path / "np").exists()) == (1, True, False)
+    code, _, error = run(*command, "--neuronpedia-model", "demo", "--neuronpedia-source", "3-ours")
+    assert (code, "np/demo/3-ours" in error) == (0, True)
+    assert [line["index"] for line in read_bulk(tmp_path / "np" / "demo" / "3-ours")["features"]] == ["3", "700"]
 
 
 def test_label_sae_as_data(run, bank: tll.Bank) -> None:

@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 import tl_latentlens as tll
+from tl_latentlens.cli.option_groups import OptionGroup
 from tl_latentlens.cli.options import BankArgument, DataOptions, ModelOptions, hook_name_in_bank
 from tl_latentlens.cli.output import WRITERS, command_line, console, note, print_table, require_folders, require_writable
+from tl_latentlens.directions.features.neuronpedia.names import SourceName
 from tl_latentlens.model.heads import hook_point
 from tl_latentlens.views.terminal.features import summary_table
 
@@ -25,12 +27,39 @@ class LabelModelOptions(ModelOptions):
     ] = False
 
 
+@dataclass
+class NeuronpediaOptions(OptionGroup):
+    """Where the features go on Neuronpedia."""
+
+    neuronpedia: Annotated[
+        Path | None, typer.Option(help="write the files of a bulk import to Neuronpedia into this folder")
+    ] = None
+    neuronpedia_model: Annotated[str, typer.Option(help="the model's id on Neuronpedia, such as `gpt2-small`")] = ""
+    neuronpedia_source: Annotated[str, typer.Option(help="layer and source set on Neuronpedia, such as `5-name-res-16k`")] = ""
+
+    def check(self) -> None:
+        """Check the ids, before anything is computed.
+
+        Raises:
+            InvalidInputError: Neuronpedia does not take one.
+        """
+        if self.neuronpedia is not None:
+            SourceName(self.neuronpedia_model, self.neuronpedia_source)
+
+    def write(self, result: tll.FeatureResult) -> None:
+        """Write what was asked for."""
+        if self.neuronpedia is not None:
+            names = {"model_id": self.neuronpedia_model, "source": self.neuronpedia_source}
+            note(f"wrote {result.to_neuronpedia(self.neuronpedia, **names)}")
+
+
 def label_sae(
     sae: Annotated[str, typer.Argument(help="`demo`, a folder as SAELens saves it, or a safetensors file")],
     bank: BankArgument,
     *,
     model: LabelModelOptions,
     data: DataOptions,
+    neuronpedia: NeuronpediaOptions,
     feature: Annotated[
         list[int] | None, typer.Option("--feature", "-f", help="a feature; give it several times for several; default: all")
     ] = None,
@@ -59,6 +88,7 @@ def label_sae(
     """
     require_writable(out)
     require_folders(html)
+    neuronpedia.check()
     opened = tll.Bank.open(bank)
     encoder = tll.load_sae(sae, hook_name=hook_name_in_bank(hook_name, opened))
     written = encoder.hook_name_out or encoder.hook_name
@@ -74,6 +104,7 @@ def label_sae(
     if html is not None:
         result.to_html(html, call=command_line())
         note(f"wrote {html}")
+    neuronpedia.write(result)
     if data.as_json is not None:
         print_table(data.as_json, result.with_evidence())
         return

@@ -48,6 +48,21 @@ def logit_lens(model: Any, vectors: Float[Tensor, "... d_model"], top_k: int = 5
 
 
 @own_arithmetic(full_products=True)
+def top_logits(model: Any, vectors: Float[Tensor, "... d_model"], top_k: int = 5) -> TokenReading:
+    """The tokens of `logit_lens`, with their logits above the mean of the vocabulary in place of probabilities.
+
+    Raises:
+        InvalidInputError: As `logit_lens`.
+    """
+
+    def largest(logits: Float[Tensor, "n d_vocab"]) -> tuple[Tensor, ...]:
+        return (logits - logits.mean(-1, keepdim=True)).topk(min(top_k, logits.shape[-1]), dim=-1)[::-1]
+
+    ids, scores = _read_logits(model, vectors, largest)
+    return _token_reading(model, ids, scores)
+
+
+@own_arithmetic(full_products=True)
 def logit_ranks(model: Any, vectors: Float[Tensor, "... d_model"], token_ids: Int[Tensor, " tokens"]) -> TokenRanks:
     """Probability and rank of chosen tokens among the whole vocabulary, as `logit_lens` reads it.
 

@@ -45,7 +45,7 @@ class TokenReading:
 
     Attributes:
         token_ids: [n, k].
-        scores: Probabilities in [0, 1] (logit lens) or cosines in [-1, 1] (embedding lens), [n, k].
+        scores: Probabilities in [0, 1] (logit lens), logits, or cosines in [-1, 1] (embedding lens), [n, k].
         strings: The text of each token id that occurs.
     """
 
