@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tl_latentlens.vision.judge import requests
+from tl_latentlens.endpoint import retry
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     pytest.importorskip("PIL")
     from support.judge_endpoint import Stub
 
-    monkeypatch.setattr(requests, "_FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(retry, "_FIRST_BACKOFF", 0.01)
     endpoint = Stub()
     yield endpoint
     endpoint.server.shutdown()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tl_latentlens.vision.judge.answers import append_answers, read_answers
+from tl_latentlens.endpoint.chat import ANSWER
+from tl_latentlens.endpoint.keyed_lines import append_lines, read_lines
 from tl_latentlens.vision.judge.questions import Question
 from tl_latentlens.vision.judge.replies import parse_relations
 
@@ -56,12 +57,12 @@ def test_a_file_of_something_else_is_left_alone(stub: Stub, tmp_path: Path) -> N
     path = tmp_path / "a.jsonl"
     for content in (b"my notes", b"my notes\n", b'{"key": "a"}\n', b"[]\n"):
         path.write_bytes(content)
-        with pytest.raises(tll.InvalidInputError, match=r"line 1 of .*a\.jsonl is no judge's answer"):
+        with pytest.raises(tll.InvalidInputError, match=r"line 1 of .*a\.jsonl is not an answer of an endpoint"):
             judge_at(stub.url, path).ask(questions_on_grays(2), progress=False)
         assert path.read_bytes() == content
     path.unlink()
     with (
-        append_answers(path),
+        append_lines(path, ANSWER),
         pytest.raises(tll.InvalidInputError, match="is being written by another process"),
     ):
         judge_at(stub.url, path).ask(questions_on_grays(2), progress=False)
@@ -75,7 +76,7 @@ def test_answers_are_kept_as_lines_that_others_can_read(stub: Stub, tmp_path: Pa
     [record, *_] = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
     assert set(record) == {"key", "answer", "finish_reason", "model", "input_tokens", "output_tokens"}
     assert (record["model"], record["finish_reason"], record["input_tokens"]) == ("m-1", "stop", 1000)
-    stored = read_answers(tmp_path / "a.jsonl")
+    stored = read_lines(tmp_path / "a.jsonl", ANSWER)
     assert (len(stored.by_key), stored.n_bytes) == (4, (tmp_path / "a.jsonl").stat().st_size)
 
 

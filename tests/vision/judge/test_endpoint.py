@@ -11,8 +11,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from email.utils import formatdate
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +18,16 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tl_latentlens.vision.judge.answers import AnswerWriter
-from tl_latentlens.vision.judge.requests import RequestRun, chat_request, retry_after
+from tl_latentlens.endpoint.keyed_lines import LineWriter
+from tl_latentlens.endpoint.requests import RequestRun
+from tl_latentlens.vision.judge.judge import judge_messages
 
 pytest.importorskip("openai")
 pytest.importorskip("PIL")
 
 from PIL import Image
-from support.judge_endpoint import FAILURES, TIMEOUT, Stub, fails_often, judge_at, questions_on_grays
+from support.chat_endpoint import FAILURES, TIMEOUT
+from support.judge_endpoint import Stub, fails_often, judge_at, questions_on_grays
 
 import tl_latentlens as tll
 
@@ -76,8 +76,8 @@ def test_a_killed_run_goes_on_and_asks_only_what_has_no_answer(stub: Stub, tmp_p
     code = f"""
 from pathlib import Path
 from support.judge_endpoint import judge_at, questions_on_grays
-from tl_latentlens.vision.judge import requests
-requests._FIRST_BACKOFF = 0.01
+from tl_latentlens.endpoint import retry
+retry._FIRST_BACKOFF = 0.01
 judge = judge_at({stub.url!r}, Path({str(path)!r}), attempts=6)
 judge.ask(questions_on_grays(), progress=False)
 """
@@ -111,7 +111,7 @@ judge.ask(questions_on_grays(), progress=False)
 
 
 def test_the_endpoint_says_how_long_to_wait(stub: Stub, tmp_path: Path) -> None:
-    """All of the run waits, not only the question that was told to; a date is understood too."""
+    """All of the run waits, not only the question that was told to."""
     first = []
 
     def plan(question: str, attempt: int) -> str:
@@ -127,8 +127,6 @@ def test_the_endpoint_says_how_long_to_wait(stub: Stub, tmp_path: Path) -> None:
     times = np.array([at for at, _, _ in stub.asked])
     told = times[0] + stub.delay
     assert not ((times > told + 0.1) & (times < told + 1.1)).any()
-    assert retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)}) == pytest.approx(30, abs=2)
-    assert [retry_after({"retry-after": one}) for one in ("soon", "nan", "-3")] == [None] * 3
 
 
 def test_what_cannot_be_judged_has_a_reason_and_is_asked_again(stub: Stub, tmp_path: Path) -> None:
@@ -200,8 +198,14 @@ def test_a_full_disk_ends_the_run(stub: Stub, tmp_path: Path) -> None:
     judge = judge_at(stub.url, tmp_path / "a.jsonl", concurrency=2)
     missing = judge._distinct_keys(questions := questions_on_grays())
     with Path("/dev/full").open("wb", buffering=0) as full:
-        make_request = partial(chat_request, "m", {}, questions)
-        run = RequestRun(judge._client(), make_request, AnswerWriter(full), concurrency=2, attempts=10)
+        endpoint = judge._endpoint
+        run = RequestRun(
+            endpoint.client(),
+            lambda number: endpoint.request(judge_messages(questions, number)),
+            LineWriter(full),
+            concurrency=2,
+            attempts=10,
+        )
         with pytest.raises(OSError, match="No space"):
-            run.send_all(missing, False)
+            run.send_all(missing, "judging", False)
     assert len(stub.asked) <= 6

@@ -1,28 +1,28 @@
 """The judge: a vision model behind an endpoint, what asking it costs, and its answers as `Judgments`.
 
-Sending is left to `requests`, keeping the answers to `answers`.
+Sending, and keeping the answers, is left to the room `endpoint`.
 """
 
+import base64
 import hashlib
+import io
 import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from tl_latentlens.corpus.paths import absolute_path
-from tl_latentlens.errors import InvalidInputError, MissingExtraError
+from tl_latentlens.endpoint.chat import ANSWER, ChatEndpoint, Messages
+from tl_latentlens.endpoint.keyed_lines import read_lines
 from tl_latentlens.views.files import output_path
 from tl_latentlens.views.optional import pillow
-from tl_latentlens.vision.judge.answers import append_answers, read_answers
 from tl_latentlens.vision.judge.judgments import UNANSWERED, UNPARSED, Judgments
 from tl_latentlens.vision.judge.questions import PICTURES_VERSION, RELATIONS, JudgeQuestions, Question
 from tl_latentlens.vision.judge.replies import parse_relations
-from tl_latentlens.vision.judge.requests import RequestRun, chat_request
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ class Judge:
     attempts: int = 6
     timeout: float = 300.0
     _path: Path = field(init=False, repr=False, compare=False)
+    _endpoint: ChatEndpoint = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if min(self.concurrency, self.attempts, self.timeout) <= 0:
-            got = f"concurrency={self.concurrency}, attempts={self.attempts}, timeout={self.timeout}"
-            raise InvalidInputError(f"got {got}; expected numbers above 0")
+        settings = {name: getattr(self, name) for name in ("options", "concurrency", "attempts", "timeout")}
+        object.__setattr__(self, "_endpoint", ChatEndpoint(self.model, self.base_url, self.api_key, **settings))
         object.__setattr__(self, "_path", absolute_path(self.answers))
 
     def estimate(
@@ -104,7 +104,7 @@ class Judge:
         A text counts as one token for every four characters.
         """
         tokens_of_picture = image_tokens or (lambda width, height: math.ceil(width / 32) * math.ceil(height / 32))
-        stored = read_answers(self._path)
+        stored = read_lines(self._path, ANSWER)
         numbers = self._distinct_keys(questions)
         missing = [number for key, number in numbers.items() if key not in stored.by_key]
         n_image = sum(tokens_of_picture(*size) for number in missing for size in questions.sizes(number))
@@ -125,12 +125,14 @@ class Judge:
             InvalidInputError: The endpoint refuses every question (key, money, model), or the file is no file of answers, or is
                 being written by another process. What was answered is kept.
         """
-        client = self._client()
-        with append_answers(output_path(self._path)) as (writer, stored):
-            missing = {key: number for key, number in self._distinct_keys(questions).items() if key not in stored.by_key}
-            make_request = partial(chat_request, self.model, self.options, questions)
-            run = RequestRun(client, make_request, writer, concurrency=self.concurrency, attempts=self.attempts)
-            problems = run.send_all(missing, progress)
+        pillow()
+        problems = self._endpoint.ask(
+            output_path(self._path),
+            self._distinct_keys(questions),
+            lambda number: judge_messages(questions, number),
+            task="judging",
+            progress=progress,
+        )
         return self._judgments(questions, problems)
 
     def judged(self, questions: JudgeQuestions) -> Judgments:
@@ -139,7 +141,7 @@ class Judge:
 
     def _judgments(self, questions: JudgeQuestions, problems: Mapping[str, str]) -> Judgments:
         """The judgments by the answers in the file; `problems` says by key why there is none."""
-        answers = read_answers(self._path).by_key
+        answers = read_lines(self._path, ANSWER).by_key
         keys = [self._key(questions, number) for number in range(len(questions))]
         lines = [
             _judged_line(question, answers.get(key), problems.get(key, "not asked"))
@@ -164,16 +166,18 @@ class Judge:
             numbers.setdefault(self._key(questions, number), number)
         return numbers
 
-    def _client(self) -> Any:
-        pillow()
-        try:
-            import openai
-        except ImportError as error:
-            raise MissingExtraError('asking a judge needs openai: pip install "tl-latentlens[judge]"') from error
-        try:
-            return openai.OpenAI(api_key=self.api_key, base_url=self.base_url, max_retries=0, timeout=self.timeout)
-        except openai.OpenAIError as error:
-            raise InvalidInputError(f"{error}; give api_key (any, where the endpoint needs none)") from error
+
+def judge_messages(questions: JudgeQuestions, number: int) -> Messages:
+    """The message of one question: both pictures, then the prompt."""
+    pictures = [{"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in questions.look(number)]
+    prompt = {"type": "text", "text": questions.questions[number].prompt}
+    return [{"role": "user", "content": [*pictures, prompt]}]
+
+
+def _data_url(picture: Any) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _judged_line(question: Question, answer: Mapping[str, Any] | None, problem: str) -> dict[str, Any]:
