@@ -2,9 +2,9 @@
 
 import io
 import json
+import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import transformers
 import typer
+from support.fresh import start_fresh
 from support.models import available_kinds
 from support.neuronpedia import read_bulk
 
@@ -70,18 +71,22 @@ def test_build_info_verify_decode(run, tmp_path: Path, texts: list[str]) -> None
     assert (code, "no folder for nowhere/out.html" in error) == (1, True)
 
 
+def type_command(*arguments: str) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    sys.argv = ["tl-latentlens", *arguments]
+    cli.main()
+
+
 def test_ctrl_c_says_in_one_line_how_to_resume(tmp_path: Path) -> None:
     path = tmp_path / "own.h5"
-    script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's background jobs ignore it
-    script += "; from tl_latentlens.cli import main; main()"
-    command = [sys.executable, "-c", script, "build", "demo", str(path), "--model", "demo", "-n", "5", "--batch-tokens", "64"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = ("build", "demo", str(path), "--model", "demo", "-n", "5", "--batch-tokens", "64")
+    with start_fresh(type_command, *command) as process:
         deadline = time.monotonic() + 120
-        while not partial_path(path).exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=180)
-    assert process.returncode == 130
+        while not partial_path(path).exists() and process.is_alive and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGINT)
+        code, out, err = process.end()
+    assert code == 130
     assert out == ""
     lines = [line for line in err.replace("\r", "\n").splitlines() if line.strip() and "own.h5:" not in line]
     assert len(lines) == 1

@@ -24,6 +24,7 @@ NAMES = [
     "ln_final.hook_normalized",
 ]
 TEXT = TEXTS[1]
+NEIGHBORS_ALONE: dict[str, Any] = {"calibrate": False, "words": 0}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_the_nearest_neighbor_of_a_banked_token_is_its_own_row(filled: dict[str,
     for model, bank in filled.values():
         index = tll.ContextualIndex(bank, device="cpu")
         own = {(row.prompt_index, row.position): row.row for row in map(bank.row, range(bank.n_rows))}
-        hooks = tll.latentlens_hooks(index, top_k=1)
+        hooks = tll.latentlens_hooks(index, top_k=1, **NEIGHBORS_ALONE)
         seen = set()
         for prompt, text in enumerate(TEXTS):
             model.run_with_hooks(text, fwd_hooks=hooks)
@@ -90,7 +91,7 @@ def test_head_counts(filled: dict[str, tuple[Any, tll.Bank]]) -> None:
 def test_heads_are_read_among_their_own_rows(filled: dict[str, tuple[Any, tll.Bank]], transform: str) -> None:
     for model, bank in filled.values():
         index = tll.ContextualIndex(bank, [f"{name}[:]" for name in HEADS], device="cpu", transform=transform)
-        hooks = tll.latentlens_hooks(index)
+        hooks = tll.latentlens_hooks(index, **NEIGHBORS_ALONE)
         assert {name for name, _ in hooks} == set(HEADS)
         for text in (TEXTS[0], TEXT):
             model.run_with_hooks(text, fwd_hooks=hooks)

@@ -10,12 +10,15 @@ from support.devices import SECOND, later_layers_on_second_device
 from support.models import TEXTS, available_kinds
 
 import tl_latentlens as tll
+from tl_latentlens.directions.features import steering_scores
 
 LAYERS = [1, 4, "blocks.4.attn.hook_z"]
 
 
 @pytest.mark.parametrize("kind", available_kinds())
-def test_layers_on_two_devices(kind: str, bank: tll.Bank, tmp_path: Path) -> None:
+def test_layers_on_two_devices(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steering_scores, "_N_NULLS", 2)
+    monkeypatch.setattr(steering_scores, "_MAX_VECTORS", 4)
     whole, parted = tll.load_model("demo", kind=kind), tll.load_model("demo", kind=kind)
     expected = everything(whole, tmp_path / "whole.h5")
     with later_layers_on_second_device(parted, 3) as device:
@@ -43,7 +46,7 @@ def everything(model: Any, path: Path) -> dict[str, Any]:
     steered = tll.SteeringLens(vector, index, 1, model=model, unit="activation").run(model, TEXTS[0]).to_dataframe()
     sae = tll.load_sae("demo")
     labels = tll.label_features(sae, index, [3, 70], hook_name=4, model=model, progress=False).table
-    evaluation = tll.evaluate(model, bank, hook_names=[1, 4], transforms="raw", senses=None, n_tokens=6, progress=False)
+    evaluation = tll.evaluate(model, bank, hook_names=[1, 4], transforms="raw", senses=None, n_tokens=4, progress=False)
     heads = tll.find_heads(TEXTS[0], "bank", index, model=model, hook_name=4).table
     return {
         "vectors": np.array(bank.vectors("blocks.4.hook_resid_post"), np.float32),
@@ -55,6 +58,7 @@ def everything(model: Any, path: Path) -> dict[str, Any]:
         "difference": vector.cpu().numpy(),
         "steered": steered["similarity"],
         "labels": labels["similarity"],
+        "steered labels": labels["steered"],
         "evaluation": evaluation.to_dataframe()["mean"].astype(float),
         "contributions": heads["contribution"],
     }

@@ -4,7 +4,8 @@ import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -43,16 +44,51 @@ def run_fresh(
         cwd: Where to run.
         timeout: Seconds after which it is killed.
     """
+    with start_fresh(function, *arguments, env=env, cwd=cwd) as process:
+        return process.end(timeout)
+
+
+class Started(NamedTuple):
+    """A process that runs.
+
+    Attributes:
+        process: The process itself.
+        streams: The files of what it prints, and of what it prints as errors.
+    """
+
+    process: Any
+    streams: list[Path]
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self.process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """True while it runs."""
+        return self.process.is_alive()
+
+    def end(self, timeout: float = 300) -> Ended:
+        """Wait for its end, which comes after so many seconds at the latest."""
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        assert self.process.exitcode is not None
+        return Ended(self.process.exitcode, *(stream.read_text() for stream in self.streams))
+
+
+@contextmanager
+def start_fresh(
+    function: Callable[..., None], *arguments: Any, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Iterator[Started]:
+    """As `run_fresh`, while the process runs."""
     with TemporaryDirectory() as folder:
         streams = [Path(folder) / "out", Path(folder) / "err"]
         process = _context.Process(target=_enter, args=(function, arguments, {**os.environ, **(env or {})}, cwd, streams))
         process.start()
-        process.join(timeout)
-        if process.is_alive():
-            process.kill()
-            process.join()
-        assert process.exitcode is not None
-        return Ended(process.exitcode, *(stream.read_text() for stream in streams))
+        yield Started(process, streams)
 
 
 def _enter(
