@@ -1,7 +1,6 @@
 """Lens hooks in a model that `torch.compile` compiled: they read what they read in the model itself, and change nothing."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
