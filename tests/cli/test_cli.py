@@ -268,13 +268,20 @@ def test_decode_says_of_which_hook_names_nothing_is_known(run, bank: tll.Bank) -
     assert "other words" not in run(*command, "--words", "0")[1]
 
 
-def test_label_sae_for_neuronpedia(run, bank: tll.Bank, tmp_path: Path) -> None:
+def test_label_sae_for_neuronpedia(run, bank: tll.Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("label-sae", "demo", str(bank.path), "-f", "3", "-f", "700", "--neuronpedia", str(tmp_path / "np"))
     code, _, error = run(*command, "--neuronpedia-model", "Demo", "--neuronpedia-source", "3-ours")
     assert (code, "got model_id='Demo'" in error, (tmp_path / "np").exists()) == (1, True, False)
     code, _, error = run(*command, "--neuronpedia-model", "demo", "--neuronpedia-source", "3-ours")
     assert (code, "np/demo/3-ours" in error) == (0, True)
     assert [line["index"] for line in read_bulk(tmp_path / "np" / "demo" / "3-ours")["features"]] == ["3", "700"]
+    monkeypatch.delenv("NEURONPEDIA_API_KEY", raising=False)
+    up = (*command[:7], "--neuronpedia-model", "demo", "--neuronpedia-source", "3-ours", "--neuronpedia-upload")
+    code, _, error = run(*up, str(tmp_path / "state.jsonl"))
+    assert (code, "NEURONPEDIA_API_KEY" in error) == (1, True)
+    monkeypatch.setenv("NEURONPEDIA_API_KEY", "key")
+    code, _, error = run(*up, str(tmp_path / "none" / "state.jsonl"))
+    assert (code, "no folder" in error) == (1, True)
 
 
 def test_label_sae_as_data(run, bank: tll.Bank) -> None:

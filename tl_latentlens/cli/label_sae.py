@@ -11,6 +11,7 @@ from tl_latentlens.cli.option_groups import OptionGroup
 from tl_latentlens.cli.options import BankArgument, DataOptions, ModelOptions, hook_name_in_bank
 from tl_latentlens.cli.output import WRITERS, command_line, console, note, print_table, require_folders, require_writable
 from tl_latentlens.directions.features.neuronpedia.names import SourceName
+from tl_latentlens.directions.features.neuronpedia.server import find_api_key
 from tl_latentlens.model.heads import hook_point
 from tl_latentlens.views.terminal.features import summary_table
 
@@ -37,20 +38,32 @@ class NeuronpediaOptions(OptionGroup):
     neuronpedia_model: Annotated[str, typer.Option(help="the model's id on Neuronpedia, such as `gpt2-small`")] = ""
     neuronpedia_source: Annotated[str, typer.Option(help="layer and source set on Neuronpedia, such as `5-name-res-16k`")] = ""
 
+    neuronpedia_upload: Annotated[
+        Path | None,
+        typer.Option(
+            help="send the features to your source there (key: NEURONPEDIA_API_KEY); this file remembers what was sent"
+        ),
+    ] = None
+
     def check(self) -> None:
-        """Check the ids, before anything is computed.
+        """Check the ids and the key, before anything is computed.
 
         Raises:
             InvalidInputError: Neuronpedia does not take one.
         """
-        if self.neuronpedia is not None:
+        require_folders(self.neuronpedia_upload)
+        if self.neuronpedia is not None or self.neuronpedia_upload is not None:
             SourceName(self.neuronpedia_model, self.neuronpedia_source)
+        if self.neuronpedia_upload is not None:
+            find_api_key(None)
 
     def write(self, result: tll.FeatureResult) -> None:
-        """Write what was asked for."""
+        """Write and send what was asked for."""
+        model_id, source = self.neuronpedia_model, self.neuronpedia_source
         if self.neuronpedia is not None:
-            names = {"model_id": self.neuronpedia_model, "source": self.neuronpedia_source}
-            note(f"wrote {result.to_neuronpedia(self.neuronpedia, **names)}")
+            note(f"wrote {result.to_neuronpedia(self.neuronpedia, model_id=model_id, source=source)}")
+        if self.neuronpedia_upload is not None:
+            note(str(result.upload_to_neuronpedia(model_id, source, state=self.neuronpedia_upload)))
 
 
 def label_sae(

@@ -71,7 +71,7 @@ class ChatEndpoint:
         client = self.client()
         with append_lines(answers, ANSWER) as (writer, stored):
             missing = {key: question for key, question in questions.items() if key not in stored.by_key}
-            run = RequestRun(
+            run: RequestRun[_Question] = RequestRun(
                 client,
                 lambda question: self.request(messages(question)),
                 writer,

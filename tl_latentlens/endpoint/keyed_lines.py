@@ -71,8 +71,15 @@ class LineWriter:
 
         Where the disk is full or the power fails, a part of the line may stay behind, which `read_lines` leaves out.
         """
+        self.append_all({key: record})
+
+    def append_all(self, records: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write some lines, by their keys, and return when they are on the disk."""
+        if not records:
+            return
+        lines = [json.dumps({"key": key, **record}).encode() + b"\n" for key, record in records.items()]
         with self._lock:
-            self._file.write(json.dumps({"key": key, **record}).encode() + b"\n")
+            self._file.write(b"".join(lines))
             self._file.flush()
             os.fsync(self._file.fileno())
 

@@ -14,14 +14,10 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from tl_latentlens.corpus.paths import absolute_path
 from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.directions.features.activity import Activity
 from tl_latentlens.directions.features.label_summary import summarize
-from tl_latentlens.directions.features.neuronpedia.files import write_bulk_files
-from tl_latentlens.directions.features.neuronpedia.names import SourceName
-from tl_latentlens.directions.features.neuronpedia.records import FeatureRecords
-from tl_latentlens.directions.features.neuronpedia.source_lines import METHOD, BulkSource
+from tl_latentlens.directions.features.neuronpedia.export import NeuronpediaExport
 from tl_latentlens.directions.features.page import feature_page_data
 from tl_latentlens.directions.features.sae import TensorSAE
 from tl_latentlens.errors import InvalidInputError
@@ -35,7 +31,7 @@ from tl_latentlens.views.terminal.layout import plain_text
 
 
 @dataclass(frozen=True)
-class FeatureResult(DirectionResult):
+class FeatureResult(NeuronpediaExport, DirectionResult):
     """Neighbors of SAE features, a label for each feature whose scores allow one, and the scores.
 
     `ids`, `positive` and `negative` leave out features whose decoder row is zero, since they have no direction. So
@@ -141,36 +137,6 @@ class FeatureResult(DirectionResult):
         )
         path.write_text(feature_page(data), encoding="utf-8")
         return path
-
-    def to_neuronpedia(
-        self,
-        folder: str | Path,
-        *,
-        model_id: str,
-        source: str,
-        release: str = "",
-        creator: str = "",
-        description: str = "",
-        url: str = "",
-        method: str = METHOD,
-        contexts: int = 20,
-        progress: bool = True,
-    ) -> Path:
-        """Write the files of a bulk import to Neuronpedia, and return their folder, `folder/model_id/source`.
-
-        Release, creator, description, url and method are those of `BulkSource`; docs/features.md says what the files hold.
-
-        Raises:
-            InvalidInputError: An id that Neuronpedia does not take; or the result came from another process without its SAE.
-        """
-        named = BulkSource(SourceName(model_id, source), release, creator, description, url, method)
-        return write_bulk_files(
-            absolute_path(folder), named, self._neuronpedia_records(contexts, progress), self.positive.index
-        )
-
-    def _neuronpedia_records(self, contexts: int, progress: bool) -> FeatureRecords:
-        parts = {"sae": self.sae, "model": self.model, "contexts": contexts, "progress": progress}
-        return FeatureRecords(self.table, self.places, self.positive.index, self.activity, **parts)
 
     def to_rich(self, lines: int = 30, neighbors: int | None = 1, *, width: int | None = None) -> Table:
         """A table for the terminal (`rich.print`): a line a feature, labelled ones first, those with the nearest rows first.

@@ -109,8 +109,10 @@ class FeatureRecords:
             directions = decoder_of(sae)[list(places)]
             self._logits = [top_logits(model, sign * directions, MAX_LOGITS) for sign in (1, -1)]
 
-    def __len__(self) -> int:
-        return -(-len(self._lines) // BATCH_SIZE)
+    @property
+    def n_features(self) -> int:
+        """Number of features of all batches."""
+        return len(self._lines)
 
     def __iter__(self) -> Iterator[list[FeatureRecord]]:
         for first in range(0, len(self._lines), BATCH_SIZE):
