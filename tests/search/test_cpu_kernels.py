@@ -2,12 +2,14 @@
 
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from support.fresh import run_fresh
+from support.processes import run_tests
 
 from tl_latentlens.search import backend
 from tl_latentlens.search.settings import search_settings
@@ -114,11 +116,11 @@ def test_instructions_of_other_processors(features: str, lanes: int, levels: int
     host = llvm.get_host_cpu_features()
     if missing := [name for name in features.replace("+", "").split(",") if not host.get(name)]:
         pytest.skip(f"this processor has no {missing[0]}")
-    environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features, "EXPECTED": f"{lanes} {levels}"}
+    environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features, "EXPECTED": f"{lanes} {levels}"}
     chosen = ["--noconftest", "-n0", "tests/search/test_cpu_kernels.py", "-k", "products or a_search or expected"]
-    again = subprocess.run([sys.executable, "-m", "pytest", *chosen], env=environment, capture_output=True, text=True)
-    assert again.returncode == 0, again.stdout
-    assert ("skipped" in again.stdout) == (not levels)
+    again = run_fresh(run_tests, *chosen, env=environment, cwd=Path(__file__).parents[2])
+    assert again.code == 0, again.out
+    assert ("skipped" in again.out) == (not levels)
 
 
 @pytest.mark.skipif("EXPECTED" not in os.environ, reason="run by test_instructions_of_other_processors")

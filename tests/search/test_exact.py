@@ -111,11 +111,11 @@ def test_chunks_that_do_not_divide_the_rows(n: int, budget: int) -> None:
 @pytest.mark.parametrize("kind", ["random", "duplicates", "cluster", "integers"])
 def test_parts_are_ranked_together_as_one(dtype: str, kind: str) -> None:
     rng = np.random.default_rng(5)
-    rows = torch.from_numpy(unit(make_rows(kind, 700, 24, rng)))
-    queries = make_queries(40, rows.numpy(), rng)
+    rows = torch.from_numpy(unit(make_rows(kind, 300, 24, rng)))
+    queries = make_queries(12, rows.numpy(), rng)
     whole = VectorSearch(rows, "cpu")
     expected = whole.unclamped_top_k(queries, 8)
-    parts = [VectorSearch(part, "cpu", dtype, memory_budget=20_000) for part in rows.split([100, 0, 3, 500, 97])]
+    parts = [VectorSearch(part, "cpu", dtype, memory_budget=10_000) for part in rows.split([50, 0, 3, 200, 47])]
     units = whole.normalize_queries(queries)
     for search_first in (0, 3):
         found = top_k_of_parts([part.part(units) for part in parts], 8, search_first=search_first)

@@ -24,7 +24,7 @@ class Memory(TorchDispatchMode):
         super().__init__()
         self.users: collections.Counter[int] = collections.Counter()
         self.sizes: dict[int, int] = {}
-        self.largest = self.peak = 0
+        self.alive = self.largest = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given_ones = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor) and not a.is_mkldnn}
@@ -37,16 +37,18 @@ class Memory(TorchDispatchMode):
             if at in given_ones and at not in self.users:
                 continue  # a view of a tensor made before
             self.users[at] += 1
+            self.alive += storage.nbytes() - self.sizes.get(at, 0)
             self.sizes[at] = storage.nbytes()
             weakref.finalize(tensor, self._release, at)
             self.largest = max(self.largest, storage.nbytes())
-            self.peak = max(self.peak, sum(self.sizes.values()))
+            self.peak = max(self.peak, self.alive)
         return out
 
     def _release(self, at: int) -> None:
         self.users[at] -= 1
         if not self.users[at]:
-            del self.users[at], self.sizes[at]
+            self.alive -= self.sizes.pop(at)
+            del self.users[at]
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "equal", "cluster"])
@@ -57,7 +59,7 @@ class Memory(TorchDispatchMode):
 @pytest.mark.parametrize("centered", [False, True])
 def test_working_memory_stays_within_the_budget(kind: str, storage: torch.dtype, dtype: str, centered: bool) -> None:
     rng = np.random.default_rng(13)
-    n, d, q, budget = 4200, 32, 40, 2**18
+    n, d, q, budget = 4200, 32, 32, 2**18
     vectors = torch.from_numpy(unit(make_rows(kind, n, d, rng))).to(storage)
     queries = make_queries(q, vectors.double().numpy(), rng)
     center = torch.full((d,), 0.01) if centered else None

@@ -241,8 +241,8 @@ def test_means_and_a_center_taken_away_together(dtype: str) -> None:
 @pytest.mark.parametrize("centered", [False, True])
 def test_means_taken_away_before_weights_and_directions(centered: bool, dtype: str, budget: int) -> None:
     generator = torch.Generator().manual_seed(23)
-    vectors = torch.randn(3000, 48, generator=generator) + 2 * torch.rand(3000, 1, generator=generator)
-    weight, queries = 0.1 + torch.rand(48, generator=generator), torch.randn(20, 48, generator=generator)
+    vectors = torch.randn(900, 48, generator=generator) + 2 * torch.rand(900, 1, generator=generator)
+    weight, queries = 0.1 + torch.rand(48, generator=generator), torch.randn(8, 48, generator=generator)
     removed = torch.linalg.qr(torch.randn(48, 3, generator=generator)).Q.T
     center = 0.2 + 0.1 * torch.randn(48, generator=generator) if centered else torch.zeros(48)
     search = VectorSearch(
