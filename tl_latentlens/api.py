@@ -12,6 +12,7 @@ from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.directions.features.label import label_features
 from tl_latentlens.directions.features.result import FeatureResult
 from tl_latentlens.directions.features.sae import load_sae
+from tl_latentlens.directions.features.sentences.describe import describe_features
 from tl_latentlens.directions.find.features import find_features
 from tl_latentlens.directions.find.heads import find_heads
 from tl_latentlens.directions.find.neurons import find_neurons
@@ -19,6 +20,7 @@ from tl_latentlens.directions.find.result import FindResult, Meaning
 from tl_latentlens.directions.steering.difference_of_means import difference_of_means
 from tl_latentlens.directions.steering.lens import SteeringLens
 from tl_latentlens.directions.steering.result import SteeringResult
+from tl_latentlens.endpoint.chat import ChatEndpoint
 from tl_latentlens.errors import (
     BankCorruptError,
     BankError,
@@ -61,6 +63,7 @@ __all__ = [
     "BankCorruptError",
     "BankError",
     "BankWriter",
+    "ChatEndpoint",
     "ContextualIndex",
     "CorpusError",
     "DirectionResult",
@@ -98,6 +101,7 @@ __all__ = [
     "block_attention",
     "build_bank",
     "decode_directions",
+    "describe_features",
     "difference_of_means",
     "embedding_lens",
     "evaluate",

@@ -55,7 +55,7 @@ def record(feature: int, label: str) -> FeatureRecord:
     values = [round(rng.random(), 4) for _ in range(5)]
     activations = [] if feature % 7 == 6 else [ActivationRecord([" ü", "\n", '"', "🦉", f" {feature}"], values, 2)]
     logits = [(" a", 1.5), ("\t", 0.25)]
-    return FeatureRecord(feature, 0.125, label if feature % 3 else "", logits, logits[::-1], activations)
+    return FeatureRecord(feature, 0.125, [label] if feature % 3 else [], logits, logits[::-1], activations)
 
 
 def upload(url: str, state: Path, records: Any = None, batch_size: int = 20, **settings: Any) -> NeuronpediaUpload:

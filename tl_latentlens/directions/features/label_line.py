@@ -20,6 +20,7 @@ class LabelLine:
         logit_tokens, logit_tokens_negative: What the direction and its opposite promote; empty without a model.
         density: Share of rows on which it is active; NaN without an encoder.
         detection: Balanced accuracy of the label's rule on held-out contexts; NaN where it was not computed.
+        sentence: A language model's sentence, where it beats the label; else empty.
     """
 
     feature: int
@@ -32,6 +33,7 @@ class LabelLine:
     logit_tokens_negative: tuple[str, ...]
     density: float
     detection: float
+    sentence: str
 
     @property
     def name(self) -> str:
@@ -50,6 +52,7 @@ def label_line(record: Mapping[str, Any]) -> LabelLine:
         parts=tuple((str(text), float(share)) for text, share in _items(record.get("label_parts"))),
         density=float(record.get("density", math.nan)),
         detection=float(record.get("detection", math.nan)),
+        sentence=str(record.get("sentence", "")),
         **{name: tuple(map(str, items)) for name, items in lists.items()},
     )
 

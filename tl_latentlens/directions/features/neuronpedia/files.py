@@ -103,10 +103,10 @@ def _activation_lines(source: BulkSource, record: FeatureRecord, now: str) -> It
 
 
 def _explanation_lines(source: BulkSource, record: FeatureRecord, now: str) -> Iterator[dict[str, Any]]:
-    if record.explanation:
+    for text in record.explanations:
         line = {
             **_place(source, record),
-            "description": record.explanation,
+            "description": text,
             "embedding": None,
             "triggeredById": None,
             "typeName": source.method,

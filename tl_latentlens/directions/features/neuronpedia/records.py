@@ -44,14 +44,14 @@ class FeatureRecord:
     Attributes:
         feature: Its number.
         density: Share of rows on which it is active; None where it is not known.
-        explanation: Its label; empty for a feature without one, or whose label says that it is mixed.
+        explanations: Its label, where it has one that is not mixed, and the sentence that beats it, where there is one.
         top_logits, bottom_logits: Tokens and logits, the largest and the most negative first; empty without a model.
         activations: The max-activating contexts, the largest first.
     """
 
     feature: int
     density: float | None
-    explanation: str
+    explanations: list[str]
     top_logits: list[tuple[str, float]]
     bottom_logits: list[tuple[str, float]]
     activations: list[ActivationRecord]
@@ -125,7 +125,7 @@ class FeatureRecords:
         return FeatureRecord(
             line.feature,
             None if np.isnan(line.density) else line.density,
-            _within(line.name),
+            [_within(text) for text in (line.sentence, line.name) if text],
             top,
             [(token, -value) for token, value in bottom],
             [_activation_record(context) for context in contexts],

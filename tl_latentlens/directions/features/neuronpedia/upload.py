@@ -176,12 +176,12 @@ class _UploadRun:
 
 
 def _feature(record: FeatureRecord, name: SourceName, base_url: str, method: str | None) -> _Feature:
-    explanation = {"text": record.explanation} | ({} if method is None else {"methodName": method})
+    by = {} if method is None else {"methodName": method}
     payload: dict[str, Any] = {
         "index": record.feature,
         "topLogits": [{"token": token, "value": value} for token, value in record.top_logits],
         "bottomLogits": [{"token": token, "value": value} for token, value in record.bottom_logits],
-        "explanations": [explanation] if record.explanation else [],
+        "explanations": [{"text": text, **by} for text in record.explanations],
         "activations": [{"tokens": one.tokens, "values": one.values} for one in record.activations],
     }
     if record.density is not None:
