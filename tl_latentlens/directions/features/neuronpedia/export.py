@@ -8,6 +8,7 @@ import pandas as pd
 from tl_latentlens.corpus.paths import absolute_path
 from tl_latentlens.directions.features.activity import Activity
 from tl_latentlens.directions.features.neuronpedia.files import write_bulk_files
+from tl_latentlens.directions.features.neuronpedia.label_table import label_table, source_of
 from tl_latentlens.directions.features.neuronpedia.names import SourceName
 from tl_latentlens.directions.features.neuronpedia.records import BATCH_SIZE, FeatureRecords
 from tl_latentlens.directions.features.neuronpedia.server import BASE_URL, NeuronpediaServer
@@ -26,6 +27,17 @@ class NeuronpediaExport:
     sae: Any
     model: Any
     places: Any
+
+    def label_table(self, model_id: str = "", source: str = "") -> pd.DataFrame:
+        """A plain table for SAEDashboard and SAELens: a line a feature with its label, scores, and page on Neuronpedia.
+
+        Columns hold texts and numbers, no lists. `description`, `modelId`, `layer` and `index` are named as in Neuronpedia's
+        explanations. Without ids the table has those that an SAE of SAELens names (`neuronpedia_id`), or no link.
+
+        Raises:
+            InvalidInputError: An id that Neuronpedia does not take.
+        """
+        return label_table(self.table, SourceName(model_id, source) if model_id or source else source_of(self.sae))
 
     def to_neuronpedia(
         self,
