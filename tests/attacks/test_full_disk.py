@@ -23,7 +23,8 @@ from support.disk import (
     failing,
     number,
 )
-from support.limited_builds import LIMITS
+from support.fresh import run_fresh
+from support.limited_builds import LIMITS, build_within_a_limit
 
 from tl_latentlens.bank import create as create_module
 from tl_latentlens.bank.format import partial_path
@@ -108,13 +109,13 @@ def test_full_disk_within_a_large_plan(ended: dict[str, Ended], case: str, n: in
     assert list(home.iterdir()) == []
 
 
-def test_full_disk_shows_before_the_corpus_is_run(ended: dict[str, Ended]) -> None:
-    home, code, out, err = ended["build_bank"]
-    assert (code, err) == (0, "")
-    message, runs = out.splitlines()
+def test_full_disk_shows_before_the_corpus_is_run(tmp_path: Path) -> None:
+    ended = run_fresh(build_within_a_limit, tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    message, runs = ended.out.splitlines()
     assert re.match(NO_SPACE.format(r"a\.h5", "File too large"), message), message
     assert runs == "0 batches of the corpus were run"
-    assert list(home.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interpreter_ends_cleanly_after_errors_in_mid_run(ended: dict[str, Ended]) -> None:

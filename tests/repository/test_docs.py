@@ -3,8 +3,6 @@
 import ast
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,9 @@ import h5py
 import numpy as np
 import pytest
 from support.banks import blocks_of
-from support.docs import DOCS, snippets, table
+from support.controls import few_controls, few_texts
+from support.docs import DOCS, build_pages, snippets, table
+from support.fresh import run_fresh
 from support.golden import head_of
 
 import tl_latentlens as tll
@@ -109,8 +109,9 @@ def test_quickstart_and_index_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tll, "load_demo_model", lambda: any_model)
     names: dict[str, Any] = {}
-    for part in snippets("quickstart.md"):
-        exec(part, names)
+    with few_controls(), few_texts(4):
+        for part in snippets("quickstart.md"):
+            exec(part, names)
     assert {"rank", "neighbor", "logit_token"} <= set(names["frame"].columns)
     assert len(names["nearest_to_v"]) == len(names["nearest_to_minus_v"]) == 3
     (tmp_path / "demo.h5").unlink()
@@ -166,10 +167,8 @@ def literals(path: Path) -> Iterator[str]:
 def test_documentation_builds_without_warnings(tmp_path: Path) -> None:
     for needed in ("sphinx", "furo", "myst_nb"):
         pytest.importorskip(needed)
-    options = ["-W", "-q", "-b", "html", "-d", str(tmp_path / "doctrees")]
-    command = [sys.executable, "-m", "sphinx", *options, str(DOCS), str(tmp_path / "html")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_fresh(build_pages, "-W", "-q", "-b", "html", "-d", str(tmp_path / "doctrees"), str(DOCS), str(tmp_path / "html"))
+    assert done.code == 0, done.err
     assert (tmp_path / "html" / "examples" / "01_what_does_a_vector_mean.html").is_file()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.controls import few_controls, few_texts
 from support.models import available_kinds
 
 import tl_latentlens as tll
@@ -65,7 +66,8 @@ def test_recipe_prints_what_it_promises(
         pytest.skip("no TransformerBridge")
     monkeypatch.setattr(tll, "load_demo_model", lambda: demo_model)  # each class that is installed, loaded once
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    runpy.run_path(str(recipe), run_name="__main__")
+    with few_controls(), few_texts(4):
+        runpy.run_path(str(recipe), run_name="__main__")
     printed = capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
     assert not any(point.fwd_hooks for point in demo_model.hook_dict.values())

@@ -6,6 +6,13 @@ from pathlib import Path
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+def build_pages(*arguments: str) -> None:
+    """Run Sphinx here, and end as it does."""
+    from sphinx.cmd.build import main
+
+    raise SystemExit(main(list(arguments)))
+
+
 def snippets(page: str) -> list[str]:
     """The Python code of a page, block after block."""
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
