@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from support.banks import blocks_of
+from support.controls import few_controls
 from support.models import ARCHITECTURES, TEXTS, available_kinds, make_tokenizer
 from support.pages import find_browser
 
@@ -82,6 +83,13 @@ def bank(any_model: Any, tmp_path_factory: pytest.TempPathFactory) -> tll.Bank:
 def index(bank: tll.Bank) -> tll.ContextualIndex:
     """An index over the small bank, on the CPU."""
     return tll.ContextualIndex(bank, device="cpu")
+
+
+@pytest.fixture
+def few_random_directions() -> Iterator[None]:
+    """Directions are compared with a few random ones, for tests that do not ask how seldom these come as near."""
+    with few_controls():
+        yield
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """A command run in the process of the tests."""
 
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.controls import few_controls
 
 from tl_latentlens import cli
 from tl_latentlens.model import loading
@@ -23,14 +21,8 @@ def load_demo(kind: str) -> Any:
     return load_from_disk("demo", DEMO_MODEL, kind, LoadSettings())
 
 
-@pytest.fixture(autouse=True)
-def few_random_directions() -> Iterator[None]:
-    with few_controls():
-        yield
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], few_random_directions: None):
     """Run a command in this process: (exit code, stdout, stderr). The embedded model is loaded once for all."""
 
     def load(name: str, folder: Path, kind: str, settings: LoadSettings) -> Any:

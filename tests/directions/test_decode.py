@@ -10,6 +10,8 @@ import torch
 
 import tl_latentlens as tll
 
+pytestmark = pytest.mark.usefixtures("few_random_directions")
+
 
 def directions(n: int, d: int = 256) -> torch.Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(5))

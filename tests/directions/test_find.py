@@ -86,19 +86,29 @@ def test_a_feature_of_one_sense_is_first_for_that_sense_alone(
     assert always["why_not"] == "adds as much at other uses of the token (p = 1)"
 
 
+COMPONENTS = {
+    "head": (3, "blocks.3.attn.hook_z", "h.3.attn.c_proj.weight", 64),
+    "neuron": (2, "blocks.2.mlp.hook_post", "h.2.mlp.c_proj.weight", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def at_senses(any_model: Any) -> dict[str, list[torch.Tensor]]:
+    """What the components of a kind give at the word, [use, component, width] for each sense."""
+    return {
+        component: [at_bank(any_model, of(words), name).reshape(21, -1, width) for words in (RIVER, MONEY)]
+        for component, (_, name, _, width) in COMPONENTS.items()
+    }
+
+
 @pytest.mark.parametrize("kind", available_kinds())
-@pytest.mark.parametrize("component", ["head", "neuron"])
+@pytest.mark.parametrize("component", COMPONENTS)
 def test_a_head_or_neuron_that_writes_one_sense_is_first(
-    any_model: Any, corpus: list[str], tmp_path: Path, kind: str, component: str
+    any_model: Any, corpus: list[str], at_senses: dict[str, list[torch.Tensor]], tmp_path: Path, kind: str, component: str
 ) -> None:
     """In a copy of the model, the one that tells the senses best apart writes that strongly, and nothing else."""
-    layer, name, end = {
-        "head": (3, "blocks.3.attn.hook_z", "h.3.attn.c_proj.weight"),
-        "neuron": (2, "blocks.2.mlp.hook_post", "h.2.mlp.c_proj.weight"),
-    }[component]
-    river, money = (
-        at_bank(any_model, of(words), name).reshape(21, -1, 64 if component == "head" else 1) for words in (RIVER, MONEY)
-    )
+    layer, _, end, _ = COMPONENTS[component]
+    river, money = at_senses[component]
     gap = river.mean(0) - money.mean(0)
     along = [(sense * gap).sum(-1) for sense in (river, money)]
     best = int(((along[0].mean(0) - along[1].mean(0)) / (along[0].std(0) + along[1].std(0) + 1e-3)).argmax())

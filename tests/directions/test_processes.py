@@ -12,6 +12,8 @@ from support.models import TEXTS
 
 import tl_latentlens as tll
 
+pytestmark = pytest.mark.usefixtures("few_random_directions")
+
 HOOK = "blocks.3.hook_resid_post"
 
 

@@ -12,6 +12,8 @@ import tl_latentlens as tll
 from tl_latentlens.directions.features.sae import TensorSAE
 from tl_latentlens.explorer.reader import Reader
 
+pytestmark = pytest.mark.usefixtures("few_random_directions")
+
 HOOK = "blocks.3.hook_resid_post"
 
 

@@ -10,6 +10,8 @@ import torch
 
 import tl_latentlens as tll
 
+pytestmark = pytest.mark.usefixtures("few_random_directions")
+
 HOOK = "blocks.2.hook_resid_post"
 LATER = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(2, 6))
 TEXT = "They walked along the"

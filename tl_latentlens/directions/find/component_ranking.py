@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from tl_latentlens.directions.find.word_in_context import WordInContext
 from tl_latentlens.errors import InvalidInputError
@@ -66,45 +66,52 @@ def rank_components(contributions: Contributions, word: WordInContext, total: fl
     usual = (contributions.at_contrast if word.has_contrast else contributions.at_random).mean(0)
     shares = (at_word - usual) / total
     top = np.argsort(-shares, kind="stable")[:top_k]
-    table = pd.DataFrame({"contribution": at_word[top], "usual": usual[top], "share": shares[top]})
-    table["beats_null"], table["why_not"], table["p_family"], table["n_family"] = False, "", np.nan, 0
-    for name, null in (("same_token", contributions.at_contrast[:, top]), ("random", contributions.at_random[:, top])):
-        for figure, values in _null_figures(at_word[top], null).items():
-            table[f"{figure}_{name}"] = values
-    table["p_family"] = p_values((at_word - usual)[top], contributions.along_others)
-    table["n_family"] = len(contributions.along_others)
-    table["why_not"] = _why_not(table, word.has_contrast)
-    table["beats_null"] = table["why_not"] == ""
-    return RankedComponents(top, table, shares)
+    nulls = {"same_token": contributions.at_contrast[:, top], "random": contributions.at_random[:, top]}
+    figures = {name: _null_figures(at_word[top], null) for name, null in nulls.items()}
+    p_family, n_family = p_values((at_word - usual)[top], contributions.along_others), len(contributions.along_others)
+    why_not = _why_not(figures["same_token" if word.has_contrast else "random"], p_family, n_family, word.has_contrast)
+    columns = {
+        "contribution": at_word[top],
+        "usual": usual[top],
+        "share": shares[top],
+        "beats_null": [reason == "" for reason in why_not],
+        "why_not": why_not,
+        "p_family": p_family,
+        "n_family": n_family,
+    }
+    columns |= {f"{figure}_{name}": values for name, of_null in figures.items() for figure, values in of_null.items()}
+    return RankedComponents(top, pd.DataFrame(columns), shares)
 
 
-def _why_not(table: pd.DataFrame, has_contrast: bool) -> list[str]:
+def _why_not(
+    own: dict[str, Shaped[np.ndarray, " top"]], p_family: Float[np.ndarray, " top"], n_family: int, has_contrast: bool
+) -> list[str]:
     """What each component fails of: to add more than it does elsewhere, and more than any does along other meanings."""
-    null, rows = ("same_token", "other uses of the token") if has_contrast else ("random", "random rows")
+    rows = "other uses of the token" if has_contrast else "random rows"
     fewest = math.ceil(1 / _SIGNIFICANCE_LEVEL) - 1
     reasons = []
-    for p, n, p_family, n_family in table[[f"p_{null}", f"n_{null}", "p_family", "n_family"]].itertuples(index=False):
+    for p, n, p_among_all in zip(own["p"], own["n"], p_family, strict=True):
         if not p <= max(_SIGNIFICANCE_LEVEL, 1 / (1 + n)):
             reasons.append(f"adds as much at {rows} (p = {p:.2g})")
         elif n_family < fewest:
-            reasons.append(f"the bank has {n_family:.0f} other words to compare with, of {fewest} at least")
-        elif p_family > _SIGNIFICANCE_LEVEL:
-            reasons.append(f"adds no more than some component does along other words' meanings (p = {p_family:.2g})")
+            reasons.append(f"the bank has {n_family} other words to compare with, of {fewest} at least")
+        elif p_among_all > _SIGNIFICANCE_LEVEL:
+            reasons.append(f"adds no more than some component does along other words' meanings (p = {p_among_all:.2g})")
         else:
             reasons.append("")
     return reasons
 
 
-def _null_figures(
-    values: Float[np.ndarray, " top"], null: Float[np.ndarray, "n top"]
-) -> dict[str, Float[np.ndarray, " top"] | float | int]:
+def _null_figures(values: Float[np.ndarray, " top"], null: Float[np.ndarray, "n top"]) -> dict[str, Shaped[np.ndarray, " top"]]:
     """p, z and n of each value against its own nulls; NaN where there are none."""
     n = len(null)
+    counts = np.full(len(values), n)
     if not n:
-        return {"p": np.nan, "z": np.nan, "n": 0}
+        nothing = np.full(len(values), np.nan)
+        return {"p": nothing, "z": nothing, "n": counts}
     std = null.std(0) if n > 1 else np.zeros(len(values))
     return {
         "p": (1 + (null >= values).sum(0)) / (1 + n),
         "z": (values - null.mean(0)) / np.where(std > 0, std, np.nan),
-        "n": n,
+        "n": counts,
     }
