@@ -83,6 +83,11 @@ class ContextWords:
         """The number of each word's stem; -1 for one that was not read."""
         return [self._stem_ids.get(stem, -1) for stem in stems_of([letters_of(word) for word in words], self._language)]
 
+    def stems_at(self, stems: Int[np.ndarray, " n"]) -> list[str]:
+        """The stems themselves, by their numbers."""
+        names = list(self._stem_ids)
+        return [names[i] for i in stems.tolist()]
+
     def words_of(self, stems: Int[np.ndarray, " n"]) -> list[str]:
         """The word of each stem that was read most often."""
         order = np.argsort(self._counts, kind="stable")

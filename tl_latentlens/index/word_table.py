@@ -86,8 +86,11 @@ class TokenWords:
     def __init__(self, bank: Bank) -> None:
         """Tell where words start."""
         self._bank, self.plan = bank, bank.plan
-        starts_word, is_contraction = self._starts_of_words()
-        self._first = np.maximum.accumulate(np.where(starts_word, np.arange(len(starts_word)), 0))  # of each token's word
+        self.starts_word, is_contraction = self._starts_of_words()
+        starts_word, places = self.starts_word, np.arange(len(self.starts_word))
+        self._first = np.maximum.accumulate(np.where(starts_word, places, 0))  # of each token's word
+        ends = np.where(np.append(starts_word[1:], True), places, len(places))
+        self._last = np.minimum.accumulate(ends[::-1])[::-1]
         self._ends_word = np.append(starts_word[1:] & ~is_contraction[1:], True)
 
     def word_ids(self, places: Int[np.ndarray, " n"], ids: dict[str, int]) -> Int[np.ndarray, " n"]:
@@ -103,6 +106,10 @@ class TokenWords:
             new_ids = [ids.setdefault(word, len(ids)) if word else _NO_WORD for word in words]
             word_ids[of_length] = np.array(new_ids)[place.ravel()]
         return word_ids
+
+    def whole_word_ids(self, places: Int[np.ndarray, " n"], ids: dict[str, int]) -> Int[np.ndarray, " n"]:
+        """As `word_ids`, for tokens anywhere in their word."""
+        return self.word_ids(self._last[places], ids)
 
     def _starts_of_words(self) -> tuple[Bool[np.ndarray, " tokens"], Bool[np.ndarray, " tokens"]]:
         """Which tokens start a word, as `corpus.words.starts_word` says for one prompt, and which contract one."""

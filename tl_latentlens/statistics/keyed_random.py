@@ -23,6 +23,20 @@ def keyed_uniform(seed: int | tuple[int, ...], keys: Int[np.ndarray, " keys"], n
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
+def keyed_hash(
+    keys: Int[np.ndarray, " n"] | UInt64[np.ndarray, " n"], places: Int[np.ndarray, " n"], seed: int = 0
+) -> UInt64[np.ndarray, " n"]:
+    """A hash of each pair of a key and a place, the same wherever the pair stands; by SplitMix64.
+
+    Args:
+        keys: Whole numbers, 0 or more.
+        places: Whole numbers, 0 or more.
+        seed: Another seed gives other hashes.
+    """
+    of_keys = _mix(np.asarray(keys).astype(np.uint64) + np.uint64(int(_STEP) * (seed + 1) % 2**64))
+    return _mix(of_keys + _STEP * (np.asarray(places).astype(np.uint64) + np.uint64(1)))
+
+
 def _mix(numbers: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
     """The finalizer of SplitMix64; products wrap around."""
     for shift, factor in _SHIFTS_AND_FACTORS:

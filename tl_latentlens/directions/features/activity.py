@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,17 +10,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_latentlens.directions.features.contexts import Contexts, contexts_of
+from tl_latentlens.directions.features.evidence import Evidence, EvidenceCollector
 from tl_latentlens.directions.features.sae import decoder_of, encode, rows_per_step
 from tl_latentlens.directions.features.sae_fit import require_encoder_of_rows
+from tl_latentlens.directions.features.samples import ActivePairs, LargestPairs
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.index.transforms import evenly_spaced_rows_of
 from tl_latentlens.search.ambient import own_arithmetic
-from tl_latentlens.search.topk import TopK, rank_pairs
 
 HISTOGRAM_EDGES = 2.0 ** np.arange(-8, 12.5, 0.5)  # Of activations. The first and the last bin are open.
 _SAMPLE_ROWS = 1024  # Rows that tell beforehand about how often each feature is active.
-_MAX_PENDING = 2**22  # Activations that are held before the largest are sorted out.
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,7 @@ class Activity:
         total: Sum of each feature's activations, [d_sae].
         top: Max-activating rows of each requested feature.
         histogram: Active rows between `HISTOGRAM_EDGES` of each requested feature, [f, bins].
+        evidence: What labels of the requested features are made from and scored on.
         probed: Activations of the requested pairs of row and feature.
     """
 
@@ -67,11 +69,13 @@ class Activity:
     total: Float[np.ndarray, " d_sae"]
     top: MaxActivating
     histogram: Int[np.ndarray, "f bins"]
+    evidence: Evidence
     probed: Float[np.ndarray, " pairs"]
 
     def select(self, places: Int[np.ndarray, " some"]) -> "Activity":
-        """The activity with the max-activating rows and histograms of some of the requested features, by their places."""
-        return replace(self, top=self.top.select(places), histogram=self.histogram[places])
+        """The activity with max-activating rows, histograms and evidence of some of the requested features, by their places."""
+        evidence = self.evidence.select(places)
+        return replace(self, top=self.top.select(places), histogram=self.histogram[places], evidence=evidence)
 
 
 @own_arithmetic(full_products=True)
@@ -84,6 +88,7 @@ def bank_activity(
     top_k: int = 20,
     probe_rows: Int[np.ndarray, " pairs"] | None = None,
     probe_features: Int[np.ndarray, " pairs"] | None = None,
+    seed: int = 0,
     progress: bool = True,
 ) -> Activity:
     """The activity of features on all rows of a hook name. Memory does not grow with the rows.
@@ -92,10 +97,11 @@ def bank_activity(
         sae: What `label_features` takes, with an encoder.
         index: The rows.
         hook_name: The activation that the SAE reads.
-        features: Features whose max-activating rows and histograms are kept.
+        features: Features whose max-activating rows, histograms and evidence are kept.
         top_k: Max-activating rows of each.
         probe_rows: The row of each pair whose activation is wanted.
         probe_features: The feature of each pair.
+        seed: Seed of the evidence.
         progress: Show a progress bar.
 
     Raises:
@@ -104,12 +110,15 @@ def bank_activity(
     no_pairs = np.zeros(0, np.int64)
     probes = _Probes(no_pairs if probe_rows is None else probe_rows, no_pairs if probe_features is None else probe_features)
     decoder = decoder_of(sae)
+    contexts = contexts_of(index.bank_rows, hook_name)
+    collector = EvidenceCollector(contexts, features, seed, decoder.device)
     accumulator = _Accumulator(len(decoder), features, top_k, decoder.device)
-    for first_row, activations in _encoded_chunks(sae, index, hook_name, progress):
+    for first_row, activations in _encoded_chunks(sae, index, hook_name, contexts, progress):
         sums = activations.sum(0, dtype=torch.float64)
         _require_finite(sums, hook_name)
         probes.read(first_row, activations)
-        accumulator.add(first_row, activations, sums)
+        pairs = accumulator.add(first_row, activations, sums)
+        collector.add(pairs.select(pairs.activations > 0), first_row, first_row + len(activations))
     n_rows = sum(bank.n_rows for _, bank in index.bank_rows.of(hook_name))
     return Activity(
         hook_name,
@@ -118,6 +127,7 @@ def bank_activity(
         accumulator.total.cpu().numpy(),
         accumulator.max_activating(),
         accumulator.histograms(),
+        collector.evidence(),
         probes.activations,
     )
 
@@ -135,18 +145,20 @@ def sampled_counts(sae: Any, index: ContextualIndex, hook_name: str) -> Int[np.n
 
 
 def _encoded_chunks(
-    sae: Any, index: ContextualIndex, hook_name: str, progress: bool
+    sae: Any, index: ContextualIndex, hook_name: str, contexts: Contexts, progress: bool
 ) -> Iterator[tuple[int, Float[Tensor, "rows d_sae"]]]:
-    """The first row of each chunk of rows, and the features' activations on them."""
+    """The first row of each chunk of whole contexts, and the features' activations on its rows."""
     banks, step = index.bank_rows.of(hook_name), rows_per_step(sae)
     require_encoder_of_rows(sae, torch.from_numpy(banks[0][1].activations(hook_name, slice(0, 1))))
     n_rows = sum(bank.n_rows for _, bank in banks)
     with tqdm(total=n_rows, desc="encoding the bank", unit=" rows", unit_scale=True, delay=2, disable=not progress) as bar:
         for bank_start, bank in banks:
-            for first in range(0, bank.n_rows, step):
-                rows = torch.from_numpy(bank.activations(hook_name, slice(first, min(first + step, bank.n_rows))))
-                yield bank_start + first, encode(sae, rows)
-                bar.update(len(rows))
+            first = 0
+            while first < bank.n_rows:
+                end = min(contexts.end_of_chunk(bank_start + first, step) - bank_start, bank.n_rows)
+                yield bank_start + first, encode(sae, torch.from_numpy(bank.activations(hook_name, slice(first, end))))
+                bar.update(end - first)
+                first = end
 
 
 def _require_finite(sums: Float[Tensor, " d_sae"], hook_name: str) -> None:
@@ -177,14 +189,6 @@ class _Probes:
         self.activations[pairs] = activations[places, features].cpu().numpy()
 
 
-class _Pairs(NamedTuple):
-    """Activations, with the row and the place of the feature among the requested ones."""
-
-    activations: Float[Tensor, " pairs"]
-    rows: Int[Tensor, " pairs"]
-    places: Int[Tensor, " pairs"]
-
-
 class _Accumulator:
     """Counts and sums of all features; histograms and largest activations of the requested ones."""
 
@@ -197,36 +201,20 @@ class _Accumulator:
         self._place_of_feature = torch.full((d_sae,), -1, dtype=torch.int64, device=device)
         feature_ids = torch.tensor(features, dtype=torch.int64, device=device)
         self._place_of_feature[feature_ids] = torch.arange(len(features), device=device)
-        self._largest = TopK.none(len(features), top_k, device)
-        self._pending: list[_Pairs] = []
+        self._largest = LargestPairs(len(features), top_k, device)
 
-    def add(self, first_row: int, activations: Float[Tensor, "rows d_sae"], sums: Float[Tensor, " d_sae"]) -> None:
-        """Add the activations on a chunk of rows, and their sums."""
+    def add(self, first_row: int, activations: Float[Tensor, "rows d_sae"], sums: Float[Tensor, " d_sae"]) -> ActivePairs:
+        """Add the activations on a chunk of rows, and their sums; returns those of requested features that are not 0."""
         rows, features = activations.nonzero(as_tuple=True)
         self.count += torch.bincount(features, minlength=len(self.count))
         self.total += sums
         values, places = activations[rows, features], self._place_of_feature[features]
         is_requested = places >= 0
-        pairs = _Pairs(values[is_requested], rows[is_requested] + first_row, places[is_requested])
-        self._add_to_histogram(pairs)
-        self._add_largest(pairs)
-
-    def _add_to_histogram(self, pairs: _Pairs) -> None:
+        pairs = ActivePairs(values[is_requested], rows[is_requested] + first_row, places[is_requested])
         bins = pairs.places * self._n_bins + torch.bucketize(pairs.activations, self._edges)
         self._histogram += torch.bincount(bins, minlength=len(self._histogram))
-
-    def _add_largest(self, pairs: _Pairs) -> None:
-        may_be_largest = pairs.activations >= self._largest.similarities[pairs.places, -1]
-        self._pending.append(_Pairs(*(values[may_be_largest] for values in pairs)))
-        if sum(len(pending.activations) for pending in self._pending) > _MAX_PENDING:
-            self._sort_out_largest()
-
-    def _sort_out_largest(self) -> None:
-        is_known = self._largest.similarities > -torch.inf
-        known = _Pairs(self._largest.similarities[is_known], self._largest.rows[is_known], is_known.nonzero()[:, 0])
-        activations, rows, places = (torch.cat(parts) for parts in zip(*self._pending, known, strict=True))
-        self._largest = rank_pairs(activations, rows, places, *self._largest.rows.shape)
-        self._pending = []
+        self._largest.add(pairs.activations, pairs)
+        return pairs
 
     def histograms(self) -> Int[np.ndarray, "f bins"]:
         """The histogram of each requested feature."""
@@ -234,7 +222,6 @@ class _Accumulator:
 
     def max_activating(self) -> MaxActivating:
         """The largest activations of all chunks."""
-        self._sort_out_largest()
-        is_active = (self._largest.similarities > -torch.inf).cpu().numpy()
-        activations = np.where(is_active, self._largest.similarities.cpu().numpy(), np.float32(0))
-        return MaxActivating(activations, np.where(is_active, self._largest.rows.cpu().numpy(), 0), is_active.sum(-1))
+        self._largest.sort_out()
+        rows, activations = self._largest.rows.cpu().numpy(), self._largest.activations.cpu().numpy()
+        return MaxActivating(activations, np.maximum(rows, 0), (rows >= 0).sum(-1))

@@ -11,18 +11,23 @@ import pandas as pd
 from jaxtyping import Int
 
 from tl_latentlens.directions.decode import decode_directions
+from tl_latentlens.directions.features.label_choice import MIN_CONTEXTS, MIXED, Label, neighbor_labels
 from tl_latentlens.directions.features.label_scores import activation_scores, similarity_scores
 from tl_latentlens.directions.features.label_summary import SIGNIFICANCE_LEVEL
 from tl_latentlens.directions.features.result import FeatureResult
+from tl_latentlens.directions.features.row_texts import row_texts
 from tl_latentlens.directions.features.selection import FeatureSelection, select_features
 from tl_latentlens.directions.features.steering_scores import steering_scores
 from tl_latentlens.index.contextual import ContextualIndex, require_index
-from tl_latentlens.index.words import common_words
 from tl_latentlens.lens.lenses import logit_lens
 from tl_latentlens.model.describe import require_model
 from tl_latentlens.model.direction import is_bidirectional
 from tl_latentlens.model.layers import one_hook_name
 from tl_latentlens.model.readout import readout_problem
+
+_N_WORDS = 8
+_TEXT_COLUMNS = ["label", "label_kind", "label_negative", "why_not"]
+_LIST_COLUMNS = ["label_parts", "label_near", "words", "words_negative"]
 
 
 def label_features(
@@ -80,15 +85,27 @@ def label_features(
     neighbors = decode_directions(
         selected.directions, index, top_k=top_k, hook_name=selected.searched_hook, ids=selected.ids, calibrate=False
     )
-    scores = similarity_scores(selected, index, neighbors.positive, seed, progress)
-    columns, nulls, activity = dict(scores.columns), dict(scores.nulls), None
-    evidence = neighbor_rows = neighbors.positive.rows.cpu().numpy()
-    if selected.encoded_hook is not None:
-        scores = activation_scores(selected, index, selected.encoded_hook, neighbor_rows, top_k, seed, progress)
+    sides = {"": neighbors.positive, "_negative": neighbors.negative}
+    nearness = {end: similarity_scores(selected, index, found, seed, progress) for end, found in sides.items()}
+    columns, nulls, activity = dict(nearness[""].columns), dict(nearness[""].nulls), None
+    columns["p_similarity_negative"] = nearness["_negative"].columns["p_similarity"]
+    texts, neighbor_rows = row_texts(index.bank_rows), neighbors.positive.rows.cpu().numpy()
+    by_neighbors = {end: neighbor_labels(found.rows.cpu().numpy(), texts) for end, found in sides.items()}
+    if selected.encoded_hook is None:
+        labels, near = by_neighbors[""], None
+        reasons = [_refusal_by_neighbors(p) for p in columns["p_similarity"].tolist()]
+    else:
+        hook, rows = selected.encoded_hook, neighbor_rows
+        scores = activation_scores(selected, index, hook, rows, texts, top_k, seed, progress)
         columns, nulls, activity = columns | scores.columns, nulls | scores.nulls, scores.activity
-        top_rows = np.where(activity.top.is_active, activity.top.rows, index.n_rows)[:, :top_k]  # n_rows: no row.
-        evidence = np.concatenate([neighbor_rows, top_rows], -1)
-    columns |= _label_columns(columns, index, evidence, np.random.default_rng((seed, 1)), progress)
+        labels, near = scores.chosen.labels, scores.near
+        n_contexts = (activity.evidence.fitted.rows >= 0).sum(-1).tolist()
+        lines = pd.DataFrame(columns).to_dict("records")
+        reasons = [_refusal_by_activations(line, n) for line, n in zip(lines, n_contexts, strict=True)]
+    columns |= _label_columns(labels, reasons, near)
+    opposite = [_refusal_by_neighbors(p) for p in columns["p_similarity_negative"].tolist()]
+    columns["label_negative"] = _label_columns(by_neighbors["_negative"], opposite, None)["label"]
+    columns |= _word_columns(selected, index)
     if model is not None and not is_bidirectional(model):
         index.check_model(model)
         columns |= _logit_lens_columns(selected, model)
@@ -98,31 +115,51 @@ def label_features(
     return FeatureResult(neighbors.ids, neighbors.positive, neighbors.negative, table, activity, nulls, sae, model)
 
 
-def _label_columns(
-    scores: dict[str, Any],
-    index: ContextualIndex,
-    evidence: Int[np.ndarray, "f rows"],
-    rng: np.random.Generator,
-    progress: bool,
-) -> dict[str, list[str]]:
-    """The label of each feature, and the reason why it has none; one of the two is empty."""
-    words = common_words(index, evidence, rng, progress)
-    lines = pd.DataFrame(scores).to_dict("records")
-    reasons = [_refusal_reason(line, label) for line, label in zip(lines, words, strict=True)]
-    labels = ["" if reason else label for label, reason in zip(words, reasons, strict=True)]
-    return {"label": labels, "why_not": reasons}
+def _label_columns(labels: Sequence[Label], reasons: Sequence[str], near: Sequence[list[str]] | None) -> dict[str, list[Any]]:
+    """The columns of labels, empty where there is a reason against one, and the column of reasons."""
+    given = [Label() if reason else label for label, reason in zip(labels, reasons, strict=True)]
+    near = [[]] * len(given) if near is None else near
+    has_near = [label.kind not in ("", MIXED) and bool(words) for label, words in zip(given, near, strict=True)]
+    whys = [reason or _MIXED_REASON * (label.kind == MIXED) for label, reason in zip(given, reasons, strict=True)]
+    return {
+        "label": [
+            f"{label.text} · near: {', '.join(words)}" if shown else label.text
+            for label, words, shown in zip(given, near, has_near, strict=True)
+        ],
+        "label_kind": [label.kind for label in given],
+        "label_parts": [list(label.parts) for label in given],
+        "label_near": [words if shown else [] for words, shown in zip(near, has_near, strict=True)],
+        "why_not": whys,
+    }
 
 
-def _refusal_reason(scores: dict[str, Any], label: str) -> str:
-    """Why a feature gets no label; empty where it gets one."""
-    if scores.get("density") == 0:
+_MIXED_REASON = "no three tokens carry half of its activation, or they do not tell its contexts from others"
+
+
+def _refusal_by_neighbors(p: float) -> str:
+    """Why a direction gets no label from its neighbors; empty where it gets one."""
+    is_near = p < SIGNIFICANCE_LEVEL
+    return "" if is_near else f"no nearer to its neighbors than random directions are to theirs (p = {p:.2g})"
+
+
+def _refusal_by_activations(scores: dict[str, Any], n_contexts: int) -> str:
+    """Why a feature gets no label from its activations; empty where it gets one."""
+    if scores["density"] == 0:
         return "never active on this bank"
-    if scores["p_similarity"] >= SIGNIFICANCE_LEVEL:
-        return f"no nearer to its neighbors than random directions are to theirs (p = {scores['p_similarity']:.2g})"
-    p_auroc = min(1.0, 2 * min(scores.get("p_auroc", 0), scores.get("p_auroc_same_token", 0)))  # Bonferroni, two tests.
-    if p_auroc >= SIGNIFICANCE_LEVEL:
-        return f"its neighbors activate it no more than another feature's do (p = {p_auroc:.2g})"
-    return "" if label else "no word is common among its rows and rare in the bank"
+    if n_contexts < MIN_CONTEXTS:
+        return f"active in fewer than {MIN_CONTEXTS} contexts that are not held out"
+    p_auroc = min(1.0, 2 * min(scores["p_auroc"], scores["p_auroc_same_token"]))  # Bonferroni, two tests.
+    is_activated = p_auroc < SIGNIFICANCE_LEVEL
+    return "" if is_activated else f"its neighbors activate it no more than another feature's do (p = {p_auroc:.2g})"
+
+
+def _word_columns(selected: FeatureSelection, index: ContextualIndex) -> dict[str, list[list[str]]]:
+    """The words nearest to each direction and to its opposite."""
+    columns = {}
+    for name, directions in (("words", selected.directions), ("words_negative", -selected.directions)):
+        found = index.search_words(directions, _N_WORDS, selected.searched_hook)
+        columns[name] = [found.texts_of(place) for place in range(len(selected.ids))]
+    return columns
 
 
 def _logit_lens_columns(selected: FeatureSelection, model: Any) -> dict[str, list[list[str]]]:
@@ -141,10 +178,12 @@ def _assemble_table(selected: FeatureSelection, columns: dict[str, Any]) -> pd.D
     table = pd.DataFrame({"feature": selected.ids})
     for name, values in columns.items():
         table[name] = values
-    table = table.astype({"label": str, "why_not": str})  # The dtype of an empty table's columns is object otherwise.
+    table = table.astype(dict.fromkeys(_TEXT_COLUMNS, str))  # The dtype of an empty table's columns is object otherwise.
     has_direction = selected.has_direction
     table = table.set_axis(np.flatnonzero(has_direction)).reindex(range(len(selected.requested)))
     table["feature"] = np.array(selected.requested, np.int64)
-    table.loc[~has_direction, ["label", "why_not"]] = "", "its decoder row is zero"
-    first = ["feature", "label", "why_not"]
+    table.loc[~has_direction, _TEXT_COLUMNS] = "", "", "", "its decoder row is zero"
+    for name in _LIST_COLUMNS:
+        table[name] = [value if isinstance(value, list) else [] for value in table[name]]
+    first = ["feature", "label", "label_kind", "why_not"]
     return table.reindex(columns=[*first, *(name for name in table.columns if name not in first)])

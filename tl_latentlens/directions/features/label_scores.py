@@ -17,7 +17,11 @@ from tl_latentlens.directions.features.controls import (
     draw_shuffled_decoders,
 )
 from tl_latentlens.directions.features.density_bins import DensityBins
+from tl_latentlens.directions.features.label_choice import ChosenLabels, LabelChooser
+from tl_latentlens.directions.features.near_words import near_words
+from tl_latentlens.directions.features.row_texts import RowTexts
 from tl_latentlens.directions.features.selection import FeatureSelection
+from tl_latentlens.directions.features.similar_contexts import similarity_of_contexts
 from tl_latentlens.directions.significance import direction_scores
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.index.search_result import SearchResult
@@ -42,9 +46,17 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class ActivationScores(Scores):
-    """Scores from the features' activations on the rows of the bank, and these activations."""
+    """Scores from the features' activations on the rows of the bank.
+
+    Attributes:
+        activity: These activations.
+        chosen: The labels that they speak for.
+        near: For each feature words that stand near the rows of its label.
+    """
 
     activity: Activity
+    chosen: ChosenLabels
+    near: list[list[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +84,12 @@ def activation_scores(
     index: ContextualIndex,
     hook_name: str,
     neighbors: Int[np.ndarray, "f k"],
+    texts: RowTexts,
     top_k: int,
     seed: int,
     progress: bool,
 ) -> ActivationScores:
-    """Density, AUROCs and overlap of each feature, from one pass of the encoder over the rows of a hook name."""
+    """Labels of features and their scores, from one pass of the encoder over the rows of a hook name."""
     rng = np.random.default_rng(seed)
     shuffled = draw_shuffled_decoders(selection, index, top_k, rng)
     pair_ids = draw_other_features(selection, shuffled, sampled_counts(selection.sae, index, hook_name), rng)
@@ -97,20 +110,46 @@ def activation_scores(
         top_k=_HELD_OUT_FACTOR * top_k,
         probe_rows=probe_rows.flatten(),
         probe_features=np.repeat(probe_ids, probe_rows.shape[1]),
+        seed=seed,
         progress=progress,
     )
     k = rows.shape[1]
     probes = _Probes(*np.split(activity.probed.reshape(probe_rows.shape), [k, k + CONTROLS_PER_NEIGHBOR * k], -1))
     aurocs = _auroc_scores(probes, len(own_ids), activity.count[probe_ids] / activity.n_rows)
-    null_top = activity.top.select(kept_places[len(own_ids) :])
-    activity = activity.select(kept_places[: len(own_ids)])
+    own_places, null_places = np.split(kept_places, [len(own_ids)])
+    chosen = LabelChooser(activity.evidence, texts, activity.top.activations[:, 0]).choose(own_places, null_places)
+    null_top = activity.top.select(null_places)
+    activity = activity.select(own_places)
+    near = near_words(index.bank_rows, activity.evidence.rows, chosen.stems, seed)
     columns = {
         **_density_columns(activity, selection.ids),
+        **_detection_columns(chosen),
+        **_similarity_columns(selection, index, hook_name, activity, seed),
         **aurocs.columns,
         "overlap": _overlap(index, activity.top, neighbors, top_k),
         "overlap_null": _mean_of_known(_overlap(index, null_top, shuffled.neighbors, top_k)),
     }
-    return ActivationScores(columns, aurocs.nulls, activity)
+    return ActivationScores(columns, {**aurocs.nulls, "detection": chosen.null}, activity, chosen, near)
+
+
+def _detection_columns(chosen: ChosenLabels) -> dict[str, Float[np.ndarray, " f"] | float]:
+    found = chosen.detection
+    return {
+        "detection": found.score,
+        "detection_low": found.low,
+        "detection_high": found.high,
+        "detection_null": _mean_of_known(chosen.null),
+        "detection_top": found.top,
+    }
+
+
+def _similarity_columns(
+    selection: FeatureSelection, index: ContextualIndex, hook_name: str, activity: Activity, seed: int
+) -> dict[str, Float[np.ndarray, " f"] | float]:
+    mean = index.bank_rows.of(hook_name)[0].bank.mean(hook_name)
+    ids = np.array(selection.ids, np.int64)
+    found = similarity_of_contexts(activity.evidence, index.bank_rows, hook_name, selection.directions, ids, mean, seed)
+    return {"intruder": found.intruder, "embedding": found.embedding}
 
 
 def _density_columns(activity: Activity, feature_ids: list[int]) -> dict[str, Float[np.ndarray, " f"] | float]:

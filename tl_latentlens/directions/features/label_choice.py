@@ -1,0 +1,199 @@
+"""The label of each feature: the rule that carries half of its activation and tells its contexts from silent ones."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from tl_latentlens.directions.features.detection import ContextRules, Detection, detect
+from tl_latentlens.directions.features.evidence import Evidence
+from tl_latentlens.directions.features.label_rule import Rules, find_rules, text_shares
+from tl_latentlens.directions.features.row_texts import AFTER, BEFORE, POSITION, TOKEN, WORD, RowTexts
+from tl_latentlens.directions.features.samples import DrawnRows
+from tl_latentlens.views.text import visible
+
+MIXED = "mixed"
+MIN_CONTEXTS = 3
+"""A feature that is active in fewer contexts gets no label."""
+MIN_DETECTION = 0.65
+"""A rule must tell the contexts that it was found on apart so well."""
+_BETTER = 0.02  # Words are named in place of tokens unless tokens are better by this.
+_MIN_FORM = 0.25  # A form of a word is named beside another where it has this part of the word's share.
+_FORMS = {BEFORE: "after {}", AFTER: "before {}", POSITION: "{} of the text"}
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a feature is called.
+
+    Attributes:
+        text: What people read; empty where there is none.
+        kind: "token", "before", "after", "position" or "mixed"; empty where there is none.
+        parts: Texts, with the share of (activation)² that each carries.
+    """
+
+    text: str = ""
+    kind: str = ""
+    parts: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenLabels:
+    """The labels of some features.
+
+    Attributes:
+        labels: One a feature.
+        detection: Of the labels, on held-out contexts; NaN where a feature has none, or a mixed one.
+        null: Detection of labels on the contexts of other features.
+        keys: For each feature the stems of words that its label names.
+    """
+
+    labels: list[Label]
+    detection: Detection
+    null: Float[np.ndarray, " nulls"]
+    stems: list[frozenset[str]]
+
+
+class LabelChooser:
+    """Chooses among the kinds of rules."""
+
+    def __init__(self, evidence: Evidence, texts: RowTexts, largest: Float[np.ndarray, " f"]) -> None:
+        """Find the rules of each kind, and how well they tell contexts apart.
+
+        Args:
+            evidence: Of the features.
+            texts: Of the rows.
+            largest: The largest activation of each feature.
+        """
+        self._evidence, self._texts, self._largest = evidence, texts, largest
+        silent = evidence.silent.contexts
+        self._rules = {kind: find_rules(evidence.rows, of_kind) for kind, of_kind in texts.by_kind.items()}
+        self._context_rules = {
+            kind: ContextRules(evidence.contexts, of_kind, silent) for kind, of_kind in texts.by_kind.items()
+        }
+        self._kinds = self._choose()
+
+    def choose(self, own: Int[np.ndarray, " f"], nulls: Int[np.ndarray, " nulls"]) -> ChosenLabels:
+        """The labels of some features, and how those of others do on contexts that are not theirs.
+
+        Args:
+            own: Places of features.
+            nulls: Places of features whose labels are held against the contexts of the next one's.
+        """
+        scores = {name: np.full(len(own), np.nan) for name in ("score", "low", "high", "top")}
+        null = []
+        for kind in self._rules:
+            of_kind = np.flatnonzero(self._kinds[own] == kind)
+            if len(of_kind):
+                found = self._detect(kind, own[of_kind], own[of_kind])
+                for name, values in scores.items():
+                    values[of_kind] = getattr(found, name)
+            null_places = nulls[self._kinds[nulls] == kind]
+            if len(null_places) > 1:
+                scored = self._detect(kind, null_places, np.roll(null_places, 1)).score
+                null.append(scored[null_places != np.roll(null_places, 1)])
+        words = _WordForms(self._evidence.rows.select(own), self._texts)
+        labels = [self._label(place, words.of(i)) for i, place in enumerate(own.tolist())]
+        stems = [self._stems(place) for place in own.tolist()]
+        known = np.concatenate([np.zeros(0), *null])
+        return ChosenLabels(labels, Detection(**scores), known[~np.isnan(known)], stems)
+
+    def _choose(self) -> np.ndarray:
+        """The kind of the rule of each feature; empty where none is good enough."""
+        n_contexts = (self._evidence.fitted.rows >= 0).sum(-1)
+        kinds, best = np.full(len(n_contexts), "", dtype=object), np.full(len(n_contexts), -np.inf)
+        for kinds_of_place in ((WORD, TOKEN), (BEFORE, AFTER, POSITION)):
+            is_open = kinds == ""
+            for kind in kinds_of_place:
+                every = np.arange(len(kinds))
+                scores = self._detect(kind, every, every, held_out=False).score
+                is_good = (self._rules[kind].n_parts > 0) & (n_contexts >= MIN_CONTEXTS) & (scores >= MIN_DETECTION)
+                is_better = is_open & is_good & (scores > best + _BETTER)
+                kinds[is_better], best[is_better] = kind, scores[is_better]
+        return kinds
+
+    def _detect(self, kind: str, features: np.ndarray, rules_of: np.ndarray, *, held_out: bool = True) -> Detection:
+        return detect(
+            self._rules[kind].select(rules_of),
+            self._context_rules[kind],
+            self._evidence.select(features),
+            self._largest[features],
+            held_out=held_out,
+        )
+
+    def _label(self, place: int, forms: dict[int, str]) -> Label:
+        kind = self._kinds[place]
+        if self._evidence.rows.rows[place, 0] < 0:
+            return Label()
+        if not kind:
+            rules = self._rules[TOKEN]
+            texts = _parts(rules, place, len(rules.keys[place]))
+            return Label(f"mixed: {_with_shares(texts)}", MIXED, texts) if texts else Label()
+        rules = self._rules[kind]
+        parts = _parts(rules, place, int(rules.n_parts[place]), forms if kind == WORD else None)
+        if kind == POSITION:
+            parts = tuple((f"{_ordinal(int(text))} token", share) for text, share in parts)
+        return Label(_FORMS.get(kind, "{}").format(_with_shares(parts)), TOKEN if kind == WORD else kind, parts)
+
+    def _stems(self, place: int) -> frozenset[str]:
+        rules = self._rules[WORD]
+        return frozenset(rules.texts.texts[key] for key in rules.keys[place].tolist() if key >= 0)
+
+
+def neighbor_labels(rows: Int[np.ndarray, "f k"], texts: RowTexts) -> list[Label]:
+    """What at least half of some rows are: for directions without an encoder, whose rows all count the same."""
+    ones = np.ones(rows.shape)
+    drawn = DrawnRows(rows, ones, ones, ones)
+    words, forms = find_rules(drawn, texts.by_kind[WORD]), _WordForms(drawn, texts)
+    tokens = find_rules(drawn, texts.by_kind[TOKEN])
+    labels = []
+    for place in range(len(rows)):
+        is_word = words.n_parts[place] > 0 and not 0 < tokens.n_parts[place] < words.n_parts[place]
+        rules, names = (words, forms.of(place)) if is_word else (tokens, None)
+        is_named = rules.n_parts[place] > 0
+        parts = _parts(rules, place, int(rules.n_parts[place]) if is_named else rules.keys.shape[1], names)
+        text = _with_shares(parts)
+        labels.append(Label(text, TOKEN, parts) if is_named else Label(f"mixed: {text}", MIXED, parts))
+    return labels
+
+
+class _WordForms:
+    """The forms of a word at the rows of each feature."""
+
+    def __init__(self, rows: DrawnRows, texts: RowTexts) -> None:
+        feature, word, share = text_shares(rows, texts.words.ids)
+        stem_of_word = np.full(len(texts.words.texts), -1)
+        has_word = texts.words.ids >= 0
+        stem_of_word[texts.words.ids[has_word]] = texts.by_kind[WORD].ids[has_word]
+        order = np.lexsort((word, -share, feature))
+        self._columns = [values[order] for values in (word, stem_of_word[word], share)]
+        self._ends = np.searchsorted(feature[order], np.arange(len(rows.rows) + 1))
+        self._words = texts.words.texts
+
+    def of(self, place: int) -> dict[int, str]:
+        """Stem → its forms at the rows of one feature, as they are written in a label."""
+        here = slice(self._ends[place], self._ends[place + 1])
+        forms: defaultdict[int, list[tuple[str, float]]] = defaultdict(list)
+        for word, stem, share in zip(*(column[here].tolist() for column in self._columns), strict=True):
+            forms[stem].append((self._words[word], share))
+        return {
+            stem: "/".join(word for word, share in of_stem[:2] if share >= _MIN_FORM * of_stem[0][1])
+            for stem, of_stem in forms.items()
+        }
+
+
+def _parts(rules: Rules, place: int, n: int, forms: dict[int, str] | None = None) -> tuple[tuple[str, float], ...]:
+    pairs = zip(rules.keys[place, :n].tolist(), rules.shares[place, :n].tolist(), strict=True)
+    return tuple((rules.texts.texts[key] if forms is None else forms[key], share) for key, share in pairs if key >= 0)
+
+
+def _with_shares(parts: tuple[tuple[str, float], ...]) -> str:
+    """Each part with its share in percent; texts without a letter in quotes."""
+    names = [text if any(sign.isalpha() for sign in text) else f"«{visible(text)}»" for text, _ in parts]
+    return " · ".join(f"{name} {share:.0%}" for name, (_, share) in zip(names, parts, strict=True)).replace("%", " %")
+
+
+def _ordinal(n: int) -> str:
+    suffix = "th" if 10 <= n % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{suffix}"
