@@ -77,11 +77,11 @@ def test_planted_features_are_labelled_and_random_directions_are_refused(planted
     sae = tied(decoder) if encoder else TensorSAE(decoder, {}, hook_name=HOOK)
     result = tll.label_features(sae, planted, progress=False)
     labels = column(result, "label").tolist()
-    right = [label.split(", ")[0] == word(i) for i, label in enumerate(labels[:N_WORDS])]
+    right = [label.startswith(f"{word(i)} 1") or f"{word(i)}/" in label for i, label in enumerate(labels[:N_WORDS])]
     assert np.mean(right) >= 0.99
-    refused = [label == "" for label in labels[N_WORDS:]]
+    refused = [kind in ("", "mixed") for kind in column(result, "label_kind")[N_WORDS:]]
     assert np.mean(refused) >= 0.95
-    assert all(line["why_not"] for line in result.table.to_dict("records") if not line["label"])
+    assert all(line["why_not"] for line in result.table.to_dict("records") if line["label_kind"] in ("", "mixed"))
     if encoder:
         assert column(result, "auroc")[:N_WORDS].min() > 0.95
         assert abs(column(result, "auroc_null")[0] - 0.5) < 0.05
@@ -139,13 +139,16 @@ def test_a_decoder_row_of_zeros_is_a_line_that_says_so(planted: Any, tmp_path: P
     zero = np.array([True, False, True, False])
     assert (column(result, "why_not") == "its decoder row is zero").tolist() == zero.tolist()
     assert (column(result, "label")[zero] == "").all()
-    assert [label.split(", ")[0] for label in column(result, "label")[~zero]] == [word(1), word(5)]
-    figures = result.table.drop(columns=["feature", "label", "why_not"]).to_numpy(float)
+    assert [parts[0][0] for parts in column(result, "label_parts")[~zero]] == [word(1), word(5)]
+    figures = result.table.select_dtypes("number").drop(columns="feature").to_numpy(float)
+    assert (column(result, "label_kind")[zero] == "").all()
+    assert all(column(result, name)[place] == [] for name in ("label_parts", "label_near", "words") for place in (0, 2))
     assert np.isnan(figures[zero]).all()
-    assert np.isfinite(figures[~zero]).all()
+    may_lack = ["intruder", "embedding"]  # few contexts
+    assert np.isfinite(result.table[~zero].select_dtypes("number").drop(columns=may_lack, errors="ignore")).all(None)
     assert (list(result.ids), result.positive.rows.shape) == ([1, 5], (2, 10))
     alone = tll.label_features(sae, planted, [1, 5, 1], progress=False)
-    np.testing.assert_array_equal(result.table[~zero].iloc[:, 3:], alone.table.iloc[:, 3:])
+    pd.testing.assert_frame_equal(result.table[~zero].reset_index(drop=True), alone.table)
     summary = result.summary().set_index("figure")
     assert (summary.loc["labelled", "mean"], summary.loc["labelled", "features"]) == (1, 2)
     assert result.max_activating(4) == []
@@ -217,7 +220,7 @@ def brute(sae: Any, index: tll.ContextualIndex) -> np.ndarray:
 @pytest.mark.parametrize("chunk", [2**26, 4 * N_WORDS * 97])
 def test_activity_is_what_all_rows_at_once_give(planted: Any, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr("tl_latentlens.directions.features.sae.ENCODED_BYTES", chunk)
-    monkeypatch.setattr("tl_latentlens.directions.features.activity._MAX_PENDING", 500)
+    monkeypatch.setattr("tl_latentlens.directions.features.samples._MAX_PENDING", 500)
     sae = tied(centers(), threshold=0.3)
     acts, features = brute(sae, planted), [3, 150, 0]
     pairs = np.random.default_rng(4).integers(0, [[planted.n_rows], [N_WORDS]], (2, 300))
@@ -288,16 +291,21 @@ def test_steering_with_what_the_unembedding_reads_raises_its_token(any_model: An
 
 def test_results_as_tables_and_files(planted: Any, tmp_path: Path) -> None:
     result = tll.label_features(tied(centers()[:30]), planted, top_k=4, progress=False)
-    result.table.to_parquet(tmp_path / "f.parquet")
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "f.parquet"), result.table)
-    pd.testing.assert_frame_equal(result.to_dataframe(), result.table)
+    result.to_dataframe().to_parquet(tmp_path / "f.parquet")
+    stored, lists = pd.read_parquet(tmp_path / "f.parquet"), ["label_parts", "label_near", "words", "words_negative"]
+    pd.testing.assert_frame_equal(stored.drop(columns=lists), result.table.drop(columns=lists))
+    assert [list(line) for line in stored["words"]] == list(result.table["words"])
+    parts = [[(part["text"], part["share"]) for part in line] for line in stored["label_parts"]]
+    assert parts == list(result.table["label_parts"])
+    unequal = ["label_parts"]  # which a file cannot hold as tuples
+    pd.testing.assert_frame_equal(result.to_dataframe().drop(columns=unequal), result.table.drop(columns=unequal))
     assert result.to_dataframe() is not result.table
     neighbors = result.neighbors_dataframe()
     assert len(neighbors) == 30 * 2 * 4
     assert neighbors["direction"].tolist() == [feature for feature in range(30) for _ in range(8)]
     assert word(3) in str(result)
     assert max(map(len, str(result).splitlines())) <= 100
-    assert repr(result) == f"FeatureResult(30 features, {(column(result, 'label') != '').sum()} labelled)"
+    assert repr(result) == f"FeatureResult(30 features, {(column(result, 'label_kind') == 'token').sum()} labelled)"
     evidence = result.with_evidence(2)
     assert evidence["neighbors"][3] == [n.context for n in result.neighbors(3)[0][:2]]
     assert evidence["max_activating"][3] == [n.context for _, n in result.max_activating(3, 2)]

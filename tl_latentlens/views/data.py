@@ -172,6 +172,7 @@ class FeatureLine:
     Attributes:
         feature: Its number.
         label: Its label; empty where it has none.
+        kind: The kind of its label; "mixed" where it names nothing, empty where it has none.
         why_not: What kept the label back; empty where it has one.
         scores: Column of the feature table → value; NaN where unknown.
         neighbors: The rows nearest to its decoder direction; empty where that is zero.
@@ -179,6 +180,7 @@ class FeatureLine:
 
     feature: int
     label: str
+    kind: str
     why_not: str
     scores: dict[str, float]
     neighbors: list[NeighborLine]

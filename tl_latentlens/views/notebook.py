@@ -112,7 +112,9 @@ def features_html(features: Iterable[FeatureLine], n_features: int, n_labelled: 
     """A line a feature: its label, or why it has none, its scores, and its nearest rows under a transform."""
     lines = []
     for line in islice(features, _MAX_TABLE_LINES):
-        label = f"<b>{_text(line.label)}</b>" if line.label else f"<span style='opacity: 0.6'>{_text(line.why_not)}</span>"
+        is_named = line.kind not in ("", "mixed")
+        faint = f"<span style='opacity: 0.6'>{_text(line.label or line.why_not)}</span>"
+        label = f"<b>{_text(line.label)}</b>" if is_named else faint
         scores = {
             name.replace("_", " "): "" if np.isnan(line.scores[name]) else f"{line.scores[name]:.3g}"
             for name in ("density", "auroc_same_token", "similarity")

@@ -4,11 +4,13 @@
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from tl_latentlens.directions.decode import decode_directions
 from tl_latentlens.directions.features.label_choice import MIN_CONTEXTS, MIXED, Label, neighbor_labels
@@ -45,16 +47,31 @@ def label_features(
 
     The neighbors of a feature are the rows nearest to its decoder row. `FeatureResult.table` has a line a feature:
 
+    - `label`: what carries at least half of (activation)² over the bank, alone or with one or two others, with its shares
+      ("team 59 %"). `label_kind`: "token" (a word with its inflections, a part of one, or a sign), "before" or "after" (the
+      token there), "position" (in the text); "mixed", where three texts do not reach half, or do not tell contexts apart: the
+      label then says what it is mixed of. `label_parts`: the texts and their shares. `label_near`: words that stand near.
+    - `detection`: how well the label tells contexts in which the feature is active from silent ones, on the third of the
+      prompts that the label was not made from: balanced accuracy over the tenths of its largest activation, in [0, 1].
+      `detection_top`: with the ten most active contexts. `detection_null`: with labels of other features. `precision`: the
+      share of the rows that the label names on which the feature is active.
+    - `intruder`, `embedding`: whether its activating rows are alike in what the feature does not write (see
+      `similar_contexts`); chance is 0.2 and 0.5.
     - `similarity`: the mean cosine of the neighbors. `z`: how far it is above that of random rows, in standard deviations. Its
       null: random directions, isotropic ones and ones with the covariance of the rows (see `significance`).
+    - `words`: the words nearest to the direction: what it writes. `words_negative`, `label_negative`, `p_similarity_negative`:
+      those of its opposite, and what at least half of the opposite's neighbors are.
     - `auroc`, with an encoder: the chance that the feature is more active on a neighbor than on a random row.
       `auroc_same_token`: than on rows of the neighbors' tokens, five for each neighbor, all taken together. Their null: other
       features that are active about as often, with the neighbors of another feature.
     - `overlap`, with an encoder: the share of max-activating rows, in prompts without a neighbor, whose token a neighbor has.
     - `steered`, with a model: the mean rank, in [0, 1], of the neighbors' tokens in the change of the next token's logits
-      when the direction is added. `steered_next`: the same for the tokens that follow the neighbors.
-    - `label`: up to three words (see `index.words`). A feature gets one if it beats the null of `z` and that of one
-      AUROC, both at p < 0.01; the smaller p of the two AUROCs is doubled. `why_not`: what failed otherwise.
+      when the direction is added. `steered_next`: the same for the tokens that follow the neighbors; `steered_words` for
+      `words`, `steered_logit_tokens` for the tokens of its logit lens.
+
+    A feature gets no label where it is active in fewer than three contexts, or its neighbors do not beat the null of one
+    AUROC at p < 0.01 (the smaller p of the two AUROCs is doubled). Without an encoder a label is what half of the neighbors
+    are, and `similarity` must beat its null at p < 0.01. `why_not` says what failed.
 
     A p-value is the share of nulls at least as large. The scores of a feature do not depend on which others are asked for.
     A feature whose decoder row is zero has a line of NaN and no neighbors: it is not among the `ids` of the result.
@@ -110,7 +127,15 @@ def label_features(
         index.check_model(model)
         columns |= _logit_lens_columns(selected, model)
         if selected.searched_hook is not None:
-            columns |= steering_scores(selected, index, model, selected.searched_hook, neighbor_rows, top_k, seed, progress)
+            written = {
+                "steered_words": partial(_word_tokens, index, selected.searched_hook),
+                "steered_logit_tokens": partial(_logit_tokens, model),
+            }
+            if "logit_tokens" not in columns:
+                del written["steered_logit_tokens"]
+            columns |= steering_scores(
+                selected, index, model, selected.searched_hook, neighbor_rows, written, top_k, seed, progress
+            )
     table = _assemble_table(selected, columns)
     return FeatureResult(neighbors.ids, neighbors.positive, neighbors.negative, table, activity, nulls, sae, model)
 
@@ -133,7 +158,7 @@ def _label_columns(labels: Sequence[Label], reasons: Sequence[str], near: Sequen
     }
 
 
-_MIXED_REASON = "no three tokens carry half of its activation, or they do not tell its contexts from others"
+_MIXED_REASON = "no three tokens carry half of its activation, or they do not tell its contexts or rows from others"
 
 
 def _refusal_by_neighbors(p: float) -> str:
@@ -160,6 +185,17 @@ def _word_columns(selected: FeatureSelection, index: ContextualIndex) -> dict[st
         found = index.search_words(directions, _N_WORDS, selected.searched_hook)
         columns[name] = [found.texts_of(place) for place in range(len(selected.ids))]
     return columns
+
+
+def _word_tokens(index: ContextualIndex, hook_name: str, directions: Float[Tensor, "n d"]) -> Int[np.ndarray, "n k"]:
+    """The token at the nearest row of each word that is near a direction; -1 past the last."""
+    rows = index.search_words(directions, _N_WORDS, hook_name).rows.cpu().numpy()
+    return np.where(rows >= 0, index.bank_rows.token_ids()[rows], -1)
+
+
+def _logit_tokens(model: Any, directions: Float[Tensor, "n d"]) -> Int[np.ndarray, "n k"]:
+    """The tokens that each direction promotes by the logit lens."""
+    return logit_lens(model, directions).token_ids
 
 
 def _logit_lens_columns(selected: FeatureSelection, model: Any) -> dict[str, list[list[str]]]:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from tl_latentlens.directions.features.detection import ContextRules, Detection, detect
 from tl_latentlens.directions.features.evidence import Evidence
-from tl_latentlens.directions.features.label_rule import Rules, find_rules, text_shares
+from tl_latentlens.directions.features.label_rule import Rules, find_rules, rule_precision, text_shares
 from tl_latentlens.directions.features.row_texts import AFTER, BEFORE, POSITION, TOKEN, WORD, RowTexts
 from tl_latentlens.directions.features.samples import DrawnRows
 from tl_latentlens.views.text import visible
@@ -18,6 +18,8 @@ MIN_CONTEXTS = 3
 """A feature that is active in fewer contexts gets no label."""
 MIN_DETECTION = 0.65
 """A rule must tell the contexts that it was found on apart so well."""
+MIN_PRECISION = 0.2
+"""A feature must be active on so many of the rows that its label names, of those that the label was made from."""
 _BETTER = 0.02  # Words are named in place of tokens unless tokens are better by this.
 _MIN_FORM = 0.25  # A form of a word is named beside another where it has this part of the word's share.
 _FORMS = {BEFORE: "after {}", AFTER: "before {}", POSITION: "{} of the text"}
@@ -46,12 +48,14 @@ class ChosenLabels:
         labels: One a feature.
         detection: Of the labels, on held-out contexts; NaN where a feature has none, or a mixed one.
         null: Detection of labels on the contexts of other features.
-        keys: For each feature the stems of words that its label names.
+        precision: The share of the rows that a label names on which the feature is active; NaN where there is no label.
+        stems: For each feature the stems of words at its rows.
     """
 
     labels: list[Label]
     detection: Detection
     null: Float[np.ndarray, " nulls"]
+    precision: Float[np.ndarray, " f"]
     stems: list[frozenset[str]]
 
 
@@ -82,6 +86,7 @@ class LabelChooser:
             nulls: Places of features whose labels are held against the contexts of the next one's.
         """
         scores = {name: np.full(len(own), np.nan) for name in ("score", "low", "high", "top")}
+        precision = np.full(len(own), np.nan)
         null = []
         for kind in self._rules:
             of_kind = np.flatnonzero(self._kinds[own] == kind)
@@ -89,6 +94,7 @@ class LabelChooser:
                 found = self._detect(kind, own[of_kind], own[of_kind])
                 for name, values in scores.items():
                     values[of_kind] = getattr(found, name)
+                precision[of_kind] = self._precision(kind)[own[of_kind]]
             null_places = nulls[self._kinds[nulls] == kind]
             if len(null_places) > 1:
                 scored = self._detect(kind, null_places, np.roll(null_places, 1)).score
@@ -97,7 +103,7 @@ class LabelChooser:
         labels = [self._label(place, words.of(i)) for i, place in enumerate(own.tolist())]
         stems = [self._stems(place) for place in own.tolist()]
         known = np.concatenate([np.zeros(0), *null])
-        return ChosenLabels(labels, Detection(**scores), known[~np.isnan(known)], stems)
+        return ChosenLabels(labels, Detection(**scores), known[~np.isnan(known)], precision, stems)
 
     def _choose(self) -> np.ndarray:
         """The kind of the rule of each feature; empty where none is good enough."""
@@ -109,9 +115,15 @@ class LabelChooser:
                 every = np.arange(len(kinds))
                 scores = self._detect(kind, every, every, held_out=False).score
                 is_good = (self._rules[kind].n_parts > 0) & (n_contexts >= MIN_CONTEXTS) & (scores >= MIN_DETECTION)
+                is_good &= self._precision(kind) >= MIN_PRECISION
                 is_better = is_open & is_good & (scores > best + _BETTER)
                 kinds[is_better], best[is_better] = kind, scores[is_better]
         return kinds
+
+    def _precision(self, kind: str) -> Float[np.ndarray, " f"]:
+        contexts = self._evidence.contexts
+        is_fitted = (contexts.of_rows >= 0) & ~contexts.is_held_out[contexts.of_rows]
+        return rule_precision(self._rules[kind], self._evidence.rows, is_fitted)
 
     def _detect(self, kind: str, features: np.ndarray, rules_of: np.ndarray, *, held_out: bool = True) -> Detection:
         return detect(

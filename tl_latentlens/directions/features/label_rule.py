@@ -78,3 +78,19 @@ def text_shares(
 def is_among(keys: Int[np.ndarray, "..."], parts: Int[np.ndarray, "... 3"]) -> Bool[np.ndarray, "..."]:
     """Where a key is one of the parts."""
     return ((keys[..., None] == parts) & (parts >= 0)).any(-1)
+
+
+def rule_precision(rules: Rules, rows: DrawnRows, is_fitted: Bool[np.ndarray, " rows"]) -> Float[np.ndarray, " f"]:
+    """The share of the rows that hold a feature's rule on which it is active; 0 without a rule.
+
+    Args:
+        rules: A rule a feature.
+        rows: Drawn rows of each feature.
+        is_fitted: The rows of the index that they were drawn from.
+    """
+    ids = rules.texts.ids
+    n_rows = np.bincount(ids[is_fitted & (ids >= 0)], minlength=len(rules.texts.texts))
+    parts = rules.parts
+    n_named = np.where(parts >= 0, np.append(n_rows, 0)[parts], 0).sum(-1)
+    keys = np.where(rows.rows >= 0, ids[rows.rows], -1)
+    return (rows.counts * is_among(keys, parts[:, None])).sum(-1) / np.maximum(n_named, 1)

@@ -140,6 +140,7 @@ def _detection_columns(chosen: ChosenLabels) -> dict[str, Float[np.ndarray, " f"
         "detection_high": found.high,
         "detection_null": _mean_of_known(chosen.null),
         "detection_top": found.top,
+        "precision": chosen.precision,
     }
 
 

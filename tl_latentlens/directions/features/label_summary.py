@@ -4,13 +4,21 @@ import math
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from tl_latentlens.statistics.intervals import share_of
 
 SIGNIFICANCE_LEVEL = 0.01
+_NAMED = ("token", "before", "after", "position")
 _NULL_NAMES = {"similarity": "random directions", "auroc": "shuffled", "auroc_same_token": "shuffled"}
-_SCORES = ("auroc", "auroc_same_token", "overlap", "steered", "steered_next")
+_SCORES = ("auroc", "auroc_same_token", "overlap", "steered", "steered_next", "steered_words", "steered_logit_tokens")
+_CHANCE = {"intruder": 0.2, "embedding": 0.5}
+_DETECTION = {"detection": "detection of labels", "detection_top": "detection of labels, top ten contexts"}
+
+
+def is_labelled(table: pd.DataFrame) -> Bool[np.ndarray, " f"]:
+    """True for features that have a label which names something: not for mixed ones."""
+    return table["label_kind"].isin(_NAMED).to_numpy()
 
 
 def summarize(table: pd.DataFrame) -> pd.DataFrame:
@@ -21,7 +29,11 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     table = table.dropna(subset="similarity")  # The similarity of a zero decoder row is NaN.
     is_alive = table["density"].to_numpy() > 0 if "density" in table else np.ones(len(table), bool)
     columns = {str(name): table[name].to_numpy()[is_alive] for name in table}
-    lines = [_line("labelled", columns["label"] != "", math.nan)]
+    lines = [_line("labelled", is_labelled(table)[is_alive], math.nan)]
+    lines += [_line("mixed", columns["label_kind"] == "mixed", math.nan)]
+    for score, figure in _DETECTION.items():
+        if score in columns:
+            lines.append(_line(figure, columns[score], _mean_of_known(columns["detection_null"])))
     for score, null in _NULL_NAMES.items():
         if f"p_{score}" in columns:
             beats_null = columns[f"p_{score}"] < SIGNIFICANCE_LEVEL
@@ -29,6 +41,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     for score in _SCORES:
         if score in columns:
             lines.append(_line(score, columns[score], _mean_of_known(columns[f"{score}_null"])))
+    lines += [_line(score, columns[score], chance) for score, chance in _CHANCE.items() if score in columns]
     return pd.DataFrame(lines)
 
 

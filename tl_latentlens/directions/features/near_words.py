@@ -16,9 +16,7 @@ _MIN_ROWS, _MIN_SHARE, _MIN_RATIO = 3, 0.25, 4.0
 _ROWS_AT_ONCE = 2**16
 
 
-def near_words(
-    bank_rows: BankRows, rows: DrawnRows, own_stems: Sequence[frozenset[str]], seed: int
-) -> list[list[str]]:
+def near_words(bank_rows: BankRows, rows: DrawnRows, own_stems: Sequence[frozenset[str]], seed: int) -> list[list[str]]:
     """Up to three words within eight tokens of a feature's rows, the most telling first.
 
     A word stands near rows with a quarter of the feature's weight, near three rows at least, and four times as often as near

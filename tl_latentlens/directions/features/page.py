@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from tl_latentlens.directions.features.activations_around import activations_around
 from tl_latentlens.directions.features.activity import HISTOGRAM_EDGES, Activity
 from tl_latentlens.directions.features.density_bins import DensityBins
+from tl_latentlens.directions.features.label_summary import is_labelled
 from tl_latentlens.directions.features.token_places import token_places
 from tl_latentlens.directions.features.token_stream import token_stream
 from tl_latentlens.index.page_head import index_call, index_head
@@ -124,7 +125,7 @@ def feature_page_data(
 
 
 def _head(table: pd.DataFrame, neighbors: SearchResult, call: str) -> PageHead:
-    n_labelled = int(np.count_nonzero(table["label"] != ""))
+    n_labelled = int(is_labelled(table).sum())
     index, n_neighbors = neighbors.index, neighbors.rows.shape[-1]
     return index_head(
         index,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.directions.features.activity import Activity
-from tl_latentlens.directions.features.label_summary import summarize
+from tl_latentlens.directions.features.label_summary import is_labelled, summarize
 from tl_latentlens.directions.features.neuronpedia.export import NeuronpediaExport
 from tl_latentlens.directions.features.page import feature_page_data
 from tl_latentlens.directions.features.sae import TensorSAE
@@ -59,7 +59,7 @@ class FeatureResult(NeuronpediaExport, DirectionResult):
     model: Any = field(repr=False, default=None)
 
     def __repr__(self) -> str:
-        return f"FeatureResult({len(self.table)} features, {np.count_nonzero(self.table['label'] != '')} labelled)"
+        return f"FeatureResult({len(self.table)} features, {self._n_labelled} labelled)"
 
     def __str__(self) -> str:
         return plain_text(Group(self.to_rich(neighbors=None), Text(self.label_counts())))
@@ -85,7 +85,7 @@ class FeatureResult(NeuronpediaExport, DirectionResult):
 
     @property
     def _n_labelled(self) -> int:
-        return int(np.count_nonzero(self.table["label"] != ""))
+        return int(is_labelled(self.table).sum())
 
     def neighbors_of(self, feature: int) -> tuple[list[Neighbor], list[Neighbor]]:
         """Neighbors of +v and of -v for a feature by its number; empty for one whose decoder row is zero.
@@ -146,7 +146,7 @@ class FeatureResult(NeuronpediaExport, DirectionResult):
             neighbors: Most neighbors of each; None: all that were asked for.
             width: In characters; None: the terminal's. In a narrow one some scores are left out.
         """
-        is_refused = self.table["label"] == ""
+        is_refused = ~is_labelled(self.table)
         # Cosines order the labelled features: the AUROC of many of them is 1.
         ordered = self.table.assign(refused=is_refused).sort_values(
             ["refused", "similarity"], ascending=[True, False], kind="stable"
@@ -162,14 +162,14 @@ class FeatureResult(NeuronpediaExport, DirectionResult):
         """A line of the table as views draw it."""
         place = self.places.get(record["feature"])
         neighbors = [] if place is None else self.positive.neighbor_lines(place, n_neighbors)
-        return FeatureLine(record["feature"], record["label"], record["why_not"], record, neighbors)
+        return FeatureLine(record["feature"], record["label"], record["label_kind"], record["why_not"], record, neighbors)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line a feature: its label or why it has none, and its scores; a copy of `table`.
 
         `with_evidence` adds contexts; `neighbors_dataframe` has a line for each feature, sign and rank.
         """
-        table = self.table.copy()
+        table = self.table.assign(label_parts=self._parts_as_records())
         table.attrs["transform"] = self.transform
         return table
 
@@ -181,7 +181,11 @@ class FeatureResult(NeuronpediaExport, DirectionResult):
             "max_activating": [[row for _, row in self.max_activating(feature, rows)] for feature in features],
         }
         contexts = {name: [[near.context for near in rows] for rows in column] for name, column in columns.items()}
-        return self.table.assign(**contexts)
+        return self.table.assign(label_parts=self._parts_as_records(), **contexts)
+
+    def _parts_as_records(self) -> list[list[dict[str, Any]]]:
+        """The parts of the labels as files of tables can hold them."""
+        return [[{"text": text, "share": share} for text, share in parts] for parts in self.table["label_parts"]]
 
     def max_activating(self, feature: int, top_k: int = 10) -> list[tuple[float, Neighbor]]:
         """Activation and row of a feature's max-activating rows, the largest first.

@@ -1,6 +1,5 @@
-"""What labels may say of a row: its token, its word, the tokens beside it, and its position; as numbers, for all rows at once."""
+"""What labels may say of rows: the token, its word, the tokens beside it, its position. As numbers, for all rows at once."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,11 +70,6 @@ def row_texts(bank_rows: BankRows) -> RowTexts:
     return RowTexts(by_kind, NumberedTexts(ids[WORD], words))
 
 
-def stems_of_words(words: Sequence[str]) -> list[str]:
-    """The stems by which rows are told to have a word."""
-    return stems_of(list(map(letters_of, words)), _LANGUAGE)
-
-
 class _BankTokens:
     """The tokens of a bank's texts, and how they are written in a label."""
 
@@ -93,7 +87,8 @@ class _BankTokens:
         starts = self.words.starts_word
         codes = 4 * self._place[places] + 2 * starts[places] + np.append(starts, True)[places + 1]
         distinct, inverse = np.unique(codes, return_inverse=True)
-        numbers = [ids.setdefault(self._text(code >> 2, bool(code & 2), bool(code & 1)), len(ids)) for code in distinct.tolist()]
+        texts = [self._text(code >> 2, bool(code & 2), bool(code & 1)) for code in distinct.tolist()]
+        numbers = [ids.setdefault(text, len(ids)) for text in texts]
         return np.array(numbers, np.int64)[inverse]
 
     def numbers_beside(self, places: Int[np.ndarray, " n"], step: int, ids: dict[str, int]) -> Int[np.ndarray, " n"]:

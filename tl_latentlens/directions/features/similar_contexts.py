@@ -87,7 +87,7 @@ def _side(
     active = np.take_along_axis(drawn, order, -1)
     silent, contexts = evidence.silent, evidence.contexts
     of_side = np.flatnonzero(silent.is_held_out == held_out)
-    uniform = keyed_uniform((seed, 8, int(held_out)), feature_ids, 2 * len(of_side)).reshape(len(feature_ids), 2, -1)
+    uniform = keyed_uniform((seed, 8, int(held_out)), feature_ids, 2 * len(of_side)).reshape(len(feature_ids), 2, len(of_side))
     is_silent = ~silent.is_active[of_side].T
     order = np.argsort(np.where(is_silent, uniform[:, 0], 2), -1)[:, :_N_QUERIES]
     chosen = silent.contexts[of_side[order]]

@@ -1,6 +1,7 @@
 """Scores from adding a feature's direction to the model's stream: do the tokens of its neighbors become likelier?"""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +32,7 @@ def steering_scores(
     model: Any,
     hook_name: str,
     neighbors: Int[np.ndarray, "f k"],
+    written: Mapping[str, Callable[[Float[Tensor, "n d"]], Int[np.ndarray, "n k"]]],
     top_k: int,
     seed: int,
     progress: bool,
@@ -39,7 +41,18 @@ def steering_scores(
 
     Each direction is scaled to the length of a typical activation and added at the last token of some of the bank's prompts.
     The change of each token's logit is averaged over the prompts and turned into its rank in the vocabulary. `steered_null`
-    and `steered_next_null` are the means of 100 random features of the SAE with the neighbors of another one.
+    and such are the means of 100 random features of the SAE with the neighbors, or the other tokens, of another one.
+
+    Args:
+        selection: The features.
+        index: The rows.
+        model: The bank's model.
+        hook_name: Where the directions are added.
+        neighbors: The neighbors of each.
+        written: Name of a further score → gives the tokens of directions; -1: none.
+        top_k: Neighbors of each null.
+        seed: Seed of prompts and nulls.
+        progress: Show a progress bar.
     """
     rng = np.random.default_rng((seed, 3))
     _, bank = index.bank_rows.of(hook_name)[0]
@@ -50,6 +63,8 @@ def steering_scores(
     directions = torch.cat([selection.directions, selection.decoder[nulls.feature_ids]])
     steps = _typical_length(bank, hook_name) * directions / directions.norm(dim=-1, keepdim=True)
     ids_of = {"steered": index.bank_rows.token_ids()[rows], "steered_next": index.bank_rows.token_ids(1)[rows]}
+    sources = torch.cat([selection.directions, selection.decoder[nulls.other_ids]])
+    ids_of |= {name: tokens_of(sources) for name, tokens_of in written.items()}
     ranks = {name: np.zeros(len(rows)) for name in ids_of}
     # Every step runs as many vectors, the last one too: the logits of one do not hang on how many run beside it.
     n_vectors = max(1, min(_MAX_VECTORS, _LOGIT_BYTES // (4 * model.cfg.d_vocab * tokens.numel())))

@@ -13,13 +13,13 @@ from tl_latentlens.views.terminal.layout import add_nearest_rows, label_text, te
 
 _SCORES = {
     "density": "density",
+    "detection": "detection",
     "auroc": "auroc",
     "same token": "auroc_same_token",
-    "overlap": "overlap",
     "cos": "similarity",
     "z": "z",
 }  # Heading → column of the feature table.
-_SCORES_OF_NARROW_TABLES = ("density", "auroc_same_token", "similarity")
+_SCORES_OF_NARROW_TABLES = ("density", "detection", "similarity")
 
 
 def feature_table(
@@ -41,7 +41,7 @@ def feature_table(
     table = Table(box=box.SIMPLE_HEAD, header_style="dim")
     for heading in ("feature", *scores):
         table.add_column(heading, justify="right", no_wrap=True, min_width=max(len(heading), 5))
-    texts = [label_text(line.label, line.why_not) for line in features]
+    texts = [label_text(line.label, line.why_not, line.kind) for line in features]
     labels = add_nearest_rows(table, "label, or why not", texts, [line.neighbors for line in features], width)
     for line, cells in zip(features, labels, strict=True):
         table.add_row(str(line.feature), *(_score(name, line.scores[name]) for name in scores.values()), *cells)

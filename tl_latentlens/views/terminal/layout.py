@@ -47,9 +47,9 @@ def marked_text(context: Context, mark_style: str) -> Text:
     return Text.assemble((context.before, "dim"), (f"«{context.token}»", mark_style), (context.after, "dim"))
 
 
-def label_text(label: str, why_not: str) -> Text:
-    """A feature's label, or what kept it back."""
-    return Text(label, style="bold yellow") if label else Text(why_not, style="dim")
+def label_text(label: str, why_not: str, kind: str = "") -> Text:
+    """A feature's label, faint where it is mixed, or what kept it back."""
+    return Text(label, style="bold yellow") if label and kind != "mixed" else Text(label or why_not, style="dim")
 
 
 def add_nearest_rows(
