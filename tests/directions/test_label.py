@@ -309,7 +309,7 @@ def test_results_as_tables_and_files(planted: Any, tmp_path: Path) -> None:
     evidence = result.with_evidence(2)
     assert evidence["neighbors"][3] == [n.context for n in result.neighbors(3)[0][:2]]
     assert evidence["max_activating"][3] == [n.context for _, n in result.max_activating(3, 2)]
-    pd.testing.assert_frame_equal(evidence.drop(columns=["neighbors", "max_activating"]), result.table)
+    pd.testing.assert_frame_equal(evidence.drop(columns=["neighbors", "max_activating"]), result.to_dataframe())
     value, neighbor = result.max_activating(3)[0]
     assert value == pytest.approx(brute(tied(centers()[:30]), planted)[:, 3].max(), rel=1e-5)
     assert neighbor.token == f" {word(3)}"
