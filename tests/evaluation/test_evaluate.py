@@ -22,7 +22,7 @@ def test_evaluate_from_end_to_end(any_model: Any, bank: tll.Bank, senses: pd.Dat
     sae = tll.load_sae(
         {"W_dec": torch.randn(6, 256), "W_enc": torch.randn(256, 6), "b_enc": torch.zeros(6)}, hook_name=NAMES[0]
     )
-    settings: dict[str, Any] = {"transforms": ["raw", "csls"], "senses": senses, "n_tokens": 15, "device": "cpu"}
+    settings: dict[str, Any] = {"transforms": ["raw", "csls"], "senses": senses, "n_tokens": 8, "device": "cpu"}
     found = tll.evaluate(any_model, bank, sae=sae, progress=False, **settings)
     frame = found.to_dataframe()
     assert len(frame.measure.unique()) == 6

@@ -36,6 +36,8 @@ TEXT = "She put the <script>alert(1)</script> & money in the bank"
 HOOK = "blocks.3.hook_resid_post"
 LEVEL = 0.2  # The bank is too small for figures of 0.05.
 
+pytestmark = pytest.mark.usefixtures("few_random_directions")
+
 
 @pytest.fixture(autouse=True)
 def known_level(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from tl_latentlens.views.steering import multiple_heading
 from tl_latentlens.views.text import printable, visible
 
 HOOK = "blocks.3.hook_resid_post"
+
+pytestmark = pytest.mark.usefixtures("few_random_directions")
 TEXTS = ["The boat crossed the bank", HOSTILE]
 MULTIPLES = (-1.5, 0, 2)
 

@@ -96,9 +96,9 @@ def test_an_encoder_learns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_shipped_model_is_read_at_every_layer(demo_model: Any, tmp_path: Path) -> None:
     scene_model = load_scene_model(demo_model)
-    scenes = draw_scenes(20, np.random.default_rng(11))
+    scenes = draw_scenes(10, np.random.default_rng(11))
     assert caption_accuracy(scene_model, scenes, scenes, np.random.default_rng(0)) > 0.8
-    texts = [text for text in tll.load_corpus("demo") if any(word in text.lower() for word in WORDS)][::4]
+    texts = [text for text in tll.load_corpus("demo") if any(word in text.lower() for word in WORDS)][::8]
     names = hook_names(demo_model)
     bank = tll.build_bank(demo_model, texts, tmp_path / "text.h5", hook_names=names, progress=False)
     words, activations = RowWords(tll.ContextualIndex(bank)), visual_activations(scene_model, scenes)
@@ -250,7 +250,7 @@ def test_one_command_measures_and_draws(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(benchmark, "SCENES", 4)
     monkeypatch.setattr(benchmark, "ConnectorSettings", lambda seed: ConnectorSettings(seed, 1, 2))
     monkeypatch.setattr(encoder_module, "train_encoder", lambda seed: train_encoder(seed, 1))
-    texts = [f"There is a {color} {shape}." for color in COLORS for shape in SHAPES]
+    texts = [f"There is a {color} {shape}." for color in COLORS for shape in SHAPES][::2]
     monkeypatch.setattr(benchmark, "corpora", lambda _: {"10.0%": texts[:11], "100.0%": texts, "sentences": texts[::2]})
     settings = Settings(folder=tmp_path / "made", figure=tmp_path / "scenes.svg")
     first = benchmark.run(settings)
