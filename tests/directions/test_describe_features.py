@@ -35,7 +35,7 @@ class SentenceStub(ChatStub):
             words = Counter(word.lower() for word in re.findall("«(.*?)»", prompt.split("Texts in which")[1]))
             word = min(words, key=lambda one: (-words[one], one))
             return f"describe {hash(prompt)}", f'Let me see.\n```json\n{{"sentence": "The\\n word {word}"}}\n```'
-        word = re.search("The word (.*)\n", prompt)[1].lower()
+        word = re.search("The word ?(.*)\n", prompt)[1].lower()
         numbers = [number for number, text in enumerate(texts_of(prompt), 1) if word in text.lower()]
         return f"score {hash(prompt)}", json.dumps({"active": numbers})
 
@@ -61,7 +61,9 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[SentenceStub]:
 
 @pytest.fixture(scope="module")
 def labelled(any_model: Any, tmp_path_factory: pytest.TempPathFactory) -> tll.FeatureResult:
-    texts = list(islice(tll.load_corpus("demo"), 0, 3000, 20))
+    """Features of a bank of 200 texts, some of them of two sentences, and so of two contexts."""
+    sentences = list(islice(tll.load_corpus("demo"), 0, 3600, 12))
+    texts = [" ".join(sentences[i : i + 1 + i % 2]) for i in range(0, 300, 2)] + sentences[200:250]
     bank = tll.build_bank(any_model, texts, tmp_path_factory.mktemp("s") / "bank.h5", hook_names=HOOK, progress=False)
     index = tll.ContextualIndex(bank, device="cpu")
     return tll.label_features(tll.load_sae("demo"), index, FEATURES, progress=False)
@@ -72,16 +74,19 @@ def endpoint_at(stub: SentenceStub, **settings: Any) -> tll.ChatEndpoint:
 
 
 def with_detection(found: tll.FeatureResult, detection: float) -> tll.FeatureResult:
-    return replace(found, table=found.table.assign(detection=detection, label="the team 59 %"))
+    return replace(found, table=found.table.assign(detection=detection, label="the team 59 %", label_kind="token"))
 
 
 def activations(found: tll.FeatureResult) -> dict[str, np.ndarray]:
-    """Text of a prompt → the activations of all features on its rows, encoded at once."""
+    """Text of a piece of 32 tokens of a prompt → the activations of all features on its rows, encoded at once."""
     bank = found.positive.index.bank_rows.banks[0]
-    rows = bank.activations(HOOK, slice(0, bank.n_rows))
-    encoded = tll.load_sae("demo").encode(torch.from_numpy(rows)).detach().numpy()
-    prompts = bank.plan.row_prompts
-    return {bank.text(bank.prompt(i)).strip(): encoded[prompts == i] for i in np.unique(prompts).tolist()}
+    encoded = tll.load_sae("demo").encode(torch.from_numpy(bank.activations(HOOK, slice(0, bank.n_rows)))).detach().numpy()
+    of_text: dict[str, list[np.ndarray]] = {}
+    for number, values in enumerate(encoded):
+        row = bank.row(number)
+        first = row.position // 32 * 32
+        of_text.setdefault(bank.text(bank.prompt(row.prompt_index)[first : first + 32]).strip(), []).append(values)
+    return {text: np.stack(values) for text, values in of_text.items()}
 
 
 def test_sentences_are_scored_on_texts_that_they_were_not_written_from(
@@ -101,7 +106,7 @@ def test_sentences_are_scored_on_texts_that_they_were_not_written_from(
     for prompt in scoring:
         sentence = re.search("on this:\n\n(.*)\n", prompt)[1]
         texts = texts_of(prompt)
-        named = np.array([sentence.removeprefix("The word ").lower() in text.lower() for text in texts])
+        named = np.array([sentence.removeprefix("The word").strip().lower() in text.lower() for text in texts])
         for feature in table.index[table["sentence_written"] == sentence]:
             maxima = np.array([of_text[text][:, feature].max() for text in texts])
             is_active, largest = maxima > 0, max(values[:, feature].max() for values in of_text.values())
@@ -188,8 +193,6 @@ def test_what_cannot_be_described(stub: SentenceStub, labelled: tll.FeatureResul
         tll.describe_features(labelled, *where, features=[700])
     with pytest.raises(tll.InvalidInputError, match="without an encoder"):
         tll.describe_features(replace(labelled, activity=None), *where)
-    with pytest.raises(tll.InvalidInputError, match="without its SAE"):
-        tll.describe_features(replace(labelled, sae=None), *where)
     for given in ({"contexts": 0}, {"held_out": 1}):
         with pytest.raises(tll.InvalidInputError, match="expected at least 1 and 2"):
             tll.describe_features(labelled, *where, **given)

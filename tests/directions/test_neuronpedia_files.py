@@ -1,5 +1,7 @@
 """The bulk files for Neuronpedia: its fields, and in them what the bank, the SAE and the model have."""
 
+import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,7 @@ def test_activations_are_those_of_the_tokens(labelled: tll.FeatureResult, any_mo
     found = read_bulk(labelled.to_neuronpedia(tmp_path, **TO, contexts=4))
     n_checked = 0
     for feature in (3, 97, 597):
-        lines = [line for line in found["activations"] if line["index"] == str(feature)]
+        lines = [line for line in found["activations"] if line["index"] == str(feature) and line["binMin"] == -1]
         expected = [pair for pair in labelled.max_activating(feature, 4) if "owl" not in pair[1].context]
         lines = [line for line in lines if "".join(line["tokens"]).isascii()]  # tokens of one character are one line
         assert len(lines) == len(expected)
@@ -87,6 +89,30 @@ def test_activations_are_those_of_the_tokens(labelled: tll.FeatureResult, any_mo
             n_checked += 1
     assert n_checked > 3
     assert {line["values"][0] for line in found["activations"]} == {0.0}, "BOS is no token that a label is about"
+
+
+def test_contexts_of_intervals_are_spread_over_the_activations(labelled: tll.FeatureResult, tmp_path: Path) -> None:
+    """Up to two contexts of each tenth of the largest activation, none that is shown already, and the share of each tenth."""
+    found = read_bulk(labelled.to_neuronpedia(tmp_path, **TO, contexts=1))
+    n_intervals = []
+    for feature in FEATURES:
+        lines = [line for line in found["activations"] if line["index"] == str(feature)]
+        if not lines:
+            continue
+        top, *others = lines
+        largest = labelled.max_activating(feature, 1)[0][0]
+        assert (top["binMin"], top["binContains"]) == (-1, -1)
+        shares = {}
+        for line in others:
+            value = line["values"][line["qualifyingTokenIndex"]]
+            assert line["binMin"] - 1e-2 <= value <= line["binMax"] + 1e-2
+            assert line["binMax"] - line["binMin"] == pytest.approx(largest / 10, rel=1e-3)
+            shares[line["binMin"]] = line["binContains"]
+        assert 0 <= sum(shares.values()) <= 1 + 1e-9
+        assert max(Counter(line["binMin"] for line in others).values(), default=0) <= 2
+        assert len({json.dumps([line["tokens"], line["qualifyingTokenIndex"]]) for line in lines}) == len(lines)
+        n_intervals.append(len(shares))
+    assert max(n_intervals) > 2
 
 
 def of_model(model: Any, prompt: list[int], feature: int) -> np.ndarray:

@@ -24,11 +24,13 @@ class TokenContext:
         tokens: Their texts as they stand in the prompt, none of them empty. Tokens that are parts of one character are one.
         activations: The feature's activation on each; NaN where it is not known, and on special tokens, such as BOS.
         at: The place of the row among them.
+        column: The row's place in its line of rows.
     """
 
     tokens: list[str]
     activations: Float[np.ndarray, " tokens"]
     at: int
+    column: int
 
 
 class ContextTexts:
@@ -80,8 +82,11 @@ class ContextTexts:
 
     def of(self, line: int) -> list[TokenContext]:
         """The contexts of the rows of a line, in their order; rows that are parts of one character have one."""
-        contexts = (self._context(line, column) for column in np.flatnonzero(self._rows[line] >= 0).tolist())
-        return list({(context.at, *context.tokens): context for context in contexts}.values())
+        contexts: dict[Any, TokenContext] = {}
+        for column in np.flatnonzero(self._rows[line] >= 0).tolist():
+            context = self._context(line, column)
+            contexts.setdefault((context.at, *context.tokens), context)
+        return list(contexts.values())
 
     def _context(self, line: int, column: int) -> TokenContext:
         first, end = int(self._first[line, column]), int(self._end[line, column])
@@ -96,7 +101,7 @@ class ContextTexts:
         heads = np.flatnonzero(begins)
         tokens = [self._strings[i] or _UNREADABLE for i in string_ids[heads].tolist()]
         at = int(np.searchsorted(heads, row_place - first, "right")) - 1
-        return TokenContext(tokens, np.fmax.reduceat(activations, heads), at)
+        return TokenContext(tokens, np.fmax.reduceat(activations, heads), at, column)
 
 
 def _strings_at(all_tokens: TokenPlaces, places: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], list[str]]:

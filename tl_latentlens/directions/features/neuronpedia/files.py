@@ -117,7 +117,8 @@ def _explanation_lines(source: BulkSource, record: FeatureRecord, now: str) -> I
 
 
 def _interval(record: FeatureRecord, activation: ActivationRecord) -> dict[str, float]:
-    return {"binMin": _TOP_INTERVAL, "binMax": record.max_activation, "binContains": _TOP_INTERVAL}
+    low, high, share = activation.interval or (_TOP_INTERVAL, record.max_activation, _TOP_INTERVAL)
+    return {"binMin": low, "binMax": high, "binContains": share}
 
 
 def _empty_folder(folder: Path) -> None:

@@ -9,8 +9,9 @@ import pandas as pd
 from jaxtyping import Float
 
 from tl_latentlens.directions.features.activity import Activity
-from tl_latentlens.directions.features.context_texts import ContextTexts, TokenContext
+from tl_latentlens.directions.features.context_texts import ContextTexts
 from tl_latentlens.directions.features.label_line import LabelLine, label_line
+from tl_latentlens.directions.features.neuronpedia.intervals import interval_rows
 from tl_latentlens.directions.features.sae import decoder_of
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.search_result import SearchedIndex
@@ -30,11 +31,14 @@ class ActivationRecord:
         tokens: Their texts, none of them empty.
         values: The activations; 0 where they are not known.
         at: The place of the row for which the context was chosen.
+        interval: Least and largest activation of the interval that the context stands for, and the share of the contexts with
+            the feature that are in it; None for max-activating ones.
     """
 
     tokens: list[str]
     values: list[float]
     at: int
+    interval: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class FeatureRecord:
         density: Share of rows on which it is active; None where it is not known.
         explanations: Its label, where it has one that is not mixed, and the sentence that beats it, where there is one.
         top_logits, bottom_logits: Tokens and logits, the largest and the most negative first; empty without a model.
-        activations: The max-activating contexts, the largest first.
+        activations: The max-activating contexts, the largest first, then those of intervals of activation, the lowest first.
     """
 
     feature: int
@@ -99,9 +103,11 @@ class FeatureRecords:
                 "got a result of another process, which came without its SAE; give it back: dataclasses.replace(found, sae=sae)"
             )
         self._lines = [label_line(record) for record in table.to_dict("records")]
-        self._places, self._texts = places, None
+        self._places, self._texts, self._intervals, self._n_top = places, None, None, 0
         if activity is not None:
-            rows = np.where(activity.top.is_active, activity.top.rows, -1)[:, :contexts]
+            top = np.where(activity.top.is_active, activity.top.rows, -1)[:, :contexts]
+            self._intervals, self._n_top = interval_rows(activity, top), top.shape[1]
+            rows = np.concatenate([top, self._intervals.rows], -1)
             window, run = {"before": N_BEFORE, "after": N_AFTER}, {"model": model, "progress": progress}
             self._texts = ContextTexts(sae, index, activity.hook_name, list(places), rows, **window, **run)
         self._logits = []
@@ -121,25 +127,30 @@ class FeatureRecords:
     def _record(self, line: LabelLine) -> FeatureRecord:
         place = self._places.get(line.feature)
         top, bottom = ([], []) if place is None or not self._logits else (self._logit_pairs(i, place) for i in (0, 1))
-        contexts = [] if place is None or self._texts is None else self._texts.of(place)
+        activations = [] if place is None or self._texts is None else self._activation_records(place, self._texts)
         return FeatureRecord(
             line.feature,
             None if np.isnan(line.density) else line.density,
             [_within(text) for text in (line.sentence, line.name) if text],
             top,
             [(token, -value) for token, value in bottom],
-            [_activation_record(context) for context in contexts],
+            activations,
         )
+
+    def _activation_records(self, place: int, texts: ContextTexts) -> list[ActivationRecord]:
+        records = []
+        for context in texts.of(place):
+            column = context.column - self._n_top
+            interval = None if column < 0 or self._intervals is None else self._intervals.interval(place, column)
+            values = _rounded(np.nan_to_num(context.activations))
+            records.append(ActivationRecord(context.tokens, values, context.at, interval))
+        return records
 
     def _logit_pairs(self, end: int, place: int) -> list[tuple[str, float]]:
         reading = self._logits[end]
         values = _rounded(reading.scores[place])
         tokens = (token.replace("\0", "␀") or "\N{REPLACEMENT CHARACTER}" for token in reading.tokens(place))
         return list(zip(tokens, values, strict=True))
-
-
-def _activation_record(context: TokenContext) -> ActivationRecord:
-    return ActivationRecord(context.tokens, _rounded(np.nan_to_num(context.activations)), context.at)
 
 
 def _rounded(values: Float[np.ndarray, " n"]) -> list[float]:

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from tl_latentlens.directions.features.neuronpedia.names import SourceName
-from tl_latentlens.directions.features.neuronpedia.records import BATCH_SIZE, FeatureRecord, FeatureRecords
+from tl_latentlens.directions.features.neuronpedia.records import BATCH_SIZE, ActivationRecord, FeatureRecord, FeatureRecords
 from tl_latentlens.directions.features.neuronpedia.server import NeuronpediaServer, TryAgainError
 from tl_latentlens.endpoint.keyed_lines import LineKind, LineWriter, StoredLines, append_lines
 from tl_latentlens.endpoint.retry import backoff
@@ -182,13 +182,18 @@ def _feature(record: FeatureRecord, name: SourceName, base_url: str, method: str
         "topLogits": [{"token": token, "value": value} for token, value in record.top_logits],
         "bottomLogits": [{"token": token, "value": value} for token, value in record.bottom_logits],
         "explanations": [{"text": text, **by} for text in record.explanations],
-        "activations": [{"tokens": one.tokens, "values": one.values} for one in record.activations],
+        "activations": [_activation(one) for one in record.activations],
     }
     if record.density is not None:
         payload["density"] = record.density
     content = json.dumps(payload, sort_keys=True, ensure_ascii=False).encode()
     place = f"{base_url}/{name.model_id}/{name.source}/{record.feature}"
     return _Feature(hashlib.sha256(place.encode() + b" " + content).hexdigest(), place, payload, len(content))
+
+
+def _activation(record: ActivationRecord) -> dict[str, Any]:
+    interval = dict(zip(("quantileMin", "quantileMax", "quantileFraction"), record.interval or (), strict=False))
+    return {"tokens": record.tokens, "values": record.values, **interval}
 
 
 def _parts(features: list[_Feature], batch_size: int) -> Iterator[list[_Feature]]:

@@ -11,13 +11,13 @@ import numpy as np
 from scipy import stats
 
 from tl_latentlens.corpus.paths import absolute_path
+from tl_latentlens.directions.features.detection import N_TENTHS
 from tl_latentlens.directions.features.label_line import LabelLine, label_line
 from tl_latentlens.directions.features.result import FeatureResult
 from tl_latentlens.directions.features.sentences.drawn_contexts import (
-    N_TENTHS,
-    ContextDraw,
     DrawnContexts,
     context_text,
+    draw_contexts,
 )
 from tl_latentlens.directions.features.sentences.questions import (
     VERSION,
@@ -105,9 +105,10 @@ def describe_features(
 
 def _lines_to_describe(result: FeatureResult, features: Sequence[int] | None) -> dict[int, LabelLine]:
     """Feature → its line, for the features that have a direction."""
-    if result.activity is None or result.sae is None:
-        missing = "its SAE, which another process gets none of" if result.sae is None else "an encoder, or rows that it reads"
-        raise InvalidInputError(f"got a result without {missing}; sentences are written from activations")
+    if result.activity is None:
+        raise InvalidInputError(
+            "got a result without an encoder, or rows that it reads; sentences are written from activations"
+        )
     lines = {int(record["feature"]): label_line(record) for record in result.table.to_dict("records")}
     unknown = [feature for feature in features or () if feature not in lines]
     if unknown:
@@ -134,8 +135,8 @@ class _SentenceRun:
         """Feature → its sentence, written and scored."""
         assert self._result.activity is not None
         features = list(self._lines)
-        draw = ContextDraw(self._result.sae, self._result.positive.index, self._result.activity, features, self._seed)
-        drawn = {feature: draw.of(place, n_shown, n_held_out) for place, feature in enumerate(features)}
+        places, sizes = self._result.places, (n_shown, n_held_out, self._seed)
+        drawn = {feature: draw_contexts(self._result.activity, feature, places[feature], *sizes) for feature in features}
         found = {feature: _Sentence(why_not=self._not_worth_asking(feature, drawn[feature])) for feature in features}
         asked = [feature for feature in features if not found[feature].why_not]
         written = self._ask({feature: self._sentence_question(feature, drawn[feature]) for feature in asked}, "describing")

@@ -69,7 +69,7 @@ def _known(line: LabelLine) -> str:
     """What is known of a feature without a language model, a line a fact."""
     facts = {
         "A label, counted from texts": line.label,
-        "Share of its activation": ", ".join(f"{_quoted(text)} {share:.0%}" for text, share in line.parts),
+        "Shares of its activation, squared": ", ".join(f"{_quoted(text)} {share:.0%}" for text, share in line.parts),
         "Words near by": _listed(line.near),
         "Other words that its direction is near to": _listed(line.words),
         "Tokens that it promotes next": _listed(line.logit_tokens),
