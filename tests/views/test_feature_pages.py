@@ -3,6 +3,7 @@
 import base64
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,24 @@ def test_a_search_finds_labels_contexts_and_numbers(labels: tll.FeatureResult, b
         assert found == sorted(order, key=lambda feature: feature not in named)
         for feature, row in zip(found, rows.all(), strict=True):
             assert word.lower() in (row.locator(".label").inner_text().lower() if feature not in named else word.lower())
+        chromium.close()
+
+
+def test_sentences_stand_below_labels(labels: tll.FeatureResult, browser: str, tmp_path: Path) -> None:
+    """They are text, whatever is in them, and a search finds their words."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    sentences = ["" if feature % 2 else f"About {feature}: {HOSTILE}" for feature in labels.table["feature"]]
+    path = replace(labels, table=labels.table.assign(sentence=sentences)).to_html(tmp_path / "f.html", progress=False)
+    assert page_data(path)["sentences"] == list(map(printable, sentences))
+    with playwright.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=browser, args=BROWSER_ARGUMENTS)
+        tab = chromium.new_page(viewport={"width": 1280, "height": 900})
+        tab.goto(f"{path.as_uri()}#feature=6")
+        playwright.expect(tab.locator("#content p").first).to_contain_text("About 6: ")
+        tab.fill("#search", "about 4:")
+        playwright.expect(tab.locator("tbody tr")).to_have_count(1)
+        assert "About 4: " in tab.locator("tbody td.label small").first.inner_text()
+        assert tab.title() == "tl-latentlens: features"
         chromium.close()
 
 

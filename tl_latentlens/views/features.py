@@ -50,7 +50,7 @@ class FeaturePage:
 
     Attributes:
         head: What the page opens with.
-        table: A line a feature: feature, label, why_not and scores.
+        table: A line a feature: feature, label, why_not and scores; and `sentence`, where a language model wrote some.
         array_rows: For each line of the table its row in `arrays`; -1 where its decoder row is zero.
         hook_names: The hook names that were searched.
         score_axes: The scores that are drawn.
@@ -90,6 +90,7 @@ def _page_data(page: FeaturePage) -> dict[str, Any]:
         "features": table["feature"].tolist(),
         "labels": list(map(printable, table["label"])),
         "why": list(map(printable, table["why_not"])),
+        "sentences": list(map(printable, table["sentence"])) if "sentence" in table else [],
         "figures": {name: _four_digits(table[name].to_numpy(float)) for name in score_names},
         "scores": list(map(_axis_data, page.score_axes)),
         "bins": page.density_bins,
