@@ -141,7 +141,7 @@ def test_label_sae(run, bank: tll.Bank, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(table.drop(columns=lists), expected.drop(columns=lists))
     for name in lists:
         assert [list(contexts) for contexts in table[name]] == expected[name].tolist()
-    for feature in ("3", "700", "auroc beats shuffled", "2 features, "):
+    for feature in ("3", "700", "auroc beats shuffled", "detection of labels", "2 features: "):
         assert feature in shown
     contexts = expected["neighbors"][0]
     for name, reader, written in (("f.csv", pd.read_csv, " | ".join(contexts)), ("f.json", pd.read_json, contexts)):

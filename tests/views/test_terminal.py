@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,25 +151,43 @@ def test_feature_table_shows_what_tells_features_apart(bank: tll.Bank, width: in
     sae = tll.load_sae("demo")
     index = tll.ContextualIndex(bank, sae.hook_name, device="cpu", transform="center")
     features = tll.label_features(sae, index, range(60), top_k=4, progress=False)
+    is_mixed = (features.table["label"] != "") & (features.table["feature"] % 2 == 0)
+    features = replace(features, table=features.table.assign(label_kind=features.table["label_kind"].mask(is_mixed, "mixed")))
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(features.to_rich(60, width=width))
     lines = console.export_text().splitlines()
     assert all(len(line) <= width for line in lines)
     heading = next(line.split() for line in lines if "feature" in line)
-    assert heading[:5] == (["feature", "density", "same", "token", "cos"] if width == 80 else heading[:5])
-    assert ("auroc" in heading) == (width == 160)
+    assert heading == ["feature", "density", "detection", "label,", "or", "why", "not", "writes"]
     numbers = [int(line.split()[0]) for line in lines if line.split() and line.split()[0].isdigit()]
     table = features.table.set_index("feature").loc[numbers]
     assert sorted(numbers) == list(range(60))
-    refused = (table["label"] == "").to_numpy()
-    assert (np.diff(refused.astype(int)) >= 0).all()
-    assert (np.diff(table["similarity"][~refused]) <= 0).all()
+    places = table["label_kind"].map({"": 2, "mixed": 1}).fillna(0).to_numpy()
+    assert set(places) == {0, 1, 2}, "named, mixed and none"
+    assert (np.diff(places) >= 0).all()
+    for place in (0, 1, 2):
+        assert (np.diff(table["similarity"][places == place]) <= 0).all()
+    shown = " ".join(" ".join(lines).split())
+    if width == 160:
+        for label, words in zip(table["label"], table["words"], strict=True):
+            assert " ".join(f"{label} {', '.join(words[:3])}".split()) in shown
 
 
 def test_refusals_are_counted_by_reason() -> None:
     why = ["", "too far (p = 0.5)", "too far (p = 0.012)", "never active", ""]
-    table = pd.DataFrame({"label": ["a", "", "", "", "b"], "why_not": why})
-    assert label_counts(table) == "5 features, 2 labelled; 2: too far; 1: never active"
+    table = pd.DataFrame({"label_kind": ["token", "", "", "", "token"], "why_not": why})
+    assert label_counts(table) == "5 features: 2 named, 3 without a label (2: too far; 1: never active)"
+
+
+def test_labels_are_counted_by_kind() -> None:
+    kinds = ["position", "after", "token", "mixed", "token", "after", "mixed"]
+    table = pd.DataFrame(
+        {"label_kind": kinds, "why_not": [kind.replace("mixed", "no three") for kind in kinds], "density": 0.5}
+    )
+    assert label_counts(table) == ("7 features: 5 named (2 fire on a token, 2 before one, 1 at a position), 2 mixed")
+    assert label_counts(table[:2]) == "2 features: 2 named (1 fire before one, 1 at a position)"
+    assert label_counts(table[3:4]) == "1 features: 0 named, 1 mixed"
+    assert label_counts(table[:0]) == "0 features: 0 named"
 
 
 def test_terminal_shows_escape_codes_as_signs(hostile: tll.LensResult) -> None:

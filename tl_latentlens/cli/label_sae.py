@@ -124,4 +124,5 @@ def label_sae(
     console.print(result.to_rich(rows, width=console.width))
     console.print(result.label_counts(), highlight=False, markup=False)
     if len(result.table) > 1:
+        console.print()
         console.print(summary_table(result.summary()))

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from tl_latentlens.views.context import Context
+from tl_latentlens.views.label_kinds import MIXED
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ class FeatureLine:
         label: Its label; empty where it has none.
         kind: The kind of its label; "mixed" where it names nothing, empty where it has none.
         why_not: What kept the label back; empty where it has one.
+        writes: The words nearest to its decoder direction.
         scores: Column of the feature table → value; NaN where unknown.
         neighbors: The rows nearest to its decoder direction; empty where that is zero.
     """
@@ -182,8 +184,14 @@ class FeatureLine:
     label: str
     kind: str
     why_not: str
+    writes: list[str]
     scores: dict[str, float]
     neighbors: list[NeighborLine]
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it has a label that names something."""
+        return self.kind not in ("", MIXED)
 
 
 @dataclass(frozen=True, eq=False)

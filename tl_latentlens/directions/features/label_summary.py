@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from tl_latentlens.statistics.intervals import share_of
 
@@ -21,6 +21,11 @@ def is_labelled(table: pd.DataFrame) -> Bool[np.ndarray, " f"]:
     return table["label_kind"].isin(_NAMED).to_numpy()
 
 
+def label_places(table: pd.DataFrame) -> Int[np.ndarray, " f"]:
+    """Where a feature stands in a list: 0 with a label that names something, 1 with a mixed one, 2 without."""
+    return np.where(is_labelled(table), 0, np.where(table["label_kind"] == "", 2, 1))
+
+
 def summarize(table: pd.DataFrame) -> pd.DataFrame:
     """One line a figure: its mean over living features, its 95 % Wilson interval, its null, and the number of features.
 
@@ -34,6 +39,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     for score, figure in _DETECTION.items():
         if score in columns:
             lines.append(_line(figure, columns[score], _mean_of_known(columns["detection_null"])))
+    lines += [_line(score, columns[score], chance) for score, chance in _CHANCE.items() if score in columns]
     for score, null in _NULL_NAMES.items():
         if f"p_{score}" in columns:
             beats_null = columns[f"p_{score}"] < SIGNIFICANCE_LEVEL
@@ -41,7 +47,6 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     for score in _SCORES:
         if score in columns:
             lines.append(_line(score, columns[score], _mean_of_known(columns[f"{score}_null"])))
-    lines += [_line(score, columns[score], chance) for score, chance in _CHANCE.items() if score in columns]
     return pd.DataFrame(lines)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.directions.features.activity import Activity
-from tl_latentlens.directions.features.label_summary import is_labelled, summarize
+from tl_latentlens.directions.features.label_summary import is_labelled, label_places, summarize
 from tl_latentlens.directions.features.neuronpedia.export import NeuronpediaExport
 from tl_latentlens.directions.features.page import feature_page_data
 from tl_latentlens.directions.features.sae import TensorSAE
@@ -138,31 +138,30 @@ class FeatureResult(NeuronpediaExport, DirectionResult):
         path.write_text(feature_page(data), encoding="utf-8")
         return path
 
-    def to_rich(self, lines: int = 30, neighbors: int | None = 1, *, width: int | None = None) -> Table:
-        """A table for the terminal (`rich.print`): a line a feature, labelled ones first, those with the nearest rows first.
+    def to_rich(self, lines: int = 30, neighbors: int | None = 0, *, width: int | None = None) -> Table:
+        """A table for the terminal (`rich.print`): a line a feature, named ones first, then mixed ones, by the nearest rows.
 
         Args:
             lines: Most features shown.
-            neighbors: Most neighbors of each; None: all that were asked for.
-            width: In characters; None: the terminal's. In a narrow one some scores are left out.
+            neighbors: Most neighbors of each, below its label; None: all that were asked for.
+            width: In characters; None: the terminal's.
         """
-        is_refused = ~is_labelled(self.table)
+        place = label_places(self.table)
         # Cosines order the labelled features: the AUROC of many of them is 1.
-        ordered = self.table.assign(refused=is_refused).sort_values(
-            ["refused", "similarity"], ascending=[True, False], kind="stable"
-        )
+        ordered = self.table.assign(place=place).sort_values(["place", "similarity"], ascending=[True, False], kind="stable")
         features = [self._feature_line(record, neighbors) for record in ordered.head(lines).to_dict("records")]
         return feature_table(features, list(self.table), len(self.table), self.transform, width)
 
     def label_counts(self) -> str:
-        """The number of features, of those with a label, and of those without one for each reason, in one line."""
+        """The number of features, of those named by each kind of label, of mixed ones, and of others by reason, in one line."""
         return label_counts(self.table)
 
     def _feature_line(self, record: dict[str, Any], n_neighbors: int | None = None) -> FeatureLine:
         """A line of the table as views draw it."""
         place = self.places.get(record["feature"])
         neighbors = [] if place is None else self.positive.neighbor_lines(place, n_neighbors)
-        return FeatureLine(record["feature"], record["label"], record["label_kind"], record["why_not"], record, neighbors)
+        texts = (record["label"], record["label_kind"], record["why_not"])
+        return FeatureLine(record["feature"], *texts, list(record["words"]), record, neighbors)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One line a feature: its label or why it has none, and its scores; a copy of `table`.

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import NeighborLine
+from tl_latentlens.views.label_kinds import MIXED
 from tl_latentlens.views.text import display_width
 
 _MIN_WIDTH_OF_TWO_COLUMNS = 64  # In less, a label and a row stand one under the other.
@@ -49,7 +50,9 @@ def marked_text(context: Context, mark_style: str) -> Text:
 
 def label_text(label: str, why_not: str, kind: str = "") -> Text:
     """A feature's label, faint where it is mixed, or what kept it back."""
-    return Text(label, style="bold yellow") if label and kind != "mixed" else Text(label or why_not, style="dim")
+    if not label:
+        return Text(why_not, style="dim italic")
+    return Text(label, style="dim" if kind == MIXED else "bold yellow")
 
 
 def add_nearest_rows(

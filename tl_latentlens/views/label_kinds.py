@@ -1,0 +1,16 @@
+"""What the kinds of labels of features are called: one set of words for the terminal, notebooks and pages."""
+
+MIXED = "mixed"
+FIRES = {"token": "fires on", "before": "fires after", "after": "fires before", "position": "fires at"}
+"""Kind of a label that names something → what the feature does."""
+_COUNTED = {"token": "on a token", "before": "after one", "after": "before one", "position": "at a position"}
+
+
+def counts_in_words(counts: dict[str, int]) -> str:
+    """How many features fire on, after, before or at something; kinds that do not occur are left out.
+
+    Args:
+        counts: Kind → number of features.
+    """
+    parts = [f"{counts[kind]:,} {words}" for kind, words in _COUNTED.items() if counts.get(kind)]
+    return ", ".join(parts).replace(" ", " fire ", 1)
