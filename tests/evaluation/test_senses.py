@@ -34,12 +34,13 @@ def test_sense_accuracy_is_a_vote_of_the_nearest_uses(any_model: Any, bank: tll.
     uses = find_uses(any_model, senses, PlanSettings())
     index = tll.ContextualIndex(bank, device="cpu")
     measure = senses_by_all(any_model, uses, index)
-    for name in NAMES:
-        vectors = []
-        for prompt, position in zip(uses.prompts, uses.positions, strict=True):
-            with torch.no_grad():
-                _, cache = any_model.run_with_cache(torch.tensor([prompt]), names_filter=name)
-            vectors.append(cache[name][0, position].double().numpy())
+    vectors_of: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
+    for prompt, position in zip(uses.prompts, uses.positions, strict=True):
+        with torch.no_grad():
+            _, cache = any_model.run_with_cache(torch.tensor([prompt]), names_filter=NAMES)
+        for name in NAMES:
+            vectors_of[name].append(cache[name][0, position].double().numpy())
+    for name, vectors in vectors_of.items():
         units = np.stack(vectors) / np.linalg.norm(vectors, axis=-1, keepdims=True)
         right: dict[int, list[bool]] = {}
         for i in np.flatnonzero(uses.held_out):

@@ -4,13 +4,13 @@ import copy
 import io
 import pickle
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.banks import make_record, make_rows
+from support.fresh import process_context
 from support.models import TEXTS
 
 import tl_latentlens as tll
@@ -192,10 +192,10 @@ def read_in_worker(
     return index.search(torch.eye(256)[:3], 4, query_hook_name=HOOK, calibrate=True), hooks.result
 
 
-def test_a_spawned_process(index: tll.ContextualIndex, found: tll.SearchResult, any_model: Any) -> None:
+def test_a_process_of_its_own(index: tll.ContextualIndex, found: tll.SearchResult, any_model: Any) -> None:
     hooks = tll.latentlens_hooks(index)
     any_model.run_with_hooks(TEXTS[0], fwd_hooks=hooks)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as workers:
+    with ProcessPoolExecutor(1, mp_context=process_context) as workers:
         back, reading = workers.submit(read_in_worker, index, found, hooks.hook).result()
     assert same_rows(back, found)
     assert back.index is reading.found[HOOK].index is index, "the index that is open here is found again"

@@ -1,5 +1,6 @@
 """The nearest words of vectors against a brute force over all rows."""
 
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def row_words(index: tll.ContextualIndex) -> list[str]:
     return words
 
 
+@cache
 def stem(word: str) -> str:
     return snowballstemmer.stemmer("english").stemWord(letters_of(word))
 

@@ -1,6 +1,7 @@
 """Lens hooks in a model that `torch.compile` compiled: they read what they read in the model itself, and change nothing."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,11 @@ import tl_latentlens as tll
 HOOK = "blocks.0.hook_resid_post"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A model of two layers: each takes seconds to compile."""
-    return load_small(tmp_path_factory.mktemp("small"), n_layer=2)
-
-
-@pytest.fixture(scope="module")
-def index(model: Any, tmp_path_factory: pytest.TempPathFactory) -> tll.ContextualIndex:
-    path = tmp_path_factory.mktemp("bank") / "small.h5"
-    return tll.ContextualIndex(tll.build_bank(model, TEXTS, path, dtype="float32", progress=False), device="cpu")
+def indexed(folder: Path, n_layers: int) -> tuple[Any, tll.ContextualIndex]:
+    """A model of few layers, each of which takes seconds to compile, and an index of its bank."""
+    model = load_small(folder / "model", n_layer=n_layers)
+    bank = tll.build_bank(model, TEXTS, folder / "bank.h5", dtype="float32", progress=False)
+    return model, tll.ContextualIndex(bank, device="cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +39,8 @@ def similarities(result: tll.LensResult) -> np.ndarray:
 
 
 @torch.no_grad()
-def test_a_compiled_model_is_read_like_a_plain_one(model: Any, index: tll.ContextualIndex) -> None:
+def test_a_compiled_model_is_read_like_a_plain_one(tmp_path: Path) -> None:
+    model, index = indexed(tmp_path, 2)
     hooks, tokens = tll.latentlens_hooks(index, top_k=2), model.to_tokens(TEXTS[0])
     model.run_with_hooks(tokens, fwd_hooks=hooks)
     plain = hooks.result
@@ -57,7 +54,8 @@ def test_a_compiled_model_is_read_like_a_plain_one(model: Any, index: tll.Contex
 
 
 @torch.no_grad()
-def test_hooks_that_are_added_twice_around_one_that_changes(model: Any, index: tll.ContextualIndex) -> None:
+def test_hooks_that_are_added_twice_around_one_that_changes(tmp_path: Path) -> None:
+    model, index = indexed(tmp_path, 1)
     hooks = tll.latentlens_hooks(index, logit_lens=False)
     tokens = model.to_tokens(TEXTS[0])
     around = [*hooks, (HOOK, lambda activation, hook: 2 * activation), *hooks]
@@ -70,7 +68,8 @@ def test_hooks_that_are_added_twice_around_one_that_changes(model: Any, index: t
 
 
 @torch.no_grad()
-def test_steering_at_positions(model: Any, index: tll.ContextualIndex) -> None:
+def test_steering_at_positions(tmp_path: Path) -> None:
+    model, index = indexed(tmp_path, 1)
     vector = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(0))
     steer = tll.SteeringLens(vector, index, HOOK, positions=-1, logit_lens=False)
     tokens = model.to_tokens(TEXTS[0])

@@ -10,8 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["support.preloaded"])
+process_context = multiprocessing.get_context("forkserver")
+process_context.set_forkserver_preload(["support.preloaded"])
 
 
 class Ended(NamedTuple):
@@ -86,7 +86,9 @@ def start_fresh(
     """As `run_fresh`, while the process runs."""
     with TemporaryDirectory() as folder:
         streams = [Path(folder) / "out", Path(folder) / "err"]
-        process = _context.Process(target=_enter, args=(function, arguments, {**os.environ, **(env or {})}, cwd, streams))
+        process = process_context.Process(
+            target=_enter, args=(function, arguments, {**os.environ, **(env or {})}, cwd, streams)
+        )
         process.start()
         yield Started(process, streams)
 
