@@ -275,6 +275,8 @@ def test_label_sae_for_neuronpedia(run, bank: tll.Bank, tmp_path: Path, monkeypa
     code, _, error = run(*command, "--neuronpedia-model", "demo", "--neuronpedia-source", "3-ours")
     assert (code, "np/demo/3-ours" in error) == (0, True)
     assert [line["index"] for line in read_bulk(tmp_path / "np" / "demo" / "3-ours")["features"]] == ["3", "700"]
+    code, _, error = run(*command[:7], "--neuronpedia", str(bank.path))
+    assert (code, "which is a file" in error) == (1, True)
     monkeypatch.delenv("NEURONPEDIA_API_KEY", raising=False)
     up = (*command[:7], "--neuronpedia-model", "demo", "--neuronpedia-source", "3-ours", "--neuronpedia-upload")
     code, _, error = run(*up, str(tmp_path / "state.jsonl"))

@@ -182,9 +182,14 @@ def test_sentences_go_to_neuronpedia(stub: SentenceStub, labelled: tll.FeatureRe
 
     found = tll.describe_features(with_detection(labelled, 0.5), endpoint_at(stub), tmp_path / "a.jsonl", progress=False)
     written = read_bulk(found.to_neuronpedia(tmp_path, model_id="m", source="3-s", progress=False))["explanations"]
-    texts = {feature: [line["description"] for line in written if line["index"] == str(feature)] for feature in FEATURES}
+    texts = {
+        feature: {line["typeName"]: line["description"] for line in written if line["index"] == str(feature)}
+        for feature in FEATURES
+    }
     for line in found.table.to_dict("records"):
-        assert texts[line["feature"]] == [*filter(None, [line["sentence"]]), "the team 59 %"]
+        sentence = {"latentlens-sentence": line["sentence"]} if line["sentence"] else {}
+        assert texts[line["feature"]] == {"latentlens": "the team 59 %", **sentence}
+    assert any("latentlens-sentence" in of_feature for of_feature in texts.values())
 
 
 def test_what_cannot_be_described(stub: SentenceStub, labelled: tll.FeatureResult, tmp_path: Path) -> None:
@@ -207,6 +212,7 @@ def test_what_cannot_be_described(stub: SentenceStub, labelled: tll.FeatureResul
         ('{"sentence": "One."}', "One."),
         ('First {"sentence": "a"}, no: {"sentence": "b {c}"}.', "b {c}"),
         ('{"sentence": "two\\n lines"}', "two lines"),
+        ('{"sentence": "a \\ud83d b \\u0000 c \\u001b[31m"}', "a b c [31m"),
         ('{"sentence": ["a"]}', ""),
         ('{"sentence": ""}', ""),
         ("The sentence.", ""),

@@ -55,7 +55,9 @@ def record(feature: int, label: str) -> FeatureRecord:
     values = [round(rng.random(), 4) for _ in range(5)]
     activations = [] if feature % 7 == 6 else [ActivationRecord([" ü", "\n", '"', "🦉", f" {feature}"], values, 2)]
     logits = [(" a", 1.5), ("\t", 0.25)]
-    return FeatureRecord(feature, 0.125, [label] if feature % 3 else [], logits, logits[::-1], activations)
+    return FeatureRecord(
+        feature, 0.125, label if feature % 3 else "", "A sentence." * (feature % 2), logits, logits[::-1], activations
+    )
 
 
 def upload(url: str, state: Path, records: Any = None, batch_size: int = 20, **settings: Any) -> NeuronpediaUpload:
@@ -83,7 +85,9 @@ def test_features_arrive_as_they_are(stub: NeuronpediaStub, tmp_path: Path) -> N
     expected = record(17, "team 17 59 %")
     stored = stub.stored["/api/feature/demo-6m/3-ours-res-2k/17"]
     assert stored["density"] == 0.125
-    assert stored["explanations"] == [{"description": "team 17 59 %", "typeName": "latentlens"}]
+    sentence, label = stored["explanations"]
+    assert sentence == {"description": "A sentence.", "typeName": None}, "no method of ours wrote it"
+    assert label == {"description": "team 17 59 %", "typeName": "latentlens"}
     assert stored["activations"] == [{"tokens": expected.activations[0].tokens, "values": expected.activations[0].values}]
     assert [(one["token"], one["value"]) for one in stored["topLogits"]] == expected.top_logits
     n_requests = len(stub.happened)

@@ -12,6 +12,7 @@ from tl_latentlens.cli.options import BankArgument, DataOptions, ModelOptions, h
 from tl_latentlens.cli.output import WRITERS, command_line, console, note, print_table, require_folders, require_writable
 from tl_latentlens.directions.features.neuronpedia.names import SourceName
 from tl_latentlens.directions.features.neuronpedia.server import find_api_key
+from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.heads import hook_point
 from tl_latentlens.views.terminal.features import summary_table
 
@@ -49,9 +50,11 @@ class NeuronpediaOptions(OptionGroup):
         """Check the ids and the key, before anything is computed.
 
         Raises:
-            InvalidInputError: Neuronpedia does not take one.
+            InvalidInputError: Neuronpedia does not take one, or files cannot be written there.
         """
         require_folders(self.neuronpedia_upload)
+        if self.neuronpedia is not None and self.neuronpedia.is_file():
+            raise InvalidInputError(f"got --neuronpedia {self.neuronpedia}, which is a file; expected a folder, or a new one")
         if self.neuronpedia is not None or self.neuronpedia_upload is not None:
             SourceName(self.neuronpedia_model, self.neuronpedia_source)
         if self.neuronpedia_upload is not None:

@@ -38,8 +38,8 @@ def write_bulk_files(folder: Path, source: BulkSource, records: FeatureRecords, 
     for kind in ("features", "activations", "explanations"):
         _empty_folder(path / kind)
     now = datetime.now(timezone.utc).isoformat()
-    for name, line in source.lines(now, index).items():
-        (path / f"{name}.jsonl").write_bytes(_json_lines([line]))
+    for name, lines in source.lines(now, index).items():
+        (path / f"{name}.jsonl").write_bytes(_json_lines(lines))
     for number, batch in enumerate(records):
         lines = {
             "features": [_feature_line(source, record, now) for record in batch],
@@ -103,13 +103,15 @@ def _activation_lines(source: BulkSource, record: FeatureRecord, now: str) -> It
 
 
 def _explanation_lines(source: BulkSource, record: FeatureRecord, now: str) -> Iterator[dict[str, Any]]:
-    for text in record.explanations:
+    for text, method in ((record.sentence, source.sentence_method), (record.label, source.method)):
+        if not text:
+            continue
         line = {
             **_place(source, record),
             "description": text,
             "embedding": None,
             "triggeredById": None,
-            "typeName": source.method,
+            "typeName": method,
             "explanationModelName": None,
             "notes": None,
         }

@@ -48,14 +48,16 @@ class FeatureRecord:
     Attributes:
         feature: Its number.
         density: Share of rows on which it is active; None where it is not known.
-        explanations: Its label, where it has one that is not mixed, and the sentence that beats it, where there is one.
+        label: Its label; empty for a feature without one, or whose label says that it is mixed.
+        sentence: A language model's sentence that beats the label; else empty.
         top_logits, bottom_logits: Tokens and logits, the largest and the most negative first; empty without a model.
         activations: The max-activating contexts, the largest first, then those of intervals of activation, the lowest first.
     """
 
     feature: int
     density: float | None
-    explanations: list[str]
+    label: str
+    sentence: str
     top_logits: list[tuple[str, float]]
     bottom_logits: list[tuple[str, float]]
     activations: list[ActivationRecord]
@@ -131,7 +133,8 @@ class FeatureRecords:
         return FeatureRecord(
             line.feature,
             None if np.isnan(line.density) else line.density,
-            [_within(text) for text in (line.sentence, line.name) if text],
+            _within(line.name),
+            _within(line.sentence),
             top,
             [(token, -value) for token, value in bottom],
             activations,

@@ -9,6 +9,9 @@ from tl_latentlens.index.search_result import SearchedIndex
 METHOD = "latentlens"
 DEFAULT_CREATOR = "clkht01d40000jv08hvalcvly"  # Neuronpedia's own tools write this user where none is given.
 
+_LABELS = "Labels by the contextual tokens that activate a feature, without a language model."
+_SENTENCES = "Sentences by a language model that tell held-out contexts apart better than such a label."
+
 
 @dataclass(frozen=True)
 class BulkSource:
@@ -32,19 +35,27 @@ class BulkSource:
     method: str = METHOD
     creator_id: str = DEFAULT_CREATOR
 
-    def lines(self, now: str, index: SearchedIndex) -> dict[str, dict[str, Any]]:
-        """The line of each file beside the batches, by the file's name.
+    @property
+    def sentence_method(self) -> str:
+        """The name of the way in which the sentences of a language model were made."""
+        return f"{self.method}-sentence"
+
+    def lines(self, now: str, index: SearchedIndex) -> dict[str, list[dict[str, Any]]]:
+        """The lines of each file beside the batches, by the file's name.
 
         Args:
             now: The time, in ISO 8601.
             index: The rows by which the features were labelled.
         """
         return {
-            "release": self._release_line(now),
-            "model": self._model_line(now, index),
-            "sourceset": self._source_set_line(now),
-            "source": self._source_line(now, index),
-            "explanation_type": self._explanation_type_line(now),
+            "release": [self._release_line(now)],
+            "model": [self._model_line(now, index)],
+            "sourceset": [self._source_set_line(now)],
+            "source": [self._source_line(now, index)],
+            "explanation_type": [
+                self._explanation_type_line(name, description, now)
+                for name, description in ((self.method, _LABELS), (self.sentence_method, _SENTENCES))
+            ],
         }
 
     @property
@@ -144,11 +155,11 @@ class BulkSource:
             "createdAt": now,
         }
 
-    def _explanation_type_line(self, now: str) -> dict[str, Any]:
+    def _explanation_type_line(self, name: str, description: str, now: str) -> dict[str, Any]:
         return {
-            "name": self.method,
-            "displayName": self.method,
-            "description": "Labels by the contextual tokens that activate a feature, without a language model.",
+            "name": name,
+            "displayName": name,
+            "description": description,
             "featured": True,
             "isAttention": False,
             "url": None,

@@ -26,7 +26,7 @@ _SENDING, _DONE = "sending", "done"
 _ATTEMPTS = 6
 _LAST_ADVICE = (
     "try again later: what was sent is remembered. If it stays, see that the source set exists and is yours, and that the "
-    "server knows the method of the explanations"
+    "server knows the method"
 )
 _MAX_BYTES = 4_000_000  # Of a request: the host of neuronpedia.org takes 4.5 MB.
 
@@ -79,7 +79,7 @@ def upload_features(
         name: Model and source.
         server: Where they go.
         state: The file that remembers what was sent; made where there is none.
-        method: The name of the way in which the explanations were made, where the server knows it; None: none is named.
+        method: The name of the way in which labels were made, where the server knows it; None: none is named.
         batch_size: Features of a request, at most 128.
         progress: Show a progress bar.
 
@@ -176,12 +176,12 @@ class _UploadRun:
 
 
 def _feature(record: FeatureRecord, name: SourceName, base_url: str, method: str | None) -> _Feature:
-    by = {} if method is None else {"methodName": method}
+    label = {"text": record.label} | ({} if method is None else {"methodName": method})
     payload: dict[str, Any] = {
         "index": record.feature,
         "topLogits": [{"token": token, "value": value} for token, value in record.top_logits],
         "bottomLogits": [{"token": token, "value": value} for token, value in record.bottom_logits],
-        "explanations": [{"text": text, **by} for text in record.explanations],
+        "explanations": [one for one in ({"text": record.sentence}, label) if one["text"]],
         "activations": [_activation(one) for one in record.activations],
     }
     if record.density is not None:

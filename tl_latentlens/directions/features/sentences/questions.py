@@ -43,9 +43,10 @@ def detection_messages(sentence: str, texts: Sequence[str]) -> Messages:
 
 
 def read_sentence(answer: str) -> str:
-    """The sentence in an answer, in one line; empty where there is none."""
+    """The sentence in an answer, in one line, without control characters; empty where there is none."""
     found = _last_field(answer, "sentence")
-    text = " ".join(found.split()) if isinstance(found, str) else ""
+    plain = "".join(sign if sign.isprintable() else " " for sign in found) if isinstance(found, str) else ""
+    text = " ".join(plain.split())
     return text if len(text) <= _MAX_SENTENCE else ""
 
 
