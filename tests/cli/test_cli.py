@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import transformers
 import typer
 from support.fresh import start_fresh
 from support.models import available_kinds
-from support.neuronpedia import read_bulk
+from support.neuronpedia import KEY, NeuronpediaStub, read_bulk
 
 import tl_latentlens as tll
 from tl_latentlens import cli
@@ -284,6 +285,16 @@ def test_label_sae_for_neuronpedia(run, bank: tll.Bank, tmp_path: Path, monkeypa
     monkeypatch.setenv("NEURONPEDIA_API_KEY", "key")
     code, _, error = run(*up, str(tmp_path / "none" / "state.jsonl"))
     assert (code, "no folder" in error) == (1, True)
+    stub = NeuronpediaStub()
+    monkeypatch.setattr(
+        tll.FeatureResult, "upload_to_neuronpedia", partialmethod(tll.FeatureResult.upload_to_neuronpedia, base_url=stub.url)
+    )
+    monkeypatch.setenv("NEURONPEDIA_API_KEY", KEY)
+    code, _, error = run(*up, str(tmp_path / "state.jsonl"))
+    assert (code, stub.problems) == (0, [])
+    assert f"{len(stub.times_stored)} features uploaded, 0 were there" in error
+    stub.server.shutdown()
+    stub.server.server_close()
 
 
 def test_label_sae_as_data(run, bank: tll.Bank) -> None:

@@ -23,8 +23,13 @@ FOREIGN = "The owl 🦉 saw 日本語 and ëë before noon."
 
 @pytest.fixture(scope="module")
 def index(any_model: Any, tmp_path_factory: pytest.TempPathFactory) -> tll.ContextualIndex:
-    path = tmp_path_factory.mktemp("neuronpedia") / "bank.h5"
-    return tll.ContextualIndex(tll.build_bank(any_model, [*TEXTS, FOREIGN], path, hook_names=3, progress=False), device="cpu")
+    """Two banks, the second of one text in several scripts."""
+    folder = tmp_path_factory.mktemp("neuronpedia")
+    banks = [
+        tll.build_bank(any_model, texts, folder / f"{i}.h5", hook_names=3, progress=False)
+        for i, texts in enumerate((TEXTS, [FOREIGN]))
+    ]
+    return tll.ContextualIndex(banks, device="cpu")
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["bank alone", "with the model"])

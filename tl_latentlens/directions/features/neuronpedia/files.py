@@ -99,7 +99,8 @@ def _activation_lines(source: BulkSource, record: FeatureRecord, now: str) -> It
             "zIndices": None,
             "zValues": None,
         }
-        yield {"id": _row_id(line), "creatorId": source.creator_id, "createdAt": now, **line}
+        identity = *_place(source, record).values(), activation.tokens, activation.at, largest, sum(activation.values)
+        yield {"id": _row_id(identity), "creatorId": source.creator_id, "createdAt": now, **line}
 
 
 def _explanation_lines(source: BulkSource, record: FeatureRecord, now: str) -> Iterator[dict[str, Any]]:
@@ -115,7 +116,7 @@ def _explanation_lines(source: BulkSource, record: FeatureRecord, now: str) -> I
             "explanationModelName": None,
             "notes": None,
         }
-        yield {"id": _row_id(line), "authorId": source.creator_id, "createdAt": now, **line}
+        yield {"id": _row_id(tuple(line.values())), "authorId": source.creator_id, "createdAt": now, **line}
 
 
 def _interval(record: FeatureRecord, activation: ActivationRecord) -> dict[str, float]:
@@ -133,9 +134,9 @@ def _empty_folder(folder: Path) -> None:
         path.unlink()
 
 
-def _row_id(line: dict[str, Any]) -> str:
+def _row_id(identity: tuple[Any, ...]) -> str:
     """An id like Neuronpedia's own. Equal content has the same, so that files imported twice make no second rows."""
-    return "c" + hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()[:24]
+    return "c" + hashlib.sha256(repr(identity).encode()).hexdigest()[:24]
 
 
 def _json_lines(lines: Iterable[dict[str, Any]]) -> bytes:

@@ -28,8 +28,8 @@ class IntervalRows:
     def interval(self, place: int, column: int) -> tuple[float, float, float]:
         """Least and largest activation of the interval of a row, and the share of contexts in it."""
         tenth = column // PER_INTERVAL
-        low, high = (float(self.largest[place]) * edge / N_TENTHS for edge in (tenth, tenth + 1))
-        return low, high, float(self.fractions[place, tenth])
+        width = float(self.largest[place]) / N_TENTHS
+        return width * tenth, width * (tenth + 1), float(self.fractions[place, tenth])
 
 
 def interval_rows(activity: Activity, without: Int[np.ndarray, "f k"]) -> IntervalRows:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class FeatureRecord:
     bottom_logits: list[tuple[str, float]]
     activations: list[ActivationRecord]
 
-    @property
+    @cached_property
     def max_activation(self) -> float:
         """The largest value of all contexts; 0 where there are none."""
         return max((max(activation.values) for activation in self.activations), default=0.0)
@@ -145,7 +146,7 @@ class FeatureRecords:
         for context in texts.of(place):
             column = context.column - self._n_top
             interval = None if column < 0 or self._intervals is None else self._intervals.interval(place, column)
-            values = _rounded(np.nan_to_num(context.activations))
+            values = _rounded(np.where(np.isnan(context.activations), 0, context.activations))
             records.append(ActivationRecord(context.tokens, values, context.at, interval))
         return records
 
