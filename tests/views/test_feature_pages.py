@@ -67,6 +67,10 @@ def test_the_page_holds_what_the_labels_hold(labels: tll.FeatureResult, tmp_path
     data = page_data(path)
     assert data["features"] == labels.table["feature"].tolist()
     assert data["labels"] == labels.table["label"].map(printable).tolist()
+    assert data["kinds"] == labels.table["label_kind"].tolist()
+    assert data["words"] == [printable(", ".join(words)) for words in labels.table["words"]]
+    shares = [[share for _, share in parts] for parts in labels.table["label_parts"]]
+    assert [[share for _, share in parts] for parts in data["parts"]] == [pytest.approx(of_one, abs=1e-4) for of_one in shares]
     assert data["found"][2] == -1
     for name in ("density", "auroc", "similarity", "p_auroc", "steered_next"):
         shown = np.array([np.nan if value is None else value for value in data["figures"][name]])
@@ -90,13 +94,18 @@ def test_the_page_holds_what_the_labels_hold(labels: tll.FeatureResult, tmp_path
         assert (array(data, "histogram")[i] == labels.activity.histogram[i]).all() if labels.activity else False
         tokens = [data["strings"][k] for k in array(data, "logit_negative")[i]]
         assert tokens == [visible(t) for t in labels.table["logit_tokens_negative"][data["features"].index(feature)]]
+        assert (np.diff(array(data, "logit_negative_values")[i]) <= 0).all()
         shades = array(data, "shades")[i]
         assert all(abs(shades[j, N_BEFORE] - 254 * v / largest[0][0]) <= 3 for j, (v, _) in enumerate(largest))
-    assert data["scores"][0]["name"] == "auroc_same_token"
-    counts = data["scores"][0]["counts"]
-    assert len(counts) == len(data["scores"][0]["nulls"]) == max(data["bins"]) + 1
+    scores = {score["name"]: score for score in data["scores"]}
+    assert list(scores)[:5] == ["detection", "detection_top", "intruder", "embedding", "auroc_same_token"]
+    assert [(scores[name]["nulls"], scores[name]["beside"]) for name in ("intruder", "embedding")] == [
+        ([0.2], "chance"), ([0.5], "chance")
+    ]  # fmt: skip
+    counts = scores["auroc_same_token"]["counts"]
+    assert len(counts) == len(scores["auroc_same_token"]["nulls"]) == max(data["bins"]) + 1
     assert np.sum(counts) == len(labels.nulls["auroc_same_token"])
-    (nearness,) = (score for score in data["scores"] if score["name"] == "z")
+    nearness = scores["z"]
     assert np.sum(nearness["counts"]) == len(labels.nulls["z"]) == 2000
     assert nearness["p"] == "p_similarity"
     assert path.stat().st_size < 200_000
@@ -133,6 +142,7 @@ def test_a_decoder_alone_leaves_out_what_needs_an_encoder(index: tll.ContextualI
     assert [data["hooks"][i] for i in array(data, "positive_hooks")[0]] == [
         short_hook_name(near.hook_name) for near in result.neighbors(0)[0]
     ]
+    assert set(data["says"].values()) == {"its nearest rows", "mixed of"}
     none = tll.label_features(tll.load_sae("demo"), index, [], hook_name=HOOK, progress=False)
     assert page_data(none.to_html(tmp_path / "none.html", progress=False))["features"] == []
 
@@ -151,10 +161,9 @@ def test_the_file_asks_for_nothing_and_its_data_are_no_markup(labels: tll.Featur
 
 
 def best_first(table: pd.DataFrame) -> list[int]:
-    """Labelled features first, those with the nearest rows first, as in the terminal."""
-    ordered = table.assign(refused=table["label"] == "").sort_values(
-        ["refused", "similarity"], ascending=[True, False], kind="stable"
-    )
+    """Named features first, then mixed ones, those with the nearest rows first, as in the terminal."""
+    place = table["label_kind"].map({"": 2, "mixed": 1}).fillna(0)
+    ordered = table.assign(place=place).sort_values(["place", "similarity"], ascending=[True, False], kind="stable")
     return ordered["feature"].tolist()
 
 
@@ -182,7 +191,12 @@ def test_a_search_finds_labels_contexts_and_numbers(labels: tll.FeatureResult, b
         for feature, label in zip(table["feature"], table["label"], strict=True)
         if word.lower() in f"{feature} {printable(label)}".lower()
     }
-    expected = named | features_near(labels, page_data(path), word.lower())
+    written = {
+        feature
+        for feature, words in zip(table["feature"], table["words"], strict=True)
+        if word.lower() in printable(", ".join(words)).lower()
+    }
+    expected = named | written | features_near(labels, page_data(path), word.lower())
     order = [feature for feature in best_first(table) if feature in expected]
     with playwright.sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=browser, args=BROWSER_ARGUMENTS)
@@ -212,6 +226,70 @@ def test_sentences_stand_below_labels(labels: tll.FeatureResult, browser: str, t
         tab.fill("#search", "about 4:")
         playwright.expect(tab.locator("tbody tr")).to_have_count(1)
         assert "About 4: " in tab.locator("tbody td.label small").first.inner_text()
+        assert tab.title() == "tl-latentlens: features"
+        chromium.close()
+
+
+def with_labels(labels: tll.FeatureResult) -> tll.FeatureResult:
+    """The first features with a label of each kind, whose texts are markup and signs."""
+    given = [
+        ("token", "<b>a</b> 60 % · «-» 20 % · near: <i>, hot", [("<b>a</b>", 0.6), ("-", 0.2)], ["<i>", "hot"]),
+        ("before", "after the 81 %", [("the", 0.81)], []),
+        ("", "", [], []),
+        ("mixed", "mixed: e 20 % · f 10 %", [("e", 0.2), ("f", 0.1)], []),
+        ("after", "before end of the text 55 %", [("end of the text", 0.55)], []),
+        ("position", "2nd token 70 % of the text", [("2nd token", 0.7)], []),
+    ]
+    table = labels.table.copy()
+    filled = [*given, *([("", "", [], [])] * (len(table) - len(given)))]
+    for name, column in zip(("label_kind", "label", "label_parts", "label_near"), zip(*filled, strict=True), strict=True):
+        table[name] = list(column)
+    return replace(labels, table=table)
+
+
+def test_labels_are_shown_by_kind_with_their_shares(labels: tll.FeatureResult, browser: str, tmp_path: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    labelled = with_labels(labels)
+    path, table = labelled.to_html(tmp_path / "f.html", progress=False), labelled.table
+    with playwright.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=browser, args=BROWSER_ARGUMENTS)
+        tab = chromium.new_page(viewport={"width": 1280, "height": 900})
+        tab.goto(path.as_uri())
+        n_of = {"all": len(table), "named": 4, "mixed": 1, "none": len(table) - 5}
+        assert tab.locator("#kinds button").all_inner_texts() == [f"{name}{n}" for name, n in n_of.items()]
+        for name, n in n_of.items():
+            tab.click(f"#kinds button:has-text('{name}')")
+            playwright.expect(tab.locator("tbody tr")).to_have_count(n)
+            assert tab.locator("#kinds button[aria-pressed='true']").inner_text() == f"{name}{n}"
+            assert tab.locator("td.label b").count() == {"all": 4, "named": 4}.get(name, 0)
+        tab.click("#kinds button:has-text('all')")
+        strong = {text.replace("\xa0", " ") for text in tab.locator("td.label b").all_inner_texts()}
+        assert {"<b>a</b> 60 % · «-» 20 %", "after the 81 %"} <= strong
+        for feature, says, parts in [
+            (0, "fires on", ["<b>a</b>", "60 %", "«-»", "20 %"]),
+            (1, "fires after", ["the", "81 %"]),
+            (3, "mixed of", ["e", "20 %", "f", "10 %"]),
+            (4, "fires before", ["end of the text", "55 %"]),
+            (5, "fires at", ["2nd token", "70 %"]),
+        ]:
+            tab.goto(f"{path.as_uri()}#feature={feature}")
+            playwright.expect(tab.locator("#content h2")).to_have_text(f"feature {feature}")
+            assert tab.locator("#content h3").first.inner_text() == says
+            assert tab.locator(".parts .text, .parts small").all_inner_texts() == parts
+            widths = tab.locator(".parts i").evaluate_all("bars => bars.map(bar => bar.style.width)")
+            assert [float(width.rstrip("%")) for width in widths] == [float(part.split()[0]) for part in parts[1::2]]
+            headings = tab.locator("#content h3").all_inner_texts()
+            places = [headings.index(name) for name in headings if name in (says, "writes", "opposite", "nearest rows to v")]
+            assert places == sorted(places)
+            assert len(places) == 4
+            writes = tab.locator("h3:has-text('writes') + .chips .chip").all_inner_texts()
+            assert writes == [printable(word) for word in table["words"][feature]]
+        tab.goto(f"{path.as_uri()}#feature=0")
+        playwright.expect(tab.locator("#content h2")).to_have_text("feature 0")
+        assert tab.locator(".parts + .chips .chip").all_inner_texts() == ["<i>", "hot"]
+        word = table["words"][1][-1]
+        tab.fill("#search", word)
+        playwright.expect(tab.locator("tbody tr", has_text="after the 81 %")).to_have_count(1)
         assert tab.title() == "tl-latentlens: features"
         chromium.close()
 
@@ -253,7 +331,8 @@ def test_a_browser_searches_sorts_and_opens_cards(labels: tll.FeatureResult, bro
         assert tab.locator("img").count() == 0
         assert "document.title = 'ran'</script>" in tab.locator("#content").inner_text()
         assert tab.title() == "tl-latentlens: features"
-        assert tab.locator(".scores svg").count() == 6
+        known = [score["name"] for score in page_data(path)["scores"] if not np.isnan(table[score["name"]][1])]
+        assert tab.locator(".scores svg").count() == len(known) > 5
         shades = tab.locator("#content .contexts span[style]")
         assert shades.count() > 0
 
@@ -270,14 +349,14 @@ def test_a_browser_searches_sorts_and_opens_cards(labels: tll.FeatureResult, bro
         tab.keyboard.press("ArrowDown")
         tab.keyboard.press("ArrowDown")
         tab.keyboard.press("Enter")
-        playwright.expect(tab.locator("#content h2")).to_have_text("feature 2 its decoder row is zero")
+        playwright.expect(tab.locator("#content")).to_have_text("feature 2no label: its decoder row is zero")
         tab.click("#next")
         playwright.expect(tab.locator("#content h2")).to_contain_text("feature 3 ")
         tab.goto(f"{path.as_uri()}#feature=<b>7</b>")
         playwright.expect(tab.locator("#content")).to_contain_text("There is no feature")
         assert tab.locator("#content b").count() == 0
         tab.goto(f"{path.as_uri()}#feature=4")
-        playwright.expect(tab.locator("#content h2")).to_contain_text("never active")
+        playwright.expect(tab.locator("#content")).to_contain_text("never active")
 
         tab.set_viewport_size({"width": 390, "height": 844})
         playwright.expect(tab.locator("#list")).to_be_hidden()

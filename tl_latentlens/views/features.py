@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from tl_latentlens.views.label_kinds import FIRES, MIXED, part_name
 from tl_latentlens.views.page_head import PageHead
 from tl_latentlens.views.template import render_template
 from tl_latentlens.views.text import printable, short_hook_name
@@ -33,6 +34,7 @@ class ScoreAxis:
         null_means: The mean score of wrong directions: one for all features, or one for each density bin; empty where there is
             none.
         null_counts: How many wrong directions stand in each bin of the axis, for the same; empty where they are not known.
+        is_chance: The mean is what chance gives, and was not measured.
     """
 
     name: str
@@ -42,6 +44,7 @@ class ScoreAxis:
     high: float
     null_means: list[float]
     null_counts: list[list[int]]
+    is_chance: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +53,8 @@ class FeaturePage:
 
     Attributes:
         head: What the page opens with.
-        table: A line a feature: feature, label, why_not and scores; and `sentence`, where a language model wrote some.
+        table: A line a feature: feature, label, its kind, parts and words near, why_not, words of both ends, and scores; and
+            `sentence`, where a language model wrote some.
         array_rows: For each line of the table its row in `arrays`; -1 where its decoder row is zero.
         hook_names: The hook names that were searched.
         score_axes: The scores that are drawn.
@@ -60,7 +64,7 @@ class FeaturePage:
         strings: The texts that `arrays` number.
         arrays: "tokens", the texts around all rows as one stream of string numbers; and arrays of a line a feature: places in
             that stream ("positive", "negative", "top"), their cosines times 10,000, hook names and activations, histograms,
-            shades, and tokens of the logit lens.
+            shades, and tokens of the logit lens with their logits.
     """
 
     head: PageHead
@@ -89,7 +93,13 @@ def _page_data(page: FeaturePage) -> dict[str, Any]:
     return {
         "features": table["feature"].tolist(),
         "labels": list(map(printable, table["label"])),
+        "kinds": list(map(str, table["label_kind"])),
+        "says": {MIXED: "mixed of", **(FIRES if "density" in table else dict.fromkeys(FIRES, "its nearest rows"))},
+        "parts": [[[printable(part_name(text)), round(share, 4)] for text, share in parts] for parts in table["label_parts"]],
+        "near": [list(map(printable, words)) for words in table["label_near"]],
         "why": list(map(printable, table["why_not"])),
+        "label_negative": list(map(printable, table["label_negative"])),
+        **{name: [printable(", ".join(words)) for words in table[name]] for name in ("words", "words_negative")},
         "sentences": list(map(printable, table["sentence"])) if "sentence" in table else [],
         "figures": {name: _four_digits(table[name].to_numpy(float)) for name in score_names},
         "scores": list(map(_axis_data, page.score_axes)),
@@ -109,6 +119,7 @@ def _axis_data(axis: ScoreAxis) -> dict[str, Any]:
         "name": axis.name,
         "heading": axis.heading,
         "p": axis.p_name,
+        "beside": "chance" if axis.is_chance else "null",
         "low": axis.low,
         "high": axis.high,
         "nulls": _four_digits(np.array(axis.null_means, float)),

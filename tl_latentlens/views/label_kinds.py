@@ -1,5 +1,7 @@
 """What the kinds of labels of features are called: one set of words for the terminal, notebooks and pages."""
 
+from tl_latentlens.views.text import visible
+
 MIXED = "mixed"
 FIRES = {"token": "fires on", "before": "fires after", "after": "fires before", "position": "fires at"}
 """Kind of a label that names something → what the feature does."""
@@ -14,3 +16,8 @@ def counts_in_words(counts: dict[str, int]) -> str:
     """
     parts = [f"{counts[kind]:,} {words}" for kind, words in _COUNTED.items() if counts.get(kind)]
     return ", ".join(parts).replace(" ", " fire ", 1)
+
+
+def part_name(text: str) -> str:
+    """A text of a label as it is written: one without a letter in quotes."""
+    return text if any(sign.isalpha() for sign in text) else f"«{visible(text)}»"

@@ -9,7 +9,14 @@ from typing import Any
 from tl_latentlens.views.lens_names import LENSES
 from tl_latentlens.views.page_head import PageHead, head_html
 
-_SHARED_PARTS = {"head": "head.html", "css": "page.css", "edges": "edges.js", "js": "page.js", "lens": "lens.js"}
+_SHARED_PARTS = {
+    "head": "head.html",
+    "css": "page.css",
+    "edges": "edges.js",
+    "js": "page.js",
+    "lens": "lens.js",
+    "feature_card": "feature_card.js",
+}
 _PLACE = re.compile(r"\{\{([\w:]+)\}\}")
 
 

@@ -11,9 +11,8 @@ from tl_latentlens.directions.features.evidence import Evidence
 from tl_latentlens.directions.features.label_rule import Rules, find_rules, rule_precision, text_shares
 from tl_latentlens.directions.features.row_texts import AFTER, BEFORE, POSITION, TOKEN, WORD, RowTexts
 from tl_latentlens.directions.features.samples import DrawnRows
-from tl_latentlens.views.text import visible
+from tl_latentlens.views.label_kinds import MIXED, part_name
 
-MIXED = "mixed"
 MIN_CONTEXTS = 3
 """A feature that is active in fewer contexts gets no label."""
 MIN_DETECTION = 0.65
@@ -202,8 +201,7 @@ def _parts(rules: Rules, place: int, n: int, forms: dict[int, str] | None = None
 
 def _with_shares(parts: tuple[tuple[str, float], ...]) -> str:
     """Each part with its share in percent; texts without a letter in quotes."""
-    names = [text if any(sign.isalpha() for sign in text) else f"«{visible(text)}»" for text, _ in parts]
-    return " · ".join(f"{name} {share:.0%}" for name, (_, share) in zip(names, parts, strict=True)).replace("%", " %")
+    return " · ".join(f"{part_name(text)} {100 * share:.0f} %" for text, share in parts)
 
 
 def _ordinal(n: int) -> str:

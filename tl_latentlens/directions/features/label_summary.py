@@ -12,7 +12,8 @@ SIGNIFICANCE_LEVEL = 0.01
 _NAMED = ("token", "before", "after", "position")
 _NULL_NAMES = {"similarity": "random directions", "auroc": "shuffled", "auroc_same_token": "shuffled"}
 _SCORES = ("auroc", "auroc_same_token", "overlap", "steered", "steered_next", "steered_words", "steered_logit_tokens")
-_CHANCE = {"intruder": 0.2, "embedding": 0.5}
+CHANCE = {"intruder": 0.2, "embedding": 0.5}
+"""What scores are where a feature says nothing."""
 _DETECTION = {"detection": "detection of labels", "detection_top": "detection of labels, top ten contexts"}
 
 
@@ -39,7 +40,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     for score, figure in _DETECTION.items():
         if score in columns:
             lines.append(_line(figure, columns[score], _mean_of_known(columns["detection_null"])))
-    lines += [_line(score, columns[score], chance) for score, chance in _CHANCE.items() if score in columns]
+    lines += [_line(score, columns[score], chance) for score, chance in CHANCE.items() if score in columns]
     for score, null in _NULL_NAMES.items():
         if f"p_{score}" in columns:
             beats_null = columns[f"p_{score}"] < SIGNIFICANCE_LEVEL

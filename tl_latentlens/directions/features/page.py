@@ -11,36 +11,68 @@ from jaxtyping import Float, Int
 from tl_latentlens.directions.features.activations_around import activations_around
 from tl_latentlens.directions.features.activity import HISTOGRAM_EDGES, Activity
 from tl_latentlens.directions.features.density_bins import DensityBins
-from tl_latentlens.directions.features.label_summary import is_labelled
+from tl_latentlens.directions.features.label_summary import CHANCE, is_labelled
+from tl_latentlens.directions.features.sae import decoder_of
 from tl_latentlens.directions.features.token_places import token_places
 from tl_latentlens.directions.features.token_stream import token_stream
 from tl_latentlens.index.page_head import index_call, index_head
 from tl_latentlens.index.search_result import SearchResult
+from tl_latentlens.lens.lenses import top_logits
 from tl_latentlens.views.chance import geometry_note
 from tl_latentlens.views.features import UNKNOWN_SHADE, FeaturePage, ScoreAxis
+from tl_latentlens.views.label_kinds import MIXED
 from tl_latentlens.views.page_head import PageHead
 from tl_latentlens.views.text import visible
 
 N_BEFORE, N_AFTER = 24, 8  # Tokens that are shown around a row.
 _NULL_BINS = 40
 _SCORE_HEADINGS = {
+    "detection": "detection",
+    "detection_top": "detection, top ten",
+    "intruder": "intruder",
+    "embedding": "embedding",
     "auroc_same_token": "AUROC, same token",
     "auroc": "AUROC",
     "z": "nearness (z)",
     "overlap": "overlap",
     "steered": "steered",
     "steered_next": "steered, next token",
+    "steered_words": "steered, words",
+    "steered_logit_tokens": "steered, logit lens",
 }
+_NULL_COLUMNS = {"detection_top": "detection_null"}
 _LABEL_NOTE = (
-    "A feature has a label only where its scores beat those of wrong directions; else its line says what kept the label back. "
-    "A card shows each score in color, with its 95 % interval, among those of wrong directions in gray. p is the share of "
-    "these that score as high."
+    "A label names what carries at least half of a feature's squared activation over the bank, alone or with one or two "
+    "others, each with its share: the token on which it fires, the token before it or after it, or a place in the text. Where "
+    "three do not reach half, or do not tell its contexts from others, the label is mixed, faint, and names the largest. Near: "
+    "words that stand around. Other lines say what kept a label back."
+)
+_NEIGHBOR_LABEL_NOTE = (
+    "A label names what at least half of the nearest rows are, where these are nearer than those of random directions; else it "
+    "is mixed, faint, or the line says what kept it back."
+)
+_WRITES_NOTE = (
+    "Writes: the words nearest to the direction, and the tokens that its logit lens promotes, with their logits above the mean "
+    "of the vocabulary. Opposite: the same of −v, and what at least half of its nearest rows are."
+)
+_CARD_NOTE = (
+    "A card shows each score in color, with its 95 % interval, among those of wrong labels or directions in gray. p is the "
+    "share of these that score as high."
 )
 _CONTEXT_NOTE = (
     "The number before a context is the activation (where it is most active) or the cosine (nearest rows). The more orange a "
     "token, the more it activates the feature, up to its most active one."
 )
 _SCORE_NOTES = {
+    "detection": (
+        "detection: how well the label tells contexts in which the feature is active from silent ones, in prompts that the "
+        "label was not made from: balanced accuracy over the tenths of its activation, and for its ten most active contexts. Its "
+        "null are labels of other features; chance is 0.5."
+    ),
+    "intruder": (
+        "intruder: how often the one silent row is found among rows on which the feature is active; embedding: how often an "
+        "active row is nearer to them than a silent one. Both by the rows less what the feature writes; chance is 0.2 and 0.5."
+    ),
     "density": "density: the share of the bank's rows on which the feature is active. max: its largest activation.",
     "auroc": "AUROC: the chance that a nearest row activates the feature more than a random row does; 0.5 says nothing.",
     "auroc_same_token": (
@@ -104,7 +136,7 @@ def feature_page_data(
     for (name, row_ids), row_places in zip(rows.items(), np.split(stream.row_places, ends), strict=True):
         arrays[name] = row_places.reshape(row_ids.shape)
     string_ids = dict(stream.string_ids)
-    arrays |= _logit_token_arrays(table, string_ids)
+    arrays |= _logit_token_arrays(table, string_ids) | _logit_arrays(table, sae, model, list(places))
     names = [name for name in _SCORE_HEADINGS if name in table]
     null_densities = nulls.get("density", np.zeros(0))
     bins = DensityBins.of_nulls(null_densities)
@@ -125,18 +157,22 @@ def feature_page_data(
 
 
 def _head(table: pd.DataFrame, neighbors: SearchResult, call: str) -> PageHead:
-    n_labelled = int(is_labelled(table).sum())
+    n_named, n_mixed = int(is_labelled(table).sum()), int((table["label_kind"] == MIXED).sum())
+    n_none, has_activity = len(table) - n_named - n_mixed, "density" in table
+    evidence = "where they fire" if has_activity else "their nearest rows"
     index, n_neighbors = neighbors.index, neighbors.rows.shape[-1]
     return index_head(
         index,
         "Features and what they are about",
-        f"{len(table):,} features of an SAE, {n_labelled:,} with a label: what the rows of the bank nearest to them have in "
-        "common. Choose one to see its rows.",
+        f"{len(table):,} features of an SAE: {n_named:,} named by {evidence}, {n_mixed:,} mixed, {n_none:,} without a label. "
+        "Choose one to see its contexts.",
         call=call or f"label_features(sae, {index_call(index)}, top_k={n_neighbors})",
         notes=[
-            _LABEL_NOTE,
+            _LABEL_NOTE if has_activity else _NEIGHBOR_LABEL_NOTE,
+            _WRITES_NOTE,
             f"Directions are {geometry_note(index.transform)}.",
             *(note for name, note in _SCORE_NOTES.items() if name in table),
+            _CARD_NOTE,
             _CONTEXT_NOTE,
         ],
     )
@@ -155,6 +191,19 @@ def _logit_token_arrays(table: pd.DataFrame, string_ids: dict[str, int]) -> dict
     return arrays
 
 
+def _logit_arrays(table: pd.DataFrame, sae: Any, model: Any, features: list[int]) -> dict[str, Float[np.ndarray, "f k"]]:
+    """The logits of these tokens, above the mean of the vocabulary; none without the model, or its SAE."""
+    if sae is None or model is None or not features:
+        return {}
+    directions = decoder_of(sae)[features]
+    signs = {"logit_tokens": 1, "logit_tokens_negative": -1}
+    return {
+        f"{_LOGIT_ARRAYS[column]}_values": top_logits(model, sign * directions, len(table[column].dropna().iloc[0])).scores
+        for column, sign in signs.items()
+        if column in table
+    }
+
+
 def _score_axis(
     table: pd.DataFrame,
     name: str,
@@ -169,9 +218,11 @@ def _score_axis(
     parts = [null] if null_bins is None else [null[null_bins == place] for place in range(null_bins.max(initial=0) + 1)]
     means = [float(part.mean()) if len(part) else math.nan for part in parts] if len(null) else []
     counts = [np.histogram(part, _NULL_BINS, (low, high))[0].tolist() for part in parts] if len(null) else []
-    if f"{name}_null" in table and not means:
-        means = table[f"{name}_null"].dropna().tolist()[:1]
-    return ScoreAxis(name, _SCORE_HEADINGS[name], _P_NAMES.get(name, f"p_{name}"), low, high, means, counts)
+    null_column = _NULL_COLUMNS.get(name, f"{name}_null")
+    if null_column in table and not means:
+        means = table[null_column].dropna().tolist()[:1]
+    heading, p_name, is_chance = _SCORE_HEADINGS[name], _P_NAMES.get(name, f"p_{name}"), name in CHANCE
+    return ScoreAxis(name, heading, p_name, low, high, [CHANCE[name]] if is_chance else means, counts, is_chance)
 
 
 def _shades(around: Float[np.ndarray, "f n window"], activations: Float[np.ndarray, "f n"]) -> Int[np.ndarray, "f n window"]:

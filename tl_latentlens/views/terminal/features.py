@@ -39,9 +39,8 @@ def feature_table(
     for heading in ("feature", *scores):
         table.add_column(heading, justify="right", no_wrap=True, min_width=max(len(heading), 5))
     writes = [Text(", ".join(line.writes[:N_WRITES])) for line in features]
-    free = max(
-        20, width - sum((column.min_width or 0) + 3 for column in table.columns) - 7
-    )  # Three characters lie between two.
+    taken = sum((column.min_width or 0) + 3 for column in table.columns)  # Three characters lie between two columns.
+    free = max(20, width - taken - 7)
     width_of_writes = min(longest_width("writes", *writes), int(_LARGEST_PART_OF_WRITES * free))
     rows_width = free - width_of_writes
     labels = [
