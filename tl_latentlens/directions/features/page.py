@@ -66,8 +66,8 @@ _CONTEXT_NOTE = (
 _SCORE_NOTES = {
     "detection": (
         "detection: how well the label tells contexts in which the feature is active from silent ones, in prompts that the "
-        "label was not made from: balanced accuracy over the tenths of its activation, and for its ten most active contexts. Its "
-        "null are labels of other features; chance is 0.5."
+        "label was not made from: balanced accuracy over the tenths of its activation, and for its ten most active contexts. "
+        "Its null are labels of other features; chance is 0.5."
     ),
     "intruder": (
         "intruder: how often the one silent row is found among rows on which the feature is active; embedding: how often an "
