@@ -19,6 +19,7 @@ BENCHMARKS = (
     "growth",
     "storage",
     "labels",
+    "label_quality",
     "pages",
     "scenes",
     "keys",

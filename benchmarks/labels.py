@@ -26,14 +26,14 @@ def run(settings: Settings) -> str:
             bank, sae, index = sized(model, settings, n_texts, d_sae, Path(folder))
             found = measured(lambda sae=sae, index=index: tll.label_features(sae, index, progress=False))
             check(found.result, sae, bank)
-            labelled = float((found.result.table["label"] != "").mean())
+            labelled = float((found.result.table["label_kind"] == "token").mean())
             lines.append(
                 {
                     "features": f"{d_sae:,}",
                     "rows": f"{bank.n_rows:,} × {bank.d(HOOK_NAME)}",
                     "time": f"{found.seconds:,.3g} s",
                     "peak memory": f"+{megabytes(found.peak_bytes)}",
-                    "labelled": f"{labelled:.0%}",
+                    "labels of tokens": f"{labelled:.0%}",
                 }
             )
     return f"## Labelling an SAE\n\n{table(lines)}"

@@ -53,6 +53,11 @@ class ContextRules:
         of_silent = has_text & (silent[places] == contexts.of_rows) if len(silent) else np.zeros(len(has_text), bool)
         self._silent[places[of_silent], texts.ids[of_silent]] = True
 
+    def n_holding(self, is_counted: Bool[np.ndarray, " contexts"]) -> Int[np.ndarray, " texts"]:
+        """In how many of some contexts each text is."""
+        is_counted = is_counted[self._codes // self._n_texts]
+        return np.bincount(self._codes[is_counted] % self._n_texts, minlength=self._n_texts)
+
     def hold(self, contexts: Int[np.ndarray, "f n"], parts: Int[np.ndarray, "f 3"]) -> Bool[np.ndarray, "f n"]:
         """Where a context of a feature's line holds one of the feature's parts."""
         found = np.zeros(contexts.shape, bool)

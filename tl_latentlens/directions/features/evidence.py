@@ -11,14 +11,14 @@ from torch import Tensor
 from tl_latentlens.directions.features.contexts import ContextMaxima, Contexts, SilentContexts
 from tl_latentlens.directions.features.samples import ActivePairs, DrawnRows, PrioritySample
 
-POWER = 2
-"""A row speaks for a label by its activation to this power."""
+POWER = 4
+"""A row speaks for a label by its activation to this power: a label is about where the feature is most active."""
 _N_ROWS, _N_CONTEXTS = 256, 128
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Rows and contexts of some features. Rows are drawn by (activation)², contexts by the square of their largest.
+    """Rows and contexts of some features. Rows are drawn by (activation)⁴, contexts by their largest activation.
 
     Attributes:
         contexts: The contexts of the encoded rows.
@@ -55,9 +55,9 @@ class EvidenceCollector:
         """
         self._contexts, self._n_features = contexts, len(features)
         ids = np.asarray(features, np.int64)
-        sizes = (_N_ROWS, _N_CONTEXTS, _N_CONTEXTS)
+        sizes = ((_N_ROWS, POWER), (_N_CONTEXTS, 1), (_N_CONTEXTS, 1))
         self._rows, self._fitted, self._held_out = (
-            PrioritySample(ids, k, POWER, 8 * seed + 1 + i, device) for i, k in enumerate(sizes)
+            PrioritySample(ids, k, power, 8 * seed + 1 + i, device) for i, (k, power) in enumerate(sizes)
         )
         self._sampled = contexts.sampled(seed)
         self._is_active = np.zeros((len(self._sampled), len(ids)), bool)

@@ -47,14 +47,14 @@ def label_features(
 
     The neighbors of a feature are the rows nearest to its decoder row. `FeatureResult.table` has a line a feature:
 
-    - `label`: what carries at least half of (activation)² over the bank, alone or with one or two others, with its shares
+    - `label`: what carries at least half of (activation)⁴ over the bank, alone or with one or two others, with its shares
       ("team 59 %"). `label_kind`: "token" (a word with its inflections, a part of one, or a sign), "before" or "after" (the
       token there), "position" (in the text); "mixed", where three texts do not reach half, or do not tell contexts apart: the
       label then says what it is mixed of. `label_parts`: the texts and their shares. `label_near`: words that stand near.
     - `detection`: how well the label tells contexts in which the feature is active from silent ones, on the third of the
       prompts that the label was not made from: balanced accuracy over the tenths of its largest activation, in [0, 1].
       `detection_top`: with the ten most active contexts. `detection_null`: with labels of other features. `precision`: the
-      share of the rows that the label names on which the feature is active.
+      share of the contexts with what the label names in which that activates the feature most.
     - `intruder`, `embedding`: whether its activating rows are alike in what the feature does not write (see
       `similar_contexts`); chance is 0.2 and 0.5.
     - `similarity`: the mean cosine of the neighbors. `z`: how far it is above that of random rows, in standard deviations. Its

@@ -18,7 +18,7 @@ MIN_CONTEXTS = 3
 MIN_DETECTION = 0.65
 """A rule must tell the contexts that it was found on apart so well."""
 MIN_PRECISION = 0.2
-"""A feature must be active on so many of the rows that its label names, of those that the label was made from."""
+"""What a label names must activate the feature in so many of the contexts that hold it."""
 _BETTER = 0.02  # Words are named in place of tokens unless tokens are better by this.
 _MIN_FORM = 0.25  # A form of a word is named beside another where it has this part of the word's share.
 _FORMS = {BEFORE: "after {}", AFTER: "before {}", POSITION: "{} of the text"}
@@ -31,7 +31,7 @@ class Label:
     Attributes:
         text: What people read; empty where there is none.
         kind: "token", "before", "after", "position" or "mixed"; empty where there is none.
-        parts: Texts, with the share of (activation)² that each carries.
+        parts: Texts, with the share of (activation)⁴ that each carries.
     """
 
     text: str = ""
@@ -47,7 +47,8 @@ class ChosenLabels:
         labels: One a feature.
         detection: Of the labels, on held-out contexts; NaN where a feature has none, or a mixed one.
         null: Detection of labels on the contexts of other features.
-        precision: The share of the rows that a label names on which the feature is active; NaN where there is no label.
+        precision: The share of the contexts that hold what a label names in which that activates the feature most; NaN where
+            there is no label.
         stems: For each feature the stems of words at its rows.
     """
 
@@ -120,9 +121,8 @@ class LabelChooser:
         return kinds
 
     def _precision(self, kind: str) -> Float[np.ndarray, " f"]:
-        contexts = self._evidence.contexts
-        is_fitted = (contexts.of_rows >= 0) & ~contexts.is_held_out[contexts.of_rows]
-        return rule_precision(self._rules[kind], self._evidence.rows, is_fitted)
+        n_holding = self._context_rules[kind].n_holding(~self._evidence.contexts.is_held_out)
+        return rule_precision(self._rules[kind], self._evidence.fitted, n_holding)
 
     def _detect(self, kind: str, features: np.ndarray, rules_of: np.ndarray, *, held_out: bool = True) -> Detection:
         return detect(

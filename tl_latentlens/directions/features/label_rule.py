@@ -11,7 +11,7 @@ from tl_latentlens.directions.features.samples import DrawnRows
 MAX_PARTS = 3
 MIN_SHARE = 0.5
 """The parts of a label carry so much of the activation together."""
-_MIN_PART = 0.1  # A part with less says little.
+_MIN_PART = 0.1  # A text with less is no part.
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Rules:
         texts: The texts of all rows.
         keys: Places in `texts.texts`; -1 past the last.
         shares: The share of the activation that each carries; 0 past the last.
-        n_parts: How many of them carry half together; 0 where three do not.
+        n_parts: How many of them carry a tenth or more; 0 where these do not carry half together.
     """
 
     texts: NumberedTexts
@@ -57,9 +57,9 @@ def find_rules(rows: DrawnRows, texts: NumberedTexts) -> Rules:
     keys, shares = np.full((n_features, MAX_PARTS), -1), np.zeros((n_features, MAX_PARTS))
     at = feature[is_first], rank[is_first]
     keys[at], shares[at] = key[is_first], share[is_first]
-    reaches = (shares.cumsum(-1) >= MIN_SHARE) & (np.minimum.accumulate(shares, -1) >= _MIN_PART)
-    n_parts = np.where(reaches.any(-1), reaches.argmax(-1) + 1, 0)
-    return Rules(texts, keys, shares, n_parts)
+    n_parts = (shares >= _MIN_PART).sum(-1)
+    reaches_half = np.where(shares >= _MIN_PART, shares, 0).sum(-1) >= MIN_SHARE
+    return Rules(texts, keys, shares, np.where(reaches_half, n_parts, 0))
 
 
 def text_shares(
@@ -80,17 +80,16 @@ def is_among(keys: Int[np.ndarray, "..."], parts: Int[np.ndarray, "... 3"]) -> B
     return ((keys[..., None] == parts) & (parts >= 0)).any(-1)
 
 
-def rule_precision(rules: Rules, rows: DrawnRows, is_fitted: Bool[np.ndarray, " rows"]) -> Float[np.ndarray, " f"]:
-    """The share of the rows that hold a feature's rule on which it is active; 0 without a rule.
+def rule_precision(rules: Rules, drawn: DrawnRows, n_holding: Int[np.ndarray, " texts"]) -> Float[np.ndarray, " f"]:
+    """The share of the contexts with a row that a feature's rule names in which such a row activates it most; 0 without a rule.
 
     Args:
         rules: A rule a feature.
-        rows: Drawn rows of each feature.
-        is_fitted: The rows of the index that they were drawn from.
+        drawn: Contexts of each feature, each by its row with the largest activation.
+        n_holding: In how many contexts of those that they were drawn from each text is.
     """
-    ids = rules.texts.ids
-    n_rows = np.bincount(ids[is_fitted & (ids >= 0)], minlength=len(rules.texts.texts))
     parts = rules.parts
-    n_named = np.where(parts >= 0, np.append(n_rows, 0)[parts], 0).sum(-1)
-    keys = np.where(rows.rows >= 0, ids[rows.rows], -1)
-    return (rows.counts * is_among(keys, parts[:, None])).sum(-1) / np.maximum(n_named, 1)
+    n_named = np.where(parts >= 0, np.append(n_holding, 0)[parts], 0).sum(-1)
+    keys = np.where(drawn.rows >= 0, rules.texts.ids[drawn.rows], -1)
+    n_active = (drawn.counts * is_among(keys, parts[:, None])).sum(-1)  # An estimate, which may exceed what there is.
+    return np.minimum(1, n_active / np.maximum(n_named, 1))

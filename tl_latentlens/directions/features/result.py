@@ -16,11 +16,13 @@ from torch import Tensor
 
 from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.directions.features.activity import Activity
+from tl_latentlens.directions.features.label_check import shares_on
 from tl_latentlens.directions.features.label_summary import is_labelled, label_places, summarize
 from tl_latentlens.directions.features.neuronpedia.export import NeuronpediaExport
 from tl_latentlens.directions.features.page import feature_page_data
 from tl_latentlens.directions.features.sae import TensorSAE
 from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.views.data import FeatureLine
 from tl_latentlens.views.features import feature_page
@@ -209,6 +211,16 @@ class FeatureResult(NeuronpediaExport, DirectionResult):
     def summary(self) -> pd.DataFrame:
         """Figures over living features: the share labelled and the mean of each score beside its null, with 95 % intervals."""
         return summarize(self.table)
+
+    def shares_on(self, index: ContextualIndex, *, progress: bool = True) -> pd.DataFrame:
+        """How much of each labelled feature's activation its label carries on another index; see `label_check.shares_on`.
+
+        Raises:
+            InvalidInputError: The features were labelled without an encoder.
+        """
+        if self.activity is None or self.sae is None:
+            raise InvalidInputError("got features without activations; label them with an SAE that has an encoder")
+        return shares_on(self.table, self.sae, index, self.activity.hook_name, progress=progress)
 
     def _require(self, feature: int) -> None:
         if feature not in self.table["feature"].to_numpy():

@@ -34,7 +34,8 @@ class RowTexts:
 
     Attributes:
         by_kind: "word": the stem of the whole word that the token is in; "token": the token, in small letters, without spaces
-            around it, with … where its word goes on; "before" and "after": the tokens beside it in its text, in the same way;
+            around it, with … where its word goes on; "before" and "after": the tokens beside it in its text, in the same way,
+            or that the text ends there;
             "position": the number of the token in its text, from 1.
         words: The whole words themselves.
     """
@@ -52,7 +53,8 @@ def row_texts(bank_rows: BankRows) -> RowTexts:
         tokens, places = _BankTokens(bank), bank.plan.row_tokens
         columns[WORD].append(tokens.words.whole_word_ids(places, word_ids))
         columns[TOKEN].append(tokens.numbers(places, token_ids))
-        columns[BEFORE].append(tokens.numbers_beside(places, -1, token_ids))
+        before = tokens.numbers_beside(places, -1, token_ids)
+        columns[BEFORE].append(np.where(before == token_ids[START], -1, before))  # That is position 1.
         columns[AFTER].append(tokens.numbers_beside(places, 1, token_ids))
         columns[POSITION].append(tokens.positions(places))
     ids = {kind: np.concatenate(parts) for kind, parts in columns.items()}
