@@ -14,7 +14,7 @@ import torch
 import transformers
 from support.banks import blocks_of
 from support.controls import few_controls
-from support.models import ARCHITECTURES, TEXTS, available_kinds, make_tokenizer
+from support.models import ARCHITECTURES, TEXTS, available_kinds, copied_demo_models, make_tokenizer
 from support.pages import find_browser
 
 import tl_latentlens as tll
@@ -26,6 +26,12 @@ torch.set_num_threads(1)  # the models here are small: more threads only cost, a
 
 cuda_is_available = torch.cuda.is_available
 torch.cuda.is_available = lambda: False  # models and indices go to the CPU; a test that wants the GPU names it
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_demo_model() -> Iterator[None]:
+    with copied_demo_models():
+        yield
 
 
 @pytest.fixture

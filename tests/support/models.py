@@ -1,13 +1,21 @@
 """Small models of several architectures, a tokenizer and a few sentences."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tl_latentlens.model import loading
+from tl_latentlens.model.load_settings import LoadSettings
 from tl_latentlens.model.loading import load_model
+from tl_latentlens.model.source import DEMO_MODEL
 
 TEXTS = [
     "The river ran over its bank after the storm.",
@@ -32,6 +40,26 @@ def available_kinds() -> list[str]:
     if (Path(transformer_lens.__file__).parent / "model_bridge").is_dir():
         kinds.append("bridge")
     return kinds
+
+
+@contextmanager
+def copied_demo_models() -> Iterator[None]:
+    """A context in which the embedded model is read from the disk once for each class; who loads it gets a copy."""
+    load_from_disk = loading._load
+    as_it_is = (LoadSettings(), LoadSettings(dtype=torch.float32))
+
+    @cache
+    def load_once(kind: str) -> Any:
+        return load_from_disk("demo", DEMO_MODEL, kind, LoadSettings())
+
+    def load(name: str, folder: Path, kind: str, settings: LoadSettings) -> Any:
+        if folder != DEMO_MODEL or settings not in as_it_is:
+            return load_from_disk(name, folder, kind, settings)
+        return deepcopy(load_once(kind))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "_load", load)
+        yield
 
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {

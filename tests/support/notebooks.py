@@ -1,4 +1,4 @@
-"""Notebooks run cell by cell in this process, as a kernel would run them, on smaller inputs."""
+"""Notebooks run cell by cell in this process, as a kernel would run them, with fewer texts and smaller numbers."""
 
 import json
 from pathlib import Path
