@@ -238,7 +238,7 @@ def test_the_very_text_is_no_other_use(any_model: Any, index: tll.ContextualInde
 
 def test_results_read_as_tables(any_model: Any, sense_index: Any) -> None:
     result = tll.find_features(AT_RIVER, "bank", tll.load_sae("demo"), sense_index, model=any_model, top_k=3)
-    assert {"label", "label_why_not", "density"} <= set(result.table)
+    assert {"label", "label_kind", "label_why_not", "density"} <= set(result.table)
     assert np.diff(result.table["share"].to_numpy()).max() <= 0
     frame = result.to_dataframe()
     assert frame["rank"].tolist() == [1, 2, 3]
@@ -246,6 +246,14 @@ def test_results_read_as_tables(any_model: Any, sense_index: Any) -> None:
     shown = str(result)
     assert "They saw the boat and the river near the «bank»" in shown
     assert all(str(feature) in shown for feature in frame["feature"])
+    labels = {
+        "label": ["mixed: a 9 %", "team 59 %", ""],
+        "label_kind": ["mixed", "token", ""],
+        "label_why_not": ["", "", "why"],
+    }
+    cells = list(replace(result, table=result.table.assign(**labels)).to_rich(width=80).columns[-1].cells)
+    assert [str(cell).split("\n")[0] for cell in cells] == ["mixed: a 9 %", "team 59 %", "why"]
+    assert ["bold yellow" in repr(cell.spans) for cell in cells] == [False, True, False]
     again = tll.find_features(AT_RIVER, -1, tll.load_sae("demo"), sense_index, model=any_model, top_k=3)
     assert bool(again.table.equals(result.table))
 

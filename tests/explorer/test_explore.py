@@ -26,7 +26,8 @@ from werkzeug.serving import make_server
 from tl_latentlens import cli
 from tl_latentlens.explorer import app as app_module
 from tl_latentlens.explorer.app import Page, make_app
-from tl_latentlens.explorer.feature_labels import FeatureLabels
+from tl_latentlens.explorer.feature_labels import FeatureLabels, ShownLabel
+from tl_latentlens.explorer.parts import feature_chips
 from tl_latentlens.explorer.reader import Reader
 from tl_latentlens.views.jumps import is_jump
 from tl_latentlens.views.known import format_share
@@ -170,13 +171,23 @@ def test_features_active_on_a_token_are_those_of_the_encoder(page: Page, demo_mo
         assert f"feature {feature} {f'{label} ' if label else ''}{value:.2f}" in shown
 
 
+def test_named_features_are_strong_and_mixed_ones_faint() -> None:
+    labels = {1: ShownLabel("team 59 %", True), 2: ShownLabel("mixed: a 9 % · b 8 %", False)}
+    [_, chips] = feature_chips([(1, 0.5), (2, 0.25), (3, 0.125)], HOOK, lambda feature: labels.get(feature, ShownLabel()))
+    named, mixed, none = chips.children
+    assert [type(part).__name__ for part in named.children[1:]] == ["B", "Small"]
+    assert texts_of(found(mixed, "faint")) == "mixed: a 9 % · b 8 % "
+    assert not found([named, none], "faint")
+    assert [texts_of(chip) for chip in chips.children][::2] == ["feature 1 team 59 % 0.50", "feature 3 0.12"]
+
+
 def test_features_that_cannot_be_labelled_have_no_label(bank: tll.Bank) -> None:
     def index() -> tll.ContextualIndex:
         return tll.ContextualIndex(bank, device="cpu", transform="center")
 
-    assert FeatureLabels(None, None, index).of(3) == ""
-    assert FeatureLabels(tll.load_sae("demo"), "blocks.9.hook_resid_post", index).of(3) == ""
-    assert FeatureLabels(torch.zeros(4, 256), HOOK, index).of(3) == ""
+    assert FeatureLabels(None, None, index).of(3) == ShownLabel()
+    assert FeatureLabels(tll.load_sae("demo"), "blocks.9.hook_resid_post", index).of(3) == ShownLabel()
+    assert FeatureLabels(torch.zeros(4, 256), HOOK, index).of(3) == ShownLabel()
 
 
 def test_history_goes_back_to_reading_and_cell(page: Page, layers: list[str]) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from support.pages import page_json
 
 import tl_latentlens as tll
+from tl_latentlens.views.data import FeatureLine
+from tl_latentlens.views.notebook import features_html
 from tl_latentlens.views.text import short_hook_name
 
 
@@ -96,3 +98,29 @@ def test_notebook_tables(result: tll.LensResult, index: tll.ContextualIndex, ban
     features = tll.label_features(sae, centered, range(8), top_k=3, progress=False)
     assert "8 features" in features._repr_html_()
     assert all(escape(label) in features._repr_html_() for label in features.table["label"])
+
+
+def test_labelled_features_show_as_a_table() -> None:
+    """Named labels are strong, mixed ones faint, reasons slanted; all of it is text."""
+
+    def line(label: str, kind: str, why: str, scores: dict[str, float]) -> FeatureLine:
+        return FeatureLine(3, label, kind, why, ["<hot>", "water", "tea", "cup"], scores, [])
+
+    scores = {"density": 0.25, "detection": 0.875, "similarity": 0.5}
+    lines = [
+        line("<team> 59 %", "token", "", scores),
+        line("mixed: a 9 %", "mixed", "no three", scores),
+        line("", "", "never", scores | {"detection": float("nan")}),
+    ]
+    shown = features_html(lines, 3, 1, "center")
+    assert re.findall("<th [^>]*>([^<]*)</th>", shown) == [
+        "feature", "density", "detection", "label, or why not", "writes", "nearest rows"
+    ]  # fmt: skip
+    cells = re.findall(r"<td [^>]*>(.*?)</td>", shown)
+    assert cells[:5] == ["3", "0.25", "0.875", "<b>&lt;team&gt; 59 %</b>", "&lt;hot&gt;, water, tea"]
+    assert [re.sub("<[^>]*>", "", cell) for cell in cells[8:16:6]] == ["0.875", ""]
+    faint = [re.findall("opacity: ([.0-9]+)(; font-style: italic)?", cells[i]) for i in (9, 15)]
+    assert faint == [[("0.7", "")], [("0.55", "; font-style: italic")]]
+    assert "no three" not in shown
+    alone = features_html([line("", "", "too far", {"similarity": 0.5})], 1, 0, "center")
+    assert re.findall("<th [^>]*>([^<]*)</th>", alone)[:2] == ["feature", "similarity"]

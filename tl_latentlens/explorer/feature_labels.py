@@ -1,10 +1,12 @@
 """The labels of an SAE's features, which are made when the first is asked for."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from tl_latentlens.directions.features.label import label_features
+from tl_latentlens.directions.features.label_summary import is_labelled
 from tl_latentlens.directions.features.sae import decoder_of
 from tl_latentlens.errors import LatentLensError
 from tl_latentlens.index.contextual import ContextualIndex
@@ -12,8 +14,21 @@ from tl_latentlens.index.contextual import ContextualIndex
 _MAX_ACTIVATIONS = 1e8  # rows times features; about ten seconds on two cores
 
 
+@dataclass(frozen=True)
+class ShownLabel:
+    """A feature's label.
+
+    Attributes:
+        text: What people read; empty where it has none.
+        is_named: Whether it names something: a mixed one does not.
+    """
+
+    text: str = ""
+    is_named: bool = False
+
+
 class FeatureLabels:
-    """The label of each feature that has earned one; see `label_features`.
+    """The label of each feature that has one; see `label_features`.
 
     A large SAE, one that the bank's rows are not the activations of, or one that cannot be labelled has none.
     """
@@ -28,12 +43,12 @@ class FeatureLabels:
         """
         self._sae, self._hook_name, self._index = sae, hook_name, index
 
-    def of(self, feature: int) -> str:
+    def of(self, feature: int) -> ShownLabel:
         """The label of one feature; empty where it has none."""
-        return self._labels.get(feature, "")
+        return self._labels.get(feature, ShownLabel())
 
     @cached_property
-    def _labels(self) -> dict[int, str]:
+    def _labels(self) -> dict[int, ShownLabel]:
         if self._sae is None or self._hook_name is None:
             return {}
         index = self._index()
@@ -43,4 +58,5 @@ class FeatureLabels:
             table = label_features(self._sae, index, hook_name=self._hook_name, progress=False).table
         except LatentLensError:
             return {}
-        return dict(zip(table["feature"].tolist(), table["label"].tolist(), strict=True))
+        labels = map(ShownLabel, table["label"].tolist(), is_labelled(table).tolist())
+        return dict(zip(table["feature"].tolist(), labels, strict=True))

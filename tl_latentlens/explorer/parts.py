@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tl_latentlens.directions.direction_result import DirectionResult
+from tl_latentlens.explorer.feature_labels import ShownLabel
 from tl_latentlens.explorer.image_source import ShownImage
 from tl_latentlens.explorer.reader import DirectionReading
 from tl_latentlens.explorer.web import html
@@ -161,15 +162,25 @@ def neighbor_list(
 
 
 def feature_chips(
-    active: Sequence[tuple[int, float]], hook_name: str | None, label_of: Callable[[int], str] = lambda feature: ""
+    active: Sequence[tuple[int, float]],
+    hook_name: str | None,
+    label_of: Callable[[int], ShownLabel] = lambda feature: ShownLabel(),
 ) -> list[Any]:
-    """Features of the SAE that are active on a token, with their labels and activations; a click decodes one."""
+    """Features of the SAE that are active on a token, with their labels and activations; a click decodes one.
+
+    A label that names something is strong, a mixed one faint.
+    """
     if not active:
         return []
     chips = [
-        html.Button([f"feature {i} ", html.B(f"{label} ") if (label := label_of(i)) else "", html.Small(f"{value:.2f}")],
-                    id={"link": "feature", "to": i})
+        html.Button([f"feature {i} ", *_label_parts(label_of(i)), html.Small(f"{value:.2f}")], id={"link": "feature", "to": i})
         for i, value in active
-    ]  # fmt: skip
+    ]
     title = f"SAE features active on this token, {place_name(hook_name or '')}"
     return [html.H3(title), html.Div(chips, className="chips")]
+
+
+def _label_parts(label: ShownLabel) -> list[Any]:
+    if not label.text:
+        return []
+    return [html.B(f"{label.text} ")] if label.is_named else [html.Span(f"{label.text} ", className="faint")]

@@ -5,6 +5,8 @@ from tl_latentlens.views.text import visible
 MIXED = "mixed"
 FIRES = {"token": "fires on", "before": "fires after", "after": "fires before", "position": "fires at"}
 """Kind of a label that names something → what the feature does."""
+N_WRITES = 3
+"""Words that a line of a table shows of those that a feature writes."""
 _COUNTED = {"token": "on a token", "before": "after one", "after": "before one", "position": "at a position"}
 
 

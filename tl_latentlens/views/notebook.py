@@ -13,6 +13,7 @@ from tl_latentlens.views.data import DirectionEnd, DirectionLine, FeatureLine, L
 from tl_latentlens.views.grids import FollowedGrid, LensGrid
 from tl_latentlens.views.jumps import JUMP_SENTENCE, is_jump
 from tl_latentlens.views.known import format_share, is_unknown
+from tl_latentlens.views.label_kinds import N_WRITES
 from tl_latentlens.views.legend import legend_of
 from tl_latentlens.views.lens_names import LENSES, NO_WORD
 from tl_latentlens.views.strip import STRIP_NOTE, Strip
@@ -109,21 +110,24 @@ def directions_html(
 
 
 def features_html(features: Iterable[FeatureLine], n_features: int, n_labelled: int, transform: str) -> str:
-    """A line a feature: its label, or why it has none, its scores, and its nearest rows under a transform."""
+    """A line a feature: its scores, its label, or why it has none, what it writes, and its nearest rows under a transform."""
     lines = []
     for line in islice(features, _MAX_TABLE_LINES):
-        is_named = line.kind not in ("", "mixed")
-        faint = f"<span style='opacity: 0.6'>{_text(line.label or line.why_not)}</span>"
-        label = f"<b>{_text(line.label)}</b>" if is_named else faint
-        scores = {
-            name.replace("_", " "): "" if np.isnan(line.scores[name]) else f"{line.scores[name]:.3g}"
-            for name in ("density", "auroc_same_token", "similarity")
-            if name in line.scores
-        }
+        names = ("density", "detection") if "density" in line.scores else ("similarity",)
+        scores = {name: "" if np.isnan(line.scores[name]) else f"{line.scores[name]:.3g}" for name in names}
+        label = {"label, or why not": _feature_label(line), "writes": _text(", ".join(line.writes[:N_WRITES]))}
         neighbors = _neighbor_lines(line.neighbors) if line.neighbors else ""
-        lines.append({"feature": str(line.feature), "label, or why not": label, **scores, "nearest rows": neighbors})
+        lines.append({"feature": str(line.feature), **scores, **label, "nearest rows": neighbors})
     title = f"{n_features:,} features, {n_labelled:,} labelled, {geometry_note(transform)}"
     return _titled_table(title, lines, n_features)
+
+
+def _feature_label(line: FeatureLine) -> str:
+    """A label that names something is strong, a mixed one faint, the reason against one fainter and slanted."""
+    if line.is_named:
+        return f"<b>{_text(line.label)}</b>"
+    style = "opacity: 0.7" if line.label else "opacity: 0.55; font-style: italic"
+    return f"<span style='{style}'>{_text(line.label or line.why_not)}</span>"
 
 
 def search_html(queries: Iterable[tuple[str, list[NeighborLine], float | None]], n_queries: int) -> str:

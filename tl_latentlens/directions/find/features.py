@@ -85,9 +85,9 @@ def find_features(
 
     Returns:
         A table with a line a feature: feature, activation, contribution, usual, share, beats_null, why_not, p, z and n against
-        each null (p_same_token, ..., p_random, ...), p_family and n_family, label, label_why_not, density. `parts`: the share
-        of all features active at the word, and the rest: features active at other uses alone, and the reconstruction error.
-        Neighbors are those of the decoder row.
+        each null (p_same_token, ..., p_random, ...), p_family and n_family, label, label_kind, label_why_not, density.
+        `parts`: the share of all features active at the word, and the rest: features active at other uses alone, and the
+        reconstruction error. Neighbors are those of the decoder row.
 
     Raises:
         InvalidInputError: No such position or word; no encoder; a transcoder; another width than the activation; a bank that
@@ -115,7 +115,8 @@ def find_features(
     table.insert(1, "activation", activations[features].numpy())
     if label and len(features):
         labels = label_features(sae, index, features.tolist(), hook_name=read_hook, progress=False).table
-        table["label"], table["label_why_not"], table["density"] = labels["label"], labels["why_not"], labels["density"]
+        table["label"], table["label_kind"], table["label_why_not"] = labels["label"], labels["label_kind"], labels["why_not"]
+        table["density"] = labels["density"]
     active_share = float(ranked.shares.sum())
     parts = {"features active here": active_share, "the rest": 1 - active_share}
     neighbors = index.for_directions.search(decoder[features], N_NEIGHBORS, read_hook)

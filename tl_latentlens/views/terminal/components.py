@@ -78,4 +78,4 @@ def _description(record: dict[str, Any]) -> Text:
     """The token that a head attends to, or a feature's label or what kept it back."""
     if "attends_to" in record:
         return Text.assemble(f"{record['attention']:4.0%} ", (visible(record["attends_to"]), "bold yellow"))
-    return label_text(record.get("label", ""), record.get("label_why_not", ""))
+    return label_text(record.get("label", ""), record.get("label_why_not", ""), record.get("label_kind", ""))

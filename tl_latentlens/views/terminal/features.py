@@ -10,11 +10,9 @@ from rich.text import Text
 
 from tl_latentlens.views.chance import geometry_note
 from tl_latentlens.views.data import FeatureLine
-from tl_latentlens.views.label_kinds import MIXED, counts_in_words
+from tl_latentlens.views.label_kinds import MIXED, N_WRITES, counts_in_words
 from tl_latentlens.views.terminal.layout import label_text, longest_width, marked_text, terminal_width
 
-N_WRITES = 3
-"""Words that a line shows of those that a feature writes."""
 _SCORES = {"density": "density", "detection": "detection"}  # Heading → column of the feature table.
 _SCORES_WITHOUT_ENCODER = {"cos": "similarity", "z": "z"}
 _DETECTION_NOTE = "detection: does the label tell held-out contexts, active from silent? chance 0.5"
