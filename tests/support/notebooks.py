@@ -7,6 +7,7 @@ from support.controls import few_controls, few_texts
 
 _TEXTS_STEP = 4
 _SMALLER = {  # Notebook → what stands in its cells, and what is run instead.
+    "01_what_does_a_vector_mean": {"corpus[:300]": "corpus[:100]", "corpus[300:]": "corpus[100:1000]"},
     "04_steering_vectors": {"torch.randn(10,": "torch.randn(2,", "-2, -1, -0.5, 0, 0.5, 1, 2": "-1, 0, 1"},
     "06_is_it_right": {"[:40]": "[:16]", "words[:20]": "words[:8]", "words[20:]": "words[8:]", "n_tokens=30": "n_tokens=8"},
     "08_keys_and_values": {"(5, 80, 200)": "(5, 40, 60)", "captioned, rng = 40": "captioned, rng = 10"},
@@ -27,7 +28,7 @@ def run_notebook(path: Path, record: Path) -> None:
 
     shell = InteractiveShell.instance()
     n_shown = []
-    for source in _smaller_cells(path):
+    for source in smaller_cells(path):
         values: list = []
         shell.display_trap = DisplayTrap(hook=CapturingDisplayHook(shell=shell, outputs=values))
         with few_controls(), few_texts(_TEXTS_STEP), capture_output() as captured:
@@ -37,7 +38,8 @@ def run_notebook(path: Path, record: Path) -> None:
     record.write_text(json.dumps(n_shown))
 
 
-def _smaller_cells(path: Path) -> list[str]:
+def smaller_cells(path: Path) -> list[str]:
+    """The code of a notebook's cells, with smaller numbers."""
     cells = ["".join(cell["source"]) for cell in code_cells(path)]
     for full, small in _SMALLER.get(path.stem, {}).items():
         assert any(full in cell for cell in cells), f"{path.name} has no {full!r} any more"
