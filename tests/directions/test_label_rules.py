@@ -201,7 +201,7 @@ def test_a_sample_has_all_rows_of_a_feature_that_has_few() -> None:
     sample.add(pairs_of(activations))
     drawn = sample.drawn()
     assert sorted(drawn.rows[0].tolist()) == [-1, 3, 7, 40]
-    assert drawn.weights[0].sum() == pytest.approx(1 + 4 + 0.25)
+    assert drawn.weights[0].sum() == pytest.approx((1 + 4 + 0.25) / 4)
     assert (drawn.counts[0][drawn.rows[0] >= 0] == 1).all()
     assert (drawn.rows[1] >= 0).all()
 

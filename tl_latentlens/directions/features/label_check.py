@@ -23,7 +23,7 @@ def shares_on(table: pd.DataFrame, sae: Any, index: ContextualIndex, hook_name: 
         progress: Show a progress bar.
 
     Returns:
-        A line for each feature whose label names something: feature, label, `share` of (activation)⁴, as labels give it,
+        A line for each feature whose label names something: feature, label, `share` of (activation)⁶, as labels give it,
         `share_of_activation`, and `n_contexts` in which the feature is active. NaN where it never is.
     """
     labelled = table[table["label_kind"].isin([TOKEN, BEFORE, AFTER, POSITION])]

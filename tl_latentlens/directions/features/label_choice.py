@@ -17,7 +17,7 @@ MIN_CONTEXTS = 3
 """A feature that is active in fewer contexts gets no label."""
 MIN_DETECTION = 0.65
 """A rule must tell the contexts that it was found on apart so well."""
-MIN_PRECISION = 0.2
+MIN_PRECISION = 0.3
 """What a label names must activate the feature in so many of the contexts that hold it."""
 _BETTER = 0.02  # Words are named in place of tokens unless tokens are better by this.
 _MIN_FORM = 0.25  # A form of a word is named beside another where it has this part of the word's share.
@@ -31,7 +31,7 @@ class Label:
     Attributes:
         text: What people read; empty where there is none.
         kind: "token", "before", "after", "position" or "mixed"; empty where there is none.
-        parts: Texts, with the share of (activation)⁴ that each carries.
+        parts: Texts, with the share of (activation)⁶ that each carries.
     """
 
     text: str = ""

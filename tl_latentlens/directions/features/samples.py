@@ -44,8 +44,9 @@ class DrawnRows:
     Attributes:
         rows: Rows of the index; -1 past the last.
         activations: The feature's activation on each; 0 past the last.
-        weights: How much of the feature's whole weight each row stands for; 0 past the last. The sum over some of the rows is
-            an unbiased estimate of the sum over all rows like them, and exact where all were kept.
+        weights: How much of the feature's whole weight each row stands for, in units of the largest weight of a row; 0 past
+            the last. The sum over some of the rows is an unbiased estimate of the sum over all rows like them, and exact
+            where all were kept.
         counts: How many rows each stands for; 0 past the last.
     """
 
@@ -118,7 +119,8 @@ class PrioritySample:
         rows, places = pairs.rows.cpu().numpy(), pairs.places.cpu().numpy()
         bits = keyed_hash(rows, self._feature_ids[places], self._seed)
         uniform = torch.from_numpy(((bits >> np.uint64(40)).astype(np.float32) + 1) * np.float32(2.0**-24))
-        self._largest.add(pairs.activations**self._power / uniform.to(pairs.activations.device), pairs)
+        # Logarithms of weight / u: a power may be larger than any float.
+        self._largest.add(self._power * pairs.activations.log() - uniform.log().to(pairs.activations.device), pairs)
 
     def drawn(self) -> DrawnRows:
         """What was drawn."""
@@ -126,8 +128,11 @@ class PrioritySample:
         scores, rows, activations = (
             values.cpu().numpy() for values in (self._largest.scores, self._largest.rows, self._largest.activations)
         )
-        threshold = np.where(np.isfinite(scores[:, -1:]), scores[:, -1:], 0)
-        rows, activations = rows[:, :-1], activations[:, :-1].astype(float)
-        own = activations**self._power
-        weights = np.where(rows >= 0, np.maximum(own, threshold), 0)
-        return DrawnRows(rows, activations, weights, weights / np.where(own > 0, own, 1))
+        threshold, rows, activations = scores[:, -1:], rows[:, :-1], activations[:, :-1].astype(float)
+        is_drawn = rows >= 0
+        own = np.where(is_drawn, self._power * np.log(np.where(is_drawn, activations, 1)), -np.inf)
+        stands_for = np.maximum(own, threshold)
+        largest = own.max(-1, keepdims=True, initial=-np.finfo(float).max)
+        weights = np.where(is_drawn, np.exp(stands_for - largest), 0)
+        counts = np.where(is_drawn, np.exp(stands_for - np.where(is_drawn, own, stands_for)), 0)
+        return DrawnRows(rows, activations, weights, counts)
