@@ -134,5 +134,6 @@ class PrioritySample:
         stands_for = np.maximum(own, threshold)
         largest = own.max(-1, keepdims=True, initial=-np.finfo(float).max)
         weights = np.where(is_drawn, np.exp(stands_for - largest), 0)
-        counts = np.where(is_drawn, np.exp(stands_for - np.where(is_drawn, own, stands_for)), 0)
+        of_drawn = (np.where(is_drawn, values, 0) for values in (stands_for, own))
+        counts = np.where(is_drawn, np.exp(np.subtract(*of_drawn)), 0)
         return DrawnRows(rows, activations, weights, counts)
