@@ -1,7 +1,7 @@
 """Read SAE features: which of them are active on a word in its context, and what the bank says each one is about.
 
-The features' activations on the text come from the SAE; their labels from the bank alone. A feature whose neighbors do not
-activate it more than another feature's do gets no label.
+The features' activations on the text come from the SAE; their labels from the bank alone: what carries half of a feature's
+activation there. A feature that nothing carries is mixed. The words are those that its direction is near to.
 """
 
 import tempfile
@@ -35,7 +35,7 @@ def main() -> None:
             if line["density"] > 0.1:  # active on so many tokens that it says little of this one
                 continue
             label = line["label"] or f"no label: {line['why_not']}"
-            print(f"feature {line['feature']}, activation {activation:.1f}: {label}  (AUROC {line['auroc']:.2f})")
+            print(f"feature {line['feature']}, activation {activation:.1f}: {label}  (writes {', '.join(line['words'][:3])})")
             for value, row in result.max_activating(line["feature"], 3):
                 print(f"  {value:5.1f}  {row.context}")
 

@@ -51,7 +51,7 @@ PROMISED = {
     ],
     "label_sae_feature.py": [
         r"resid_post at ' street'",
-        r"feature \d+, activation \d+\.\d: .+ \(AUROC [01]\.\d\d\)",
+        r"feature \d+, activation \d+\.\d: .+ \(writes \w.*, .+, .+\)",
         r"\d\.\d  .*«.+»",
     ],
     "record_own_loop.py": [r"\d+ tokens on \w+.*, loss \d+\.\d\d", r"\d+ rows of blocks\.2\.hook_resid_post", r"row 7: .*«.+»"],
