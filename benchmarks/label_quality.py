@@ -78,6 +78,6 @@ def _on_other_corpus(shares: Any, n_texts: int, result: tll.FeatureResult) -> st
     lines = []
     for name in ("share", "share_of_activation"):
         half = share_of((known[name] >= 0.5).to_numpy(float))
-        line = {"of": "(activation)⁶" if name == "share" else "activation", "labels that carry half": f"{half.mean:.3f}"}
+        line = {"of": "(activation)⁵" if name == "share" else "activation", "labels that carry half": f"{half.mean:.3f}"}
         lines.append({**line, "95 %": f"{half.low:.3f} to {half.high:.3f}", "mean share": f"{known[name].mean():.3f}"})
     return f"## Labels that name tokens, on {n_texts:,} other texts ({len(known)} features)\n\n{table(lines)}"

@@ -169,7 +169,8 @@ def test_the_texts_of_rows(planted: Any, tokens: np.ndarray) -> None:
             text = STRINGS[other].strip().lower() or STRINGS[other]
             assert said[beside][row] == outside if other == BOS else said[beside][row].strip("…") == text
         if own == "acier":
-            assert (said["token"][row].startswith("…acier"), STRINGS[before]) == (True, " gl")
+            forms = texts.forms["token"]
+            assert (forms.texts[forms.ids[row]].startswith("…acier"), STRINGS[before]) == (True, " gl")
         if own == " teams":
             assert said["word"][row] == "team"
 

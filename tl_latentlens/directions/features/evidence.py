@@ -11,14 +11,14 @@ from torch import Tensor
 from tl_latentlens.directions.features.contexts import ContextMaxima, Contexts, SilentContexts
 from tl_latentlens.directions.features.samples import ActivePairs, DrawnRows, PrioritySample
 
-POWER = 6
+POWER = 5
 """A row speaks for a label by its activation to this power: a label is about where the feature is most active."""
 _N_ROWS, _N_CONTEXTS = 256, 128
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Rows and contexts of some features. Rows are drawn by (activation)⁶, contexts by their largest activation.
+    """Rows and contexts of some features. Rows are drawn by (activation)⁵, contexts by their largest activation.
 
     Attributes:
         contexts: The contexts of the encoded rows.

@@ -47,7 +47,7 @@ def label_features(
 
     The neighbors of a feature are the rows nearest to its decoder row. `FeatureResult.table` has a line a feature:
 
-    - `label`: what carries at least half of (activation)⁶ over the bank, alone or with one or two others, with its shares
+    - `label`: what carries at least half of (activation)⁵ over the bank, alone or with one or two others, with its shares
       ("team 59 %"). `label_kind`: "token" (a word with its inflections, a part of one, or a sign), "before" or "after" (the
       token there), "position" (in the text); "mixed", where three texts do not reach half, or do not tell contexts apart: the
       label then says what it is mixed of. `label_parts`: the texts and their shares. `label_near`: words that stand near.

@@ -23,7 +23,7 @@ def shares_on(table: pd.DataFrame, sae: Any, index: ContextualIndex, hook_name: 
         progress: Show a progress bar.
 
     Returns:
-        A line for each feature whose label names something: feature, label, `share` of (activation)⁶, as labels give it,
+        A line for each feature whose label names something: feature, label, `share` of (activation)⁵, as labels give it,
         `share_of_activation`, and `n_contexts` in which the feature is active. NaN where it never is.
     """
     labelled = table[table["label_kind"].isin([TOKEN, BEFORE, AFTER, POSITION])]
@@ -52,10 +52,11 @@ def rows_of_label(kind: str, parts: list[str], texts: RowTexts) -> Bool[np.ndarr
     if kind == POSITION:
         numbers = [int("".join(sign for sign in text if sign.isdigit())) for text in parts]
         return np.isin(texts.by_kind[POSITION].ids, numbers)
-    of_kind = texts.by_kind[kind]
-    holds = np.isin(of_kind.ids, [i for i, text in enumerate(of_kind.texts) if text in parts])
+    of_kind, words = texts.by_kind[kind], texts.by_kind[WORD]
+    forms = [form for text in parts for form in (text.split("/") if text.strip("/") else [text])]
+    named = {form.strip("…") or form for form in forms} if kind == TOKEN else set(parts)
+    holds = np.isin(of_kind.ids, [i for i, text in enumerate(of_kind.texts) if text in named])
     if kind == TOKEN:
-        words = texts.by_kind[WORD]
-        stems = set(stems_of([form for text in parts for form in text.split("/") if form], "english"))
+        stems = set(stems_of([form for form in forms if "…" not in form], "english"))
         holds |= np.isin(words.ids, [i for i, stem in enumerate(words.texts) if stem in stems])
     return holds

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from tl_latentlens.directions.features.detection import ContextRules, Detection, detect
 from tl_latentlens.directions.features.evidence import Evidence
-from tl_latentlens.directions.features.label_rule import Rules, find_rules, rule_precision, text_shares
+from tl_latentlens.directions.features.label_rule import MAX_PARTS, Rules, find_rules, rule_precision, text_shares
 from tl_latentlens.directions.features.row_texts import AFTER, BEFORE, POSITION, TOKEN, WORD, RowTexts
 from tl_latentlens.directions.features.samples import DrawnRows
 from tl_latentlens.views.label_kinds import MIXED, part_name
@@ -17,10 +17,10 @@ MIN_CONTEXTS = 3
 """A feature that is active in fewer contexts gets no label."""
 MIN_DETECTION = 0.65
 """A rule must tell the contexts that it was found on apart so well."""
-MIN_PRECISION = 0.3
+MIN_PRECISION = 0.2
 """What a label names must activate the feature in so many of the contexts that hold it."""
-_BETTER = 0.02  # Words are named in place of tokens unless tokens are better by this.
-_MIN_FORM = 0.25  # A form of a word is named beside another where it has this part of the word's share.
+_BETTER = 0.02  # Words are named in place of tokens, unless tokens are better by this and no more of them.
+_MIN_FORM = 0.25  # A form is named beside another where it has this part of its share.
 _FORMS = {BEFORE: "after {}", AFTER: "before {}", POSITION: "{} of the text"}
 
 
@@ -31,7 +31,7 @@ class Label:
     Attributes:
         text: What people read; empty where there is none.
         kind: "token", "before", "after", "position" or "mixed"; empty where there is none.
-        parts: Texts, with the share of (activation)⁶ that each carries.
+        parts: Texts, with the share of (activation)⁵ that each carries.
     """
 
     text: str = ""
@@ -99,8 +99,10 @@ class LabelChooser:
             if len(null_places) > 1:
                 scored = self._detect(kind, null_places, np.roll(null_places, 1)).score
                 null.append(scored[null_places != np.roll(null_places, 1)])
-        words = _WordForms(self._evidence.rows.select(own), self._texts)
-        labels = [self._label(place, words.of(i)) for i, place in enumerate(own.tolist())]
+        forms = {kind: _Forms(self._evidence.rows.select(own), self._texts, kind) for kind in (WORD, TOKEN)}
+        labels = [
+            self._label(place, {kind: of_kind.of(i) for kind, of_kind in forms.items()}) for i, place in enumerate(own.tolist())
+        ]
         stems = [self._stems(place) for place in own.tolist()]
         known = np.concatenate([np.zeros(0), *null])
         return ChosenLabels(labels, Detection(**scores), known[~np.isnan(known)], precision, stems)
@@ -109,6 +111,7 @@ class LabelChooser:
         """The kind of the rule of each feature; empty where none is good enough."""
         n_contexts = (self._evidence.fitted.rows >= 0).sum(-1)
         kinds, best = np.full(len(n_contexts), "", dtype=object), np.full(len(n_contexts), -np.inf)
+        fewest_parts = np.full(len(n_contexts), MAX_PARTS)
         for kinds_of_place in ((WORD, TOKEN), (BEFORE, AFTER, POSITION)):
             is_open = kinds == ""
             for kind in kinds_of_place:
@@ -116,8 +119,9 @@ class LabelChooser:
                 scores = self._detect(kind, every, every, held_out=False).score
                 is_good = (self._rules[kind].n_parts > 0) & (n_contexts >= MIN_CONTEXTS) & (scores >= MIN_DETECTION)
                 is_good &= self._precision(kind) >= MIN_PRECISION
-                is_better = is_open & is_good & (scores > best + _BETTER)
-                kinds[is_better], best[is_better] = kind, scores[is_better]
+                n_parts = self._rules[kind].n_parts
+                is_better = is_open & is_good & (scores > best + _BETTER) & (n_parts <= fewest_parts)
+                kinds[is_better], best[is_better], fewest_parts[is_better] = kind, scores[is_better], n_parts[is_better]
         return kinds
 
     def _precision(self, kind: str) -> Float[np.ndarray, " f"]:
@@ -133,16 +137,16 @@ class LabelChooser:
             held_out=held_out,
         )
 
-    def _label(self, place: int, forms: dict[int, str]) -> Label:
+    def _label(self, place: int, forms: dict[str, dict[int, str]]) -> Label:
         kind = self._kinds[place]
         if self._evidence.rows.rows[place, 0] < 0:
             return Label()
         if not kind:
             rules = self._rules[TOKEN]
-            texts = _parts(rules, place, len(rules.keys[place]))
+            texts = _parts(rules, place, len(rules.keys[place]), forms[TOKEN])
             return Label(f"mixed: {_with_shares(texts)}", MIXED, texts) if texts else Label()
         rules = self._rules[kind]
-        parts = _parts(rules, place, int(rules.n_parts[place]), forms if kind == WORD else None)
+        parts = _parts(rules, place, int(rules.n_parts[place]), forms.get(kind))
         if kind == POSITION:
             parts = tuple((f"{_ordinal(int(text))} token", share) for text, share in parts)
         return Label(_FORMS.get(kind, "{}").format(_with_shares(parts)), TOKEN if kind == WORD else kind, parts)
@@ -156,12 +160,12 @@ def neighbor_labels(rows: Int[np.ndarray, "f k"], texts: RowTexts) -> list[Label
     """What at least half of some rows are: for directions without an encoder, whose rows all count the same."""
     ones = np.ones(rows.shape)
     drawn = DrawnRows(rows, ones, ones, ones)
-    words, forms = find_rules(drawn, texts.by_kind[WORD]), _WordForms(drawn, texts)
-    tokens = find_rules(drawn, texts.by_kind[TOKEN])
+    words, tokens = (find_rules(drawn, texts.by_kind[kind]) for kind in (WORD, TOKEN))
+    word_forms, token_forms = (_Forms(drawn, texts, kind) for kind in (WORD, TOKEN))
     labels = []
     for place in range(len(rows)):
         is_word = words.n_parts[place] > 0 and not 0 < tokens.n_parts[place] < words.n_parts[place]
-        rules, names = (words, forms.of(place)) if is_word else (tokens, None)
+        rules, names = (words, word_forms.of(place)) if is_word else (tokens, token_forms.of(place))
         is_named = rules.n_parts[place] > 0
         parts = _parts(rules, place, int(rules.n_parts[place]) if is_named else rules.keys.shape[1], names)
         text = _with_shares(parts)
@@ -169,28 +173,28 @@ def neighbor_labels(rows: Int[np.ndarray, "f k"], texts: RowTexts) -> list[Label
     return labels
 
 
-class _WordForms:
-    """The forms of a word at the rows of each feature."""
+class _Forms:
+    """The forms of words, or of tokens, at the rows of each feature."""
 
-    def __init__(self, rows: DrawnRows, texts: RowTexts) -> None:
-        feature, word, share = text_shares(rows, texts.words.ids)
-        stem_of_word = np.full(len(texts.words.texts), -1)
-        has_word = texts.words.ids >= 0
-        stem_of_word[texts.words.ids[has_word]] = texts.by_kind[WORD].ids[has_word]
-        order = np.lexsort((word, -share, feature))
-        self._columns = [values[order] for values in (word, stem_of_word[word], share)]
+    def __init__(self, rows: DrawnRows, texts: RowTexts, kind: str) -> None:
+        forms, keys = texts.forms[kind], texts.by_kind[kind].ids
+        feature, form, share = text_shares(rows, forms.ids)
+        key_of_form = np.full(len(forms.texts), -1)
+        key_of_form[forms.ids[forms.ids >= 0]] = keys[forms.ids >= 0]
+        order = np.lexsort((form, -share, feature))
+        self._columns = [values[order] for values in (form, key_of_form[form], share)]
         self._ends = np.searchsorted(feature[order], np.arange(len(rows.rows) + 1))
-        self._words = texts.words.texts
+        self._texts = forms.texts
 
     def of(self, place: int) -> dict[int, str]:
-        """Stem → its forms at the rows of one feature, as they are written in a label."""
+        """Place of a text → its forms at the rows of one feature, as they are written in a label."""
         here = slice(self._ends[place], self._ends[place + 1])
         forms: defaultdict[int, list[tuple[str, float]]] = defaultdict(list)
-        for word, stem, share in zip(*(column[here].tolist() for column in self._columns), strict=True):
-            forms[stem].append((self._words[word], share))
+        for form, key, share in zip(*(column[here].tolist() for column in self._columns), strict=True):
+            forms[key].append((self._texts[form], share))
         return {
-            stem: "/".join(word for word, share in of_stem[:2] if share >= _MIN_FORM * of_stem[0][1])
-            for stem, of_stem in forms.items()
+            key: "/".join(text for text, share in of_key[:2] if share >= _MIN_FORM * of_key[0][1])
+            for key, of_key in forms.items()
         }
 
 

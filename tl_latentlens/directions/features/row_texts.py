@@ -34,14 +34,14 @@ class RowTexts:
 
     Attributes:
         by_kind: "word": the stem of the whole word that the token is in; "token": the token, in small letters, without spaces
-            around it, with … where its word goes on; "before" and "after": the tokens beside it in its text, in the same way,
-            or that the text ends there;
+            around it; "before" and "after": the tokens beside it in its text, with … where their word goes on, or that the
+            text ends there;
             "position": the number of the token in its text, from 1.
-        words: The whole words themselves.
+        forms: As a label writes them: "word": the whole words; "token": tokens with … where their word goes on.
     """
 
     by_kind: dict[str, NumberedTexts]
-    words: NumberedTexts
+    forms: dict[str, NumberedTexts]
 
 
 def row_texts(bank_rows: BankRows) -> RowTexts:
@@ -61,15 +61,21 @@ def row_texts(bank_rows: BankRows) -> RowTexts:
     words, texts = list(word_ids), list(token_ids)
     stem_numbers: dict[str, int] = {}
     stems = [stem_numbers.setdefault(stem, len(stem_numbers)) for stem in stems_of(list(map(letters_of, words)), _LANGUAGE)]
+    bare_numbers: dict[str, int] = {}
+    bare = np.array([bare_numbers.setdefault(_without_dots(text), len(bare_numbers)) for text in texts], np.int64)
     positions = [str(position) for position in range(int(ids[POSITION].max(initial=0)) + 1)]
     by_kind = {
         WORD: NumberedTexts(np.append(np.array(stems, np.int64), -1)[ids[WORD]], list(stem_numbers)),
-        TOKEN: NumberedTexts(ids[TOKEN], texts),
+        TOKEN: NumberedTexts(bare[ids[TOKEN]], list(bare_numbers)),
         BEFORE: NumberedTexts(ids[BEFORE], texts),
         AFTER: NumberedTexts(ids[AFTER], texts),
         POSITION: NumberedTexts(ids[POSITION], positions),
     }
-    return RowTexts(by_kind, NumberedTexts(ids[WORD], words))
+    return RowTexts(by_kind, {WORD: NumberedTexts(ids[WORD], words), TOKEN: NumberedTexts(ids[TOKEN], texts)})
+
+
+def _without_dots(text: str) -> str:
+    return text.strip("…") or text
 
 
 class _BankTokens:
