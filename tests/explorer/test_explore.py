@@ -31,6 +31,7 @@ from tl_latentlens.explorer.parts import feature_chips
 from tl_latentlens.explorer.reader import Reader
 from tl_latentlens.views.jumps import is_jump
 from tl_latentlens.views.known import format_share
+from tl_latentlens.views.label_kinds import unbroken
 from tl_latentlens.views.text import also_at, visible
 
 TEXT = "She put the <script>alert(1)</script> & money in the bank"
@@ -168,7 +169,7 @@ def test_features_active_on_a_token_are_those_of_the_encoder(page: Page, demo_mo
     assert any(table["label"])
     for feature, value in active:
         label = table["label"][feature]
-        assert f"feature {feature} {f'{label} ' if label else ''}{value:.2f}" in shown
+        assert f"feature {feature} {f'{unbroken(label)} ' if label else ''}{value:.2f}" in shown
 
 
 def test_named_features_are_strong_and_mixed_ones_faint() -> None:
@@ -176,9 +177,9 @@ def test_named_features_are_strong_and_mixed_ones_faint() -> None:
     [_, chips] = feature_chips([(1, 0.5), (2, 0.25), (3, 0.125)], HOOK, lambda feature: labels.get(feature, ShownLabel()))
     named, mixed, none = chips.children
     assert [type(part).__name__ for part in named.children[1:]] == ["B", "Small"]
-    assert texts_of(found(mixed, "faint")) == "mixed: a 9 % · b 8 % "
+    assert texts_of(found(mixed, "faint")) == "mixed: a 9\xa0% · b 8\xa0% "
     assert not found([named, none], "faint")
-    assert [texts_of(chip) for chip in chips.children][::2] == ["feature 1 team 59 % 0.50", "feature 3 0.12"]
+    assert [texts_of(chip) for chip in chips.children][::2] == ["feature 1 team 59\xa0% 0.50", "feature 3 0.12"]
 
 
 def test_features_that_cannot_be_labelled_have_no_label(bank: tll.Bank) -> None:

@@ -11,6 +11,7 @@ from support.pages import page_json
 
 import tl_latentlens as tll
 from tl_latentlens.views.data import FeatureLine
+from tl_latentlens.views.label_kinds import unbroken
 from tl_latentlens.views.notebook import features_html
 from tl_latentlens.views.text import short_hook_name
 
@@ -97,7 +98,7 @@ def test_notebook_tables(result: tll.LensResult, index: tll.ContextualIndex, ban
     centered = tll.ContextualIndex(bank, sae.hook_name, device="cpu", transform="center")
     features = tll.label_features(sae, centered, range(8), top_k=3, progress=False)
     assert "8 features" in features._repr_html_()
-    assert all(escape(label) in features._repr_html_() for label in features.table["label"])
+    assert all(escape(unbroken(label)) in features._repr_html_() for label in features.table["label"])
 
 
 def test_labelled_features_show_as_a_table() -> None:
@@ -117,7 +118,7 @@ def test_labelled_features_show_as_a_table() -> None:
         "feature", "density", "detection", "label, or why not", "writes", "nearest rows"
     ]  # fmt: skip
     cells = re.findall(r"<td [^>]*>(.*?)</td>", shown)
-    assert cells[:5] == ["3", "0.25", "0.875", "<b>&lt;team&gt; 59 %</b>", "&lt;hot&gt;, water, tea"]
+    assert cells[:5] == ["3", "0.25", "0.875", "<b>&lt;team&gt; 59\xa0%</b>", "&lt;hot&gt;, water, tea"]
     assert [re.sub("<[^>]*>", "", cell) for cell in cells[8:16:6]] == ["0.875", ""]
     faint = [re.findall("opacity: ([.0-9]+)(; font-style: italic)?", cells[i]) for i in (9, 15)]
     assert faint == [[("0.7", "")], [("0.55", "; font-style: italic")]]

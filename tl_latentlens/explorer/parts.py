@@ -17,6 +17,7 @@ from tl_latentlens.views.context import Context
 from tl_latentlens.views.data import LensCell, NeighborLine, TokenScores
 from tl_latentlens.views.jumps import JUMP_SENTENCE, is_jump
 from tl_latentlens.views.known import format_share, is_unknown
+from tl_latentlens.views.label_kinds import unbroken
 from tl_latentlens.views.lens_names import LENSES, VOCABULARY_LENSES
 from tl_latentlens.views.text import also_at, place_name, short_hook_name, visible
 
@@ -181,6 +182,7 @@ def feature_chips(
 
 
 def _label_parts(label: ShownLabel) -> list[Any]:
+    text = f"{unbroken(label.text)} "
     if not label.text:
         return []
-    return [html.B(f"{label.text} ")] if label.is_named else [html.Span(f"{label.text} ", className="faint")]
+    return [html.B(text)] if label.is_named else [html.Span(text, className="faint")]

@@ -192,8 +192,9 @@ function labelParts(line) {
 
 function facts(line) {
   const [density, mean, most, precision] = ["density", "mean_activation", "max_activation", "precision"].map(name => figures[name]?.[line]);
-  const named = isKnown(precision) ? `, and on ${figure(100 * precision)} % of those that the label names` : "";
-  return make("p", `active on ${figure(100 * density)} % of the rows${named}; mean ${figure(mean)}, at most ${figure(most)}`, "faint");
+  const text = `active on ${figure(100 * density)} % of the rows; mean ${figure(mean)}, at most ${figure(most)}`;
+  const named = isKnown(precision) ? `; what the label names activates it most in ${figure(100 * precision)} % of the contexts that hold it` : "";
+  return make("p", text + named, "faint");
 }
 
 // Words and next tokens of one end of the direction; nothing where there are none.

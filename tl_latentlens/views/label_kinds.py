@@ -20,6 +20,11 @@ def counts_in_words(counts: dict[str, int]) -> str:
     return ", ".join(parts).replace(" ", " fire ", 1)
 
 
+def unbroken(label: str) -> str:
+    """A label whose shares stay on one line with their percent signs where it is wrapped."""
+    return label.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
 def part_name(text: str) -> str:
     """A text of a label as it is written: one without a letter in quotes."""
     return text if any(sign.isalpha() for sign in text) else f"«{visible(text)}»"

@@ -13,7 +13,7 @@ from tl_latentlens.views.data import DirectionEnd, DirectionLine, FeatureLine, L
 from tl_latentlens.views.grids import FollowedGrid, LensGrid
 from tl_latentlens.views.jumps import JUMP_SENTENCE, is_jump
 from tl_latentlens.views.known import format_share, is_unknown
-from tl_latentlens.views.label_kinds import N_WRITES
+from tl_latentlens.views.label_kinds import N_WRITES, unbroken
 from tl_latentlens.views.legend import legend_of
 from tl_latentlens.views.lens_names import LENSES, NO_WORD
 from tl_latentlens.views.strip import STRIP_NOTE, Strip
@@ -125,9 +125,9 @@ def features_html(features: Iterable[FeatureLine], n_features: int, n_labelled: 
 def _feature_label(line: FeatureLine) -> str:
     """A label that names something is strong, a mixed one faint, the reason against one fainter and slanted."""
     if line.is_named:
-        return f"<b>{_text(line.label)}</b>"
+        return f"<b>{_text(unbroken(line.label))}</b>"
     style = "opacity: 0.7" if line.label else "opacity: 0.55; font-style: italic"
-    return f"<span style='{style}'>{_text(line.label or line.why_not)}</span>"
+    return f"<span style='{style}'>{_text(unbroken(line.label) or line.why_not)}</span>"
 
 
 def search_html(queries: Iterable[tuple[str, list[NeighborLine], float | None]], n_queries: int) -> str:

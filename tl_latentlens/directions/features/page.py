@@ -42,10 +42,10 @@ _SCORE_HEADINGS = {
 }
 _NULL_COLUMNS = {"detection_top": "detection_null"}
 _LABEL_NOTE = (
-    "A label names what carries at least half of a feature's squared activation over the bank, alone or with one or two "
-    "others, each with its share: the token on which it fires, the token before it or after it, or a place in the text. Where "
-    "three do not reach half, or do not tell its contexts from others, the label is mixed, faint, and names the largest. Near: "
-    "words that stand around. Other lines say what kept a label back."
+    "A label names what carries at least half of a feature's activation over the bank, strong activations above all, alone or "
+    "with one or two others, each with its share: the token on which it fires, the token before it or after it, or a place in "
+    "the text. Where three do not reach half, or do not tell its contexts from others, the label is mixed, faint, and names "
+    "the largest. Near: words that stand around. Other lines say what kept a label back."
 )
 _NEIGHBOR_LABEL_NOTE = (
     "A label names what at least half of the nearest rows are, where these are nearer than those of random directions; else it "
