@@ -84,6 +84,7 @@ _SCORE_NOTES = {
         "steered next: the direction is added to a run; the rank, from 0 to 1, of the tokens that follow the nearest rows in "
         "the change of the logits; 0.5 says nothing."
     ),
+    "steered_words": "steered words, logit lens: the same for the words and the next tokens that the feature writes.",
 }
 _SCORES_BY_DENSITY = ("auroc", "auroc_same_token")
 _P_NAMES = {"z": "p_similarity"}

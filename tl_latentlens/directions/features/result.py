@@ -40,13 +40,11 @@ class FeatureResult(NeuronpediaExport, DirectionResult):
     `neighbors(n)` counts places in `ids`; `neighbors_of` and `max_activating` take the number of a feature.
 
     Attributes:
-        table: One line a feature, in the order asked for: feature, label, why_not (what kept the label back, else empty),
-            similarity (mean cosine of the neighbors), z (how far that is above random rows, in standard deviations) and
-            p_similarity (of z, against random directions). With an encoder and a bank of the activation it reads:
-            density (share of rows on which it is active), mean_activation and max_activation; auroc and auroc_same_token in
-            [0, 1], their 95 % intervals (_low, _high), the means of shuffled decoders (_null) and p-values (p_auroc, ...);
-            overlap in [0, 1] and overlap_null. With a model: logit_tokens and logit_tokens_negative (of v and of -v), steered
-            and steered_next in [0, 1], their nulls.
+        table: One line a feature, in the order asked for; `label_features` says what its columns are: the label with its kind,
+            its parts and the words near; why_not (what kept a label back, else empty); the words of both ends; scores, with
+            95 % intervals (_low, _high), means of their nulls (_null) and p-values (p_...). With an encoder and a bank of the
+            activation it reads: density (share of rows on which it is active), mean_activation and max_activation. With a
+            model: logit_tokens and logit_tokens_negative (of v and of -v).
         activity: Max-activating rows and histograms, from the pass over the bank; None without an encoder.
         nulls: Score → what wrong directions score: similarity and z of 2,000 random directions; auroc and auroc_same_token of
             shuffled decoders, and `density`, how often the feature of each is active.
@@ -103,9 +101,10 @@ class FeatureResult(NeuronpediaExport, DirectionResult):
     def to_html(self, path: str | Path, contexts: int = 20, *, call: str = "", progress: bool = True) -> Path:
         """Write one page that needs no network: a table of the features to search and sort, and a card for the one chosen.
 
-        A card has the neighbors of v and of -v, max-activating contexts shaded by the activation of each token, a histogram of
-        activations, the logit lens of both, and each score among those of wrong directions: what of these there is. Tokens that
-        are no rows of the bank are shaded only where the features were labelled with a model, which then runs their texts.
+        A card has the parts of the label with their shares, the words and next tokens of v and of -v, max-activating contexts
+        shaded by the activation of each token, the neighbors of v and of -v, each score among those of wrong labels and
+        directions, and a histogram of activations: what of these there is. Tokens that are no rows of the bank are shaded only
+        where the features were labelled with a model, which then runs their texts.
         `path#feature=123` opens a card.
 
         Args:
