@@ -11,7 +11,7 @@ from support.pages import page_json
 
 import tl_latentlens as tll
 from tl_latentlens.views.data import FeatureLine
-from tl_latentlens.views.label_kinds import unbroken
+from tl_latentlens.views.label_kinds import part_name, unbroken
 from tl_latentlens.views.notebook import features_html
 from tl_latentlens.views.text import short_hook_name
 
@@ -125,3 +125,9 @@ def test_labelled_features_show_as_a_table() -> None:
     assert "no three" not in shown
     alone = features_html([line("", "", "too far", {"similarity": 0.5})], 1, 0, "center")
     assert re.findall("<th [^>]*>([^<]*)</th>", alone)[:2] == ["feature", "similarity"]
+
+
+def test_texts_without_a_letter_stand_in_quotes() -> None:
+    texts = {"team": "team", "…ing": "…ing", "-": "«-»", "%": "«%»", "7": "«7»", "\n": "«↵»", "火": "火"}
+    assert {text: part_name(text) for text in texts} == texts
+    assert unbroken("«%» 40 % · b 9 %") == "«%» 40\xa0% · b 9\xa0%"
