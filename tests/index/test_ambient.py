@@ -89,6 +89,8 @@ def read_all(bank: tll.Bank, model: Any, queries: torch.Tensor) -> list[np.ndarr
         numbers += [found.rows, found.similarities, found.chances, found.known, *index.transform_activations(HOOK, queries)]
     index = tll.ContextualIndex(bank, HOOK, device="cpu", dtype="int8")
     numbers += [index.search(queries, 5).rows]
+    words = index.search_words(queries, 3, HOOK)
+    numbers += [words.rows, words.similarities]
     for reading in (tll.logit_lens(model, queries, 4), tll.embedding_lens(model, queries, 4)):
         numbers += [reading.token_ids, reading.scores]
     features = tll.label_features(tll.load_sae("demo"), index, [1, 5], progress=False)

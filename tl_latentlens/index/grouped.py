@@ -53,7 +53,7 @@ def nearest_of_groups(
     """
     device = unlike.device
     best = FoundRows(
-        torch.full((n_queries, top_k), torch.nan, device=device),
+        torch.full((n_queries, top_k), torch.nan, dtype=torch.float32, device=device),
         torch.full((n_queries, top_k), -1, device=device),
         torch.full((n_queries, top_k), -1, device=device),
     )

@@ -73,7 +73,7 @@ class NearestWords:
         margin = 3 * float32_similarity_error(search.d, 1.0)
         floors = []
         for part in torch.arange(len(queries), device=rows.device).split(max(1, _MAX_NUMBERS // (4 * _ROWS_PER_STEM * 1024))):
-            best = torch.full((len(part), top_k), -torch.inf, device=rows.device)
+            best = torch.full((len(part), top_k), -torch.inf, dtype=torch.float32, device=rows.device)
             for stems in torch.arange(len(rows), device=rows.device).split(1024):
                 units, penalties = search.normalized_rows(rows[stems].flatten().clamp(min=0))
                 scores = (queries[part] @ units.T - penalties).view(len(part), len(stems), -1)

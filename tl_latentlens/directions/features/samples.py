@@ -65,9 +65,9 @@ class LargestPairs:
 
     def __init__(self, n_features: int, k: int, device: torch.device) -> None:
         """Keep nothing yet."""
-        self.scores = torch.full((n_features, k), -torch.inf, device=device)
+        self.scores = torch.full((n_features, k), -torch.inf, dtype=torch.float32, device=device)
         self.rows = torch.full((n_features, k), -1, dtype=torch.int64, device=device)
-        self.activations = torch.zeros((n_features, k), device=device)
+        self.activations = torch.zeros((n_features, k), dtype=torch.float32, device=device)
         self._pending: list[tuple[Tensor, ActivePairs]] = []
         self._n_pending = 0
 
