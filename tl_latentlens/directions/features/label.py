@@ -28,6 +28,7 @@ from tl_latentlens.model.layers import one_hook_name
 from tl_latentlens.model.readout import readout_problem
 
 _N_WORDS = 8
+_LABEL_SCORES = ("detection", "detection_low", "detection_high", "detection_top", "precision")
 _TEXT_COLUMNS = ["label", "label_kind", "label_negative", "why_not"]
 _LIST_COLUMNS = ["label_parts", "label_near", "words", "words_negative"]
 
@@ -119,6 +120,8 @@ def label_features(
         n_contexts = (activity.evidence.fitted.rows >= 0).sum(-1).tolist()
         lines = pd.DataFrame(columns).to_dict("records")
         reasons = [_refusal_by_activations(line, n) for line, n in zip(lines, n_contexts, strict=True)]
+        has_label = np.array([not reason for reason in reasons], bool)
+        columns |= {name: np.where(has_label, columns[name], np.nan) for name in _LABEL_SCORES}
     columns |= _label_columns(labels, reasons, near)
     opposite = [_refusal_by_neighbors(p) for p in columns["p_similarity_negative"].tolist()]
     columns["label_negative"] = _label_columns(by_neighbors["_negative"], opposite, None)["label"]

@@ -19,8 +19,8 @@ _ROWS_AT_ONCE = 2**16
 def near_words(bank_rows: BankRows, rows: DrawnRows, own_stems: Sequence[frozenset[str]], seed: int) -> list[list[str]]:
     """Up to three words within eight tokens of a feature's rows, the most telling first.
 
-    A word stands near rows with a quarter of the feature's weight, near three rows at least, and four times as often as near
-    random rows. They are ranked by share x log2(share / share near random rows).
+    A word stands near a quarter of the rows, with a quarter of the feature's weight, near three rows at least, and four times as
+    often as near random rows. They are ranked by share x log2(share / share near random rows).
 
     Args:
         bank_rows: The rows of the index.
@@ -47,7 +47,8 @@ def near_words(bank_rows: BankRows, rows: DrawnRows, own_stems: Sequence[frozens
     share = np.bincount(code, weights[of_rows], len(codes))
     n_rows = np.bincount(code, minlength=len(codes))
     ratio = share / common[codes % n_stems]
-    is_telling = (n_rows >= _MIN_ROWS) & (share >= _MIN_SHARE) & (ratio >= _MIN_RATIO)
+    n_read = (drawn.rows >= 0).sum(-1)[codes // n_stems]
+    is_telling = (n_rows >= np.maximum(_MIN_ROWS, _MIN_SHARE * n_read)) & (share >= _MIN_SHARE) & (ratio >= _MIN_RATIO)
     codes, score = codes[is_telling], (share * np.log2(np.maximum(ratio, 1e-300)))[is_telling]
     order = np.lexsort((codes, -score, codes // n_stems))
     words: list[list[str]] = [[] for _ in rows.rows]
