@@ -28,6 +28,7 @@ from tl_latentlens.model.layers import one_hook_name
 from tl_latentlens.model.readout import readout_problem
 
 _N_WORDS = 8
+_NEARNESS_LEVEL = 0.05  # Of features with an encoder, whose label needs more than nearness.
 _LABEL_SCORES = ("detection", "detection_low", "detection_high", "detection_top", "precision")
 _TEXT_COLUMNS = ["label", "label_kind", "label_negative", "why_not"]
 _LIST_COLUMNS = ["label_parts", "label_near", "words", "words_negative"]
@@ -70,8 +71,8 @@ def label_features(
       when the direction is added. `steered_next`: the same for the tokens that follow the neighbors; `steered_words` for
       `words`, `steered_logit_tokens` for the tokens of its logit lens.
 
-    A feature gets no label where it is active in fewer than three contexts, or its neighbors do not beat the null of one
-    AUROC at p < 0.01 (the smaller p of the two AUROCs is doubled). Without an encoder a label is what half of the neighbors
+    A feature gets no label where it is active in fewer than three contexts, its neighbors are no nearer than random directions'
+    (p < 0.05), or they do not beat the null of one AUROC at p < 0.01 (the smaller p of the two AUROCs is doubled). Without an encoder a label is what half of the neighbors
     are, and `similarity` must beat its null at p < 0.01. `why_not` says what failed.
 
     A p-value is the share of nulls at least as large. The scores of a feature do not depend on which others are asked for.
@@ -166,8 +167,11 @@ _MIXED_REASON = "no three tokens carry half of its activation, or they do not te
 
 def _refusal_by_neighbors(p: float) -> str:
     """Why a direction gets no label from its neighbors; empty where it gets one."""
-    is_near = p < SIGNIFICANCE_LEVEL
-    return "" if is_near else f"no nearer to its neighbors than random directions are to theirs (p = {p:.2g})"
+    return "" if p < SIGNIFICANCE_LEVEL else _far_from_neighbors(p)
+
+
+def _far_from_neighbors(p: float) -> str:
+    return f"no nearer to its neighbors than random directions are to theirs (p = {p:.2g})"
 
 
 def _refusal_by_activations(scores: dict[str, Any], n_contexts: int) -> str:
@@ -176,6 +180,8 @@ def _refusal_by_activations(scores: dict[str, Any], n_contexts: int) -> str:
         return "never active on this bank"
     if n_contexts < MIN_CONTEXTS:
         return f"active in fewer than {MIN_CONTEXTS} contexts that are not held out"
+    if scores["p_similarity"] >= _NEARNESS_LEVEL:
+        return _far_from_neighbors(scores["p_similarity"])
     p_auroc = min(1.0, 2 * min(scores["p_auroc"], scores["p_auroc_same_token"]))  # Bonferroni, two tests.
     is_activated = p_auroc < SIGNIFICANCE_LEVEL
     return "" if is_activated else f"its neighbors activate it no more than another feature's do (p = {p_auroc:.2g})"

@@ -17,8 +17,8 @@ MIN_CONTEXTS = 3
 """A feature that is active in fewer contexts gets no label."""
 MIN_DETECTION = 0.65
 """A rule must tell the contexts that it was found on apart so well."""
-MIN_PRECISION = 0.2
-"""What a label names must activate the feature in so many of the contexts that hold it."""
+MIN_PRECISION = 0.1
+"""What a label names must activate the feature in so large a share of the contexts that hold it."""
 _BETTER = 0.02  # Words are named in place of tokens, unless tokens are better by this and no more of them.
 _MIN_FORM = 0.25  # A form is named beside another where it has this part of its share.
 _FORMS = {BEFORE: "after {}", AFTER: "before {}", POSITION: "{} of the text"}

@@ -19,7 +19,7 @@ _ROWS_AT_ONCE = 2**16
 def near_words(bank_rows: BankRows, rows: DrawnRows, own_stems: Sequence[frozenset[str]], seed: int) -> list[list[str]]:
     """Up to three words within eight tokens of a feature's rows, the most telling first.
 
-    A word stands near a quarter of the rows, with a quarter of the feature's weight, near three rows at least, and four times as
+    A word stands near a quarter of the rows, three at least, with a quarter of the feature's weight, and four times as
     often as near random rows. They are ranked by share x log2(share / share near random rows).
 
     Args:
