@@ -72,8 +72,9 @@ def label_features(
       `words`, `steered_logit_tokens` for the tokens of its logit lens.
 
     A feature gets no label where it is active in fewer than three contexts, its neighbors are no nearer than random directions'
-    (p < 0.05), or they do not beat the null of one AUROC at p < 0.01 (the smaller p of the two AUROCs is doubled). Without an encoder a label is what half of the neighbors
-    are, and `similarity` must beat its null at p < 0.01. `why_not` says what failed.
+    (p < 0.05), or they do not beat the null of one AUROC at p < 0.01 (the smaller p of the two AUROCs is doubled). Without an
+    encoder a label is what half of the neighbors are, and `similarity` must beat its null at p < 0.01. `why_not` says what
+    failed.
 
     A p-value is the share of nulls at least as large. The scores of a feature do not depend on which others are asked for.
     A feature whose decoder row is zero has a line of NaN and no neighbors: it is not among the `ids` of the result.

@@ -7,7 +7,7 @@ import pandas as pd
 from jaxtyping import Bool
 
 from tl_latentlens.directions.features.activity import bank_activity
-from tl_latentlens.directions.features.row_texts import AFTER, BEFORE, POSITION, TOKEN, WORD, RowTexts, row_texts
+from tl_latentlens.directions.features.row_texts import AFTER, BEFORE, LANGUAGE, POSITION, TOKEN, WORD, RowTexts, row_texts
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.index.word_table import stems_of
 
@@ -57,6 +57,6 @@ def rows_of_label(kind: str, parts: list[str], texts: RowTexts) -> Bool[np.ndarr
     named = {form.strip("…") or form for form in forms} if kind == TOKEN else set(parts)
     holds = np.isin(of_kind.ids, [i for i, text in enumerate(of_kind.texts) if text in named])
     if kind == TOKEN:
-        stems = set(stems_of([form for form in forms if "…" not in form], "english"))
+        stems = set(stems_of([form for form in forms if "…" not in form], LANGUAGE))
         holds |= np.isin(words.ids, [i for i, stem in enumerate(words.texts) if stem in stems])
     return holds

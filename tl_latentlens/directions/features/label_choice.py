@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from tl_latentlens.corpus.words import letters_of
 from tl_latentlens.directions.features.detection import ContextRules, Detection, detect
 from tl_latentlens.directions.features.evidence import Evidence
 from tl_latentlens.directions.features.label_rule import MAX_PARTS, Rules, find_rules, rule_precision, text_shares
-from tl_latentlens.directions.features.row_texts import AFTER, BEFORE, POSITION, TOKEN, WORD, RowTexts
+from tl_latentlens.directions.features.row_texts import AFTER, BEFORE, LANGUAGE, POSITION, TOKEN, WORD, RowTexts
 from tl_latentlens.directions.features.samples import DrawnRows
+from tl_latentlens.index.word_table import stems_of
 from tl_latentlens.views.label_kinds import MIXED, part_name
 
 MIN_CONTEXTS = 3
@@ -49,7 +51,7 @@ class ChosenLabels:
         null: Detection of labels on the contexts of other features.
         precision: The share of the contexts that hold what a label names in which that activates the feature most; NaN where
             there is no label.
-        stems: For each feature the stems of words at its rows.
+        stems: For each feature the stems of words at its rows and in its label.
     """
 
     labels: list[Label]
@@ -103,7 +105,7 @@ class LabelChooser:
         labels = [
             self._label(place, {kind: of_kind.of(i) for kind, of_kind in forms.items()}) for i, place in enumerate(own.tolist())
         ]
-        stems = [self._stems(place) for place in own.tolist()]
+        stems = [self._stems(place, label) for place, label in zip(own.tolist(), labels, strict=True)]
         known = np.concatenate([np.zeros(0), *null])
         return ChosenLabels(labels, Detection(**scores), known[~np.isnan(known)], precision, stems)
 
@@ -151,9 +153,10 @@ class LabelChooser:
             parts = tuple((f"{_ordinal(int(text))} token", share) for text, share in parts)
         return Label(_FORMS.get(kind, "{}").format(_with_shares(parts)), TOKEN if kind == WORD else kind, parts)
 
-    def _stems(self, place: int) -> frozenset[str]:
+    def _stems(self, place: int, label: Label) -> frozenset[str]:
         rules = self._rules[WORD]
-        return frozenset(rules.texts.texts[key] for key in rules.keys[place].tolist() if key >= 0)
+        named = stems_of([letters_of(form) for text, _ in label.parts for form in text.split("/")], LANGUAGE)
+        return frozenset([*named, *(rules.texts.texts[key] for key in rules.keys[place].tolist() if key >= 0)])
 
 
 def neighbor_labels(rows: Int[np.ndarray, "f k"], texts: RowTexts) -> list[Label]:

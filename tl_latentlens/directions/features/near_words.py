@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from tl_latentlens.directions.features.row_texts import LANGUAGE
 from tl_latentlens.directions.features.samples import DrawnRows
 from tl_latentlens.index.context_words import ContextWords
 from tl_latentlens.index.rows import BankRows
@@ -28,7 +29,7 @@ def near_words(bank_rows: BankRows, rows: DrawnRows, own_stems: Sequence[frozens
         own_stems: For each feature the stems that its label names, which are left out.
         seed: Seed of the random rows.
     """
-    context_words = ContextWords(bank_rows.by_plan, "english")
+    context_words = ContextWords(bank_rows.by_plan, LANGUAGE)
     drawn = DrawnRows(*(values[:, :_N_ROWS] for values in vars(rows).values()))
     feature, place = np.nonzero(drawn.rows >= 0)
     different, inverse = np.unique(drawn.rows[feature, place], return_inverse=True)

@@ -42,9 +42,9 @@ class FeatureResult(NeuronpediaExport, DirectionResult):
     Attributes:
         table: One line a feature, in the order asked for; `label_features` says what its columns are: the label with its kind,
             its parts and the words near; why_not (what kept a label back, else empty); the words of both ends; scores, with
-            95 % intervals (_low, _high), means of their nulls (_null) and p-values (p_...). With an encoder and a bank of the
-            activation it reads: density (share of rows on which it is active), mean_activation and max_activation. With a
-            model: logit_tokens and logit_tokens_negative (of v and of -v).
+            95 % intervals (`_low`, `_high`), means of their nulls (`_null`) and p-values (`p_`). With an encoder and a bank of
+            the activation it reads: density (share of rows on which it is active), mean_activation and max_activation. With
+            a model: logit_tokens and logit_tokens_negative (of v and of -v).
         activity: Max-activating rows and histograms, from the pass over the bank; None without an encoder.
         nulls: Score → what wrong directions score: similarity and z of 2,000 random directions; auroc and auroc_same_token of
             shuffled decoders, and `density`, how often the feature of each is active.

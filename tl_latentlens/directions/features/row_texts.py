@@ -12,7 +12,7 @@ from tl_latentlens.index.word_table import TokenWords, stems_of
 
 WORD, TOKEN, BEFORE, AFTER, POSITION = "word", "token", "before", "after", "position"
 START, END = "start of the text", "end of the text"
-_LANGUAGE = "english"
+LANGUAGE = "english"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def row_texts(bank_rows: BankRows) -> RowTexts:
     ids = {kind: np.concatenate(parts) for kind, parts in columns.items()}
     words, texts = list(word_ids), list(token_ids)
     stem_numbers: dict[str, int] = {}
-    stems = [stem_numbers.setdefault(stem, len(stem_numbers)) for stem in stems_of(list(map(letters_of, words)), _LANGUAGE)]
+    stems = [stem_numbers.setdefault(stem, len(stem_numbers)) for stem in stems_of(list(map(letters_of, words)), LANGUAGE)]
     bare_numbers: dict[str, int] = {}
     bare = np.array([bare_numbers.setdefault(_without_dots(text), len(bare_numbers)) for text in texts], np.int64)
     positions = [str(position) for position in range(int(ids[POSITION].max(initial=0)) + 1)]
