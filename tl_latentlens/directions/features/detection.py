@@ -69,7 +69,7 @@ class ContextRules:
 
     def silent_hold(self, parts: Int[np.ndarray, "f 3"]) -> Bool[np.ndarray, "n f"]:
         """Which of the contexts that are looked up for all hold one of each feature's parts."""
-        return self._silent[:, parts].any(-1)
+        return np.asarray(self._silent[:, parts].any(-1))
 
 
 def detect(

@@ -37,8 +37,8 @@ class Evidence:
     def select(self, places: np.ndarray) -> "Evidence":
         """The evidence of some features, by their places."""
         silent = SilentContexts(self.silent.contexts, self.silent.is_held_out, self.silent.is_active[:, places])
-        parts = (part.select(places) for part in (self.rows, self.fitted, self.held_out))
-        return Evidence(self.contexts, *parts, silent)
+        rows, fitted, held_out = (part.select(places) for part in (self.rows, self.fitted, self.held_out))
+        return Evidence(self.contexts, rows, fitted, held_out, silent)
 
 
 class EvidenceCollector:
@@ -82,5 +82,5 @@ class EvidenceCollector:
     def evidence(self) -> Evidence:
         """What was collected."""
         silent = SilentContexts(self._sampled, self._contexts.is_held_out[self._sampled], self._is_active)
-        samples = (sample.drawn() for sample in (self._rows, self._fitted, self._held_out))
-        return Evidence(self._contexts, *samples, silent)
+        rows, fitted, held_out = (sample.drawn() for sample in (self._rows, self._fitted, self._held_out))
+        return Evidence(self._contexts, rows, fitted, held_out, silent)

@@ -113,7 +113,7 @@ def label_features(
     by_neighbors = {end: neighbor_labels(found.rows.cpu().numpy(), texts) for end, found in sides.items()}
     if selected.encoded_hook is None:
         labels, near = by_neighbors[""], None
-        reasons = [_refusal_by_neighbors(p) for p in columns["p_similarity"].tolist()]
+        reasons = [_refusal_by_neighbors(p) for p in np.asarray(columns["p_similarity"]).tolist()]
     else:
         hook, rows = selected.encoded_hook, neighbor_rows
         scores = activation_scores(selected, index, hook, rows, texts, top_k, seed, progress)
@@ -125,7 +125,7 @@ def label_features(
         has_label = np.array([not reason for reason in reasons], bool)
         columns |= {name: np.where(has_label, columns[name], np.nan) for name in _LABEL_SCORES}
     columns |= _label_columns(labels, reasons, near)
-    opposite = [_refusal_by_neighbors(p) for p in columns["p_similarity_negative"].tolist()]
+    opposite = [_refusal_by_neighbors(p) for p in np.asarray(columns["p_similarity_negative"]).tolist()]
     columns["label_negative"] = _label_columns(by_neighbors["_negative"], opposite, None)["label"]
     columns |= _word_columns(selected, index)
     if model is not None and not is_bidirectional(model):

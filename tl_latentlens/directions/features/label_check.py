@@ -26,7 +26,7 @@ def shares_on(table: pd.DataFrame, sae: Any, index: ContextualIndex, hook_name: 
         A line for each feature whose label names something: feature, label, `share` of (activation)⁵, as labels give it,
         `share_of_activation`, and `n_contexts` in which the feature is active. NaN where it never is.
     """
-    labelled = table[table["label_kind"].isin([TOKEN, BEFORE, AFTER, POSITION])]
+    labelled = pd.DataFrame(table[table["label_kind"].isin([TOKEN, BEFORE, AFTER, POSITION])])
     features = labelled["feature"].tolist()
     evidence = bank_activity(sae, index, hook_name, features, progress=progress).evidence
     texts, rows = row_texts(index.bank_rows), evidence.rows
@@ -38,7 +38,7 @@ def shares_on(table: pd.DataFrame, sae: Any, index: ContextualIndex, hook_name: 
         for name, of_rows in weights.items():
             columns[name].append(float(of_rows[holds].sum() / of_rows.sum()) if n else np.nan)
     n_contexts = [(drawn.rows >= 0).sum(-1) for drawn in (evidence.fitted, evidence.held_out)]
-    return labelled[["feature", "label"]].reset_index(drop=True).assign(**columns, n_contexts=sum(n_contexts))
+    return pd.DataFrame(labelled[["feature", "label"]]).reset_index(drop=True).assign(**columns, n_contexts=sum(n_contexts))
 
 
 def rows_of_label(kind: str, parts: list[str], texts: RowTexts) -> Bool[np.ndarray, " rows"]:

@@ -105,7 +105,13 @@ class LabelChooser:
         labels = [
             self._label(place, {kind: of_kind.of(i) for kind, of_kind in forms.items()}) for i, place in enumerate(own.tolist())
         ]
-        stems = [self._stems(place, label) for place, label in zip(own.tolist(), labels, strict=True)]
+        forms_of = [[letters_of(form) for text, _ in label.parts for form in text.split("/")] for label in labels]
+        distinct = list({form for of_label in forms_of for form in of_label})
+        stem_of = dict(zip(distinct, stems_of(distinct, LANGUAGE), strict=True))
+        stems = [
+            self._stems(place) | {stem_of[form] for form in of_label}
+            for place, of_label in zip(own.tolist(), forms_of, strict=True)
+        ]
         known = np.concatenate([np.zeros(0), *null])
         return ChosenLabels(labels, Detection(**scores), known[~np.isnan(known)], precision, stems)
 
@@ -153,10 +159,9 @@ class LabelChooser:
             parts = tuple((f"{_ordinal(int(text))} token", share) for text, share in parts)
         return Label(_FORMS.get(kind, "{}").format(_with_shares(parts)), TOKEN if kind == WORD else kind, parts)
 
-    def _stems(self, place: int, label: Label) -> frozenset[str]:
+    def _stems(self, place: int) -> frozenset[str]:
         rules = self._rules[WORD]
-        named = stems_of([letters_of(form) for text, _ in label.parts for form in text.split("/")], LANGUAGE)
-        return frozenset([*named, *(rules.texts.texts[key] for key in rules.keys[place].tolist() if key >= 0)])
+        return frozenset(rules.texts.texts[key] for key in rules.keys[place].tolist() if key >= 0)
 
 
 def neighbor_labels(rows: Int[np.ndarray, "f k"], texts: RowTexts) -> list[Label]:

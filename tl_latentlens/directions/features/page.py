@@ -158,7 +158,7 @@ def feature_page_data(
 
 
 def _head(table: pd.DataFrame, neighbors: SearchResult, call: str) -> PageHead:
-    n_named, n_mixed = int(is_labelled(table).sum()), int((table["label_kind"] == MIXED).sum())
+    n_named, n_mixed = int(is_labelled(table).sum()), np.count_nonzero(table["label_kind"] == MIXED)
     n_none, has_activity = len(table) - n_named - n_mixed, "density" in table
     evidence = "where they fire" if has_activity else "their nearest rows"
     index, n_neighbors = neighbors.index, neighbors.rows.shape[-1]

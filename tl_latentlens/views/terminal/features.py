@@ -72,7 +72,7 @@ def label_counts(table: pd.DataFrame) -> str:
     of_kind = {str(kind): int(n) for kind, n in table["label_kind"].value_counts().items()}
     n_mixed, n_none = of_kind.pop(MIXED, 0), of_kind.pop("", 0)
     kinds = counts_in_words(of_kind) if "density" in table else ""
-    reasons = table["why_not"][table["label_kind"] == ""].str.replace(r" \(p = .*\)", "", regex=True).value_counts()
+    reasons = pd.Series(table["why_not"][table["label_kind"] == ""]).str.replace(r" \(p = .*\)", "", regex=True).value_counts()
     whys = "; ".join(f"{n:,}: {reason}" for reason, n in reasons.items())
     parts = [
         f"{len(table):,} features: {sum(of_kind.values()):,} named{f' ({kinds})' if kinds else ''}",
