@@ -123,11 +123,10 @@ class LabelChooser:
         for kinds_of_place in ((WORD, TOKEN), (BEFORE, AFTER, POSITION)):
             is_open = kinds == ""
             for kind in kinds_of_place:
-                every = np.arange(len(kinds))
-                scores = self._detect(kind, every, every, held_out=False).score
-                is_good = (self._rules[kind].n_parts > 0) & (n_contexts >= MIN_CONTEXTS) & (scores >= MIN_DETECTION)
-                is_good &= self._precision(kind) >= MIN_PRECISION
-                n_parts = self._rules[kind].n_parts
+                n_parts, scores = self._rules[kind].n_parts, np.full(len(kinds), -np.inf)
+                has_rule = np.flatnonzero((n_parts > 0) & (n_contexts >= MIN_CONTEXTS))
+                scores[has_rule] = self._detect(kind, has_rule, has_rule, held_out=False).score
+                is_good = (scores >= MIN_DETECTION) & (self._precision(kind) >= MIN_PRECISION)
                 is_better = is_open & is_good & (scores > best + _BETTER) & (n_parts <= fewest_parts)
                 kinds[is_better], best[is_better], fewest_parts[is_better] = kind, scores[is_better], n_parts[is_better]
         return kinds
