@@ -17,8 +17,9 @@ from tl_latentlens.directions.features.contexts import CONTEXT_TOKENS, contexts_
 from tl_latentlens.directions.features.detection import ContextRules, detect
 from tl_latentlens.directions.features.evidence import POWER
 from tl_latentlens.directions.features.held_out import held_out_prompts, held_out_rows
+from tl_latentlens.directions.features.label_check import rows_of_label
 from tl_latentlens.directions.features.label_rule import find_rules, is_among, rule_precision
-from tl_latentlens.directions.features.row_texts import END, row_texts
+from tl_latentlens.directions.features.row_texts import END, NumberedTexts, RowTexts, row_texts
 from tl_latentlens.directions.features.sae import TensorSAE
 from tl_latentlens.directions.features.samples import ActivePairs, PrioritySample
 from tl_latentlens.model.fingerprint import Fingerprint
@@ -285,3 +286,25 @@ def test_contexts_of_long_texts_are_pieces_of_them(any_model: Any, tmp_path: Pat
     for context, (first, end) in enumerate(zip(contexts.first_rows, contexts.end_rows, strict=True)):
         assert (contexts.of_rows[first:end] == context).all()
     assert contexts.end_of_chunk(0, 1) == contexts.end_rows[0]
+
+
+def test_another_index_must_hold_what_the_sae_reads(labelled: tll.FeatureResult, bank: tll.Bank) -> None:
+    with pytest.raises(tll.UnknownHookError, match=r"no rows of 'blocks\.0\.hook_resid_post', which the SAE reads"):
+        labelled.shares_on(tll.ContextualIndex(bank, 3, device="cpu"))
+    with pytest.raises(tll.InvalidInputError):
+        labelled.shares_on("bank.h5")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_stroke_in_a_token_is_no_two_forms() -> None:
+    tokens = NumberedTexts(np.array([0, 1, 2, 3]), ["://", ":", "a", "b"])
+    none = NumberedTexts(np.full(4, -1), [])
+    texts = RowTexts({"token": tokens, "word": none}, {})
+    assert rows_of_label("token", ["://"], texts).tolist() == [True, False, False, False]
+    assert rows_of_label("token", ["a/…b"], texts).tolist() == [False, False, True, True]
+
+
+def test_the_layer_of_an_sae_is_a_hook_name() -> None:
+    tensors = {"W_dec": torch.eye(4), "W_enc": torch.eye(4), "b_enc": torch.zeros(4)}
+    assert tll.load_sae(tensors, hook_name=3).hook_name == "blocks.3.hook_resid_post"
+    with pytest.raises(tll.InvalidInputError, match="got layer -1"):
+        tll.load_sae(tensors, hook_name=-1)

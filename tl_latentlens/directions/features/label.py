@@ -124,9 +124,9 @@ def label_features(
         reasons = [_refusal_by_activations(line, n) for line, n in zip(lines, n_contexts, strict=True)]
         has_label = np.array([not reason for reason in reasons], bool)
         columns |= {name: np.where(has_label, columns[name], np.nan) for name in _LABEL_SCORES}
-    columns |= _label_columns(labels, reasons, near)
+    columns |= _label_columns(labels, reasons, near, _MIXED_NEIGHBORS if activity is None else _MIXED_REASON)
     opposite = [_refusal_by_neighbors(p) for p in np.asarray(columns["p_similarity_negative"]).tolist()]
-    columns["label_negative"] = _label_columns(by_neighbors["_negative"], opposite, None)["label"]
+    columns["label_negative"] = _label_columns(by_neighbors["_negative"], opposite, None, "")["label"]
     columns |= _word_columns(selected, index)
     if model is not None and not is_bidirectional(model):
         index.check_model(model)
@@ -145,12 +145,14 @@ def label_features(
     return FeatureResult(neighbors.ids, neighbors.positive, neighbors.negative, table, activity, nulls, sae, model)
 
 
-def _label_columns(labels: Sequence[Label], reasons: Sequence[str], near: Sequence[list[str]] | None) -> dict[str, list[Any]]:
+def _label_columns(
+    labels: Sequence[Label], reasons: Sequence[str], near: Sequence[list[str]] | None, mixed_reason: str
+) -> dict[str, list[Any]]:
     """The columns of labels, empty where there is a reason against one, and the column of reasons."""
     given = [Label() if reason else label for label, reason in zip(labels, reasons, strict=True)]
     near = [[]] * len(given) if near is None else near
     has_near = [label.kind not in ("", MIXED) and bool(words) for label, words in zip(given, near, strict=True)]
-    whys = [reason or _MIXED_REASON * (label.kind == MIXED) for label, reason in zip(given, reasons, strict=True)]
+    whys = [reason or mixed_reason * (label.kind == MIXED) for label, reason in zip(given, reasons, strict=True)]
     return {
         "label": [
             f"{label.text} · near: {', '.join(words)}" if shown else label.text
@@ -164,6 +166,7 @@ def _label_columns(labels: Sequence[Label], reasons: Sequence[str], near: Sequen
 
 
 _MIXED_REASON = "no three tokens carry half of its activation, or they do not tell its contexts or rows from others"
+_MIXED_NEIGHBORS = "no three tokens are half of its nearest rows"
 
 
 def _refusal_by_neighbors(p: float) -> str:

@@ -8,7 +8,8 @@ from jaxtyping import Bool
 
 from tl_latentlens.directions.features.activity import bank_activity
 from tl_latentlens.directions.features.row_texts import AFTER, BEFORE, LANGUAGE, POSITION, TOKEN, WORD, RowTexts, row_texts
-from tl_latentlens.index.contextual import ContextualIndex
+from tl_latentlens.errors import UnknownHookError
+from tl_latentlens.index.contextual import ContextualIndex, require_index
 from tl_latentlens.index.word_table import stems_of
 
 
@@ -24,8 +25,17 @@ def shares_on(table: pd.DataFrame, sae: Any, index: ContextualIndex, hook_name: 
 
     Returns:
         A line for each feature whose label names something: feature, label, `share` of (activation)⁵, as labels give it,
-        `share_of_activation`, and `n_contexts` in which the feature is active. NaN where it never is.
+        `share_of_activation`, and `n_contexts` in which the feature is active, 256 at most. NaN where it never is.
+
+    Raises:
+        InvalidInputError: Something that is not an index.
+        UnknownHookError: The index lacks the activation.
     """
+    require_index(index)
+    if hook_name not in index.hook_names:
+        raise UnknownHookError(
+            f"the index has no rows of {hook_name!r}, which the SAE reads; it has {list(index.hook_names)}: bank that too"
+        )
     labelled = pd.DataFrame(table[table["label_kind"].isin([TOKEN, BEFORE, AFTER, POSITION])])
     features = labelled["feature"].tolist()
     evidence = bank_activity(sae, index, hook_name, features, progress=progress).evidence
@@ -53,7 +63,8 @@ def rows_of_label(kind: str, parts: list[str], texts: RowTexts) -> Bool[np.ndarr
         numbers = [int("".join(sign for sign in text if sign.isdigit())) for text in parts]
         return np.isin(texts.by_kind[POSITION].ids, numbers)
     of_kind, words = texts.by_kind[kind], texts.by_kind[WORD]
-    forms = [form for text in parts for form in (text.split("/") if text.strip("/") else [text])]
+    whole = set(of_kind.texts)  # A "/" joins two forms of a text, or is a sign of it.
+    forms = [form for text in parts for form in ([text] if (text.strip("…") or text) in whole else text.split("/"))]
     named = {form.strip("…") or form for form in forms} if kind == TOKEN else set(parts)
     holds = np.isin(of_kind.ids, [i for i, text in enumerate(of_kind.texts) if text in named])
     if kind == TOKEN:

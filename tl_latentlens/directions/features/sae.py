@@ -76,7 +76,7 @@ class TensorSAE:
         return ENCODERS[self.architecture].encode(inputs if self.b_dec is None else inputs - self.b_dec, self)
 
 
-def load_sae(source: str | Path | dict[str, Tensor], *, hook_name: str | None = None) -> TensorSAE:
+def load_sae(source: str | Path | dict[str, Tensor], *, hook_name: int | str | None = None) -> TensorSAE:
     """An SAE from a file or from tensors, without SAELens.
 
     A folder gives what `sae_lens.SAE.load_from_disk` gives, for SAEs and transcoders of any version of SAELens; or an error
@@ -87,7 +87,7 @@ def load_sae(source: str | Path | dict[str, Tensor], *, hook_name: str | None = 
             safetensors file, or tensors by SAELens' names (`W_dec`, `W_enc`, `b_enc`, ...; `W_dec` alone will do). Tensors
             without a configuration are a gated SAE where there is `r_mag`, a JumpReLU one where there is `threshold`, and
             else a ReLU one.
-        hook_name: The activation it was trained on; None: what the configuration says.
+        hook_name: The activation it was trained on, or the layer of its `hook_resid_post`; None: what the configuration says.
 
     Raises:
         InvalidInputError: No such file, no `W_dec`, shapes that do not fit, tensors that the architecture does not have, or a
@@ -95,6 +95,10 @@ def load_sae(source: str | Path | dict[str, Tensor], *, hook_name: str | None = 
     """
     if not isinstance(source, str | Path | dict):
         raise InvalidInputError(f"got {type(source).__name__}; expected a path or tensors. An SAELens SAE is used as it is")
+    if isinstance(hook_name, int):
+        if hook_name < 0:
+            raise InvalidInputError(f"got layer {hook_name}; expected one counted from the first, 0, or a hook name")
+        hook_name = f"blocks.{hook_name}.hook_resid_post"
     if isinstance(source, dict):
         return _from_tensors({name: as_tensor(tensor) for name, tensor in source.items()}, {}, hook_name)
     path = DEMO_SAE if str(source) == "demo" else Path(source).expanduser()
