@@ -58,6 +58,6 @@ def _mean_of_known(values: Float[np.ndarray, " f"]) -> float:
     return float(known.mean()) if len(known) else math.nan
 
 
-def _line(figure: str, values: Float[np.ndarray, " f"], null: float) -> dict[str, str | float]:
+def _line(figure: str, values: Float[np.ndarray, " f"] | Bool[np.ndarray, " f"], null: float) -> dict[str, str | float]:
     mean = share_of(values)
     return {"figure": figure, "mean": mean.mean, "low": mean.low, "high": mean.high, "null": null, "features": mean.n}

@@ -101,7 +101,7 @@ class LargestPairs:
 class PrioritySample:
     """A sample of each feature's rows, drawn by a power of their activations."""
 
-    def __init__(self, feature_ids: Int[np.ndarray, " f"], k: int, power: float, seed: int, device: torch.device) -> None:
+    def __init__(self, feature_ids: Int[np.ndarray, " f"], k: int, power: int, seed: int, device: torch.device) -> None:
         """Draw nothing yet.
 
         Args:
