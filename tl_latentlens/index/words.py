@@ -1,28 +1,15 @@
-"""The word at a row, the words near it, and the words that sets of rows have in common.
+"""The word at a row, and the words near it.
 
 `corpus.words` says where a word starts and ends among tokens.
 """
 
-import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-
-import numpy as np
-from jaxtyping import Int
-from tqdm.auto import tqdm
 
 from tl_latentlens.bank.bank import Row
 from tl_latentlens.corpus.words import letters_of, starts_word, word_spans
-from tl_latentlens.index.contextual import ContextualIndex
 
 _NEAR_TOKENS = 8  # tokens to each side of a row whose words count as near
-_MAX_WORDS = 3  # words for one set of rows
-_MIN_ROWS = 2  # rows of a set that must have a word
-_MIN_SHARE = 0.15  # share of a set's rows that must have a word
-_MIN_SHARE_RATIO = 4  # A word must occur so many times as often as in the bank.
-_BACKGROUND_ROWS = 2000  # random rows that tell how common a word is in the bank
 
 
 @dataclass(frozen=True)
@@ -38,49 +25,6 @@ class RowWords:
     word: str
     piece: str
     near: frozenset[str]
-
-
-_WORD_KINDS: tuple[tuple[float, Callable[[Sequence[RowWords]], list[str]]], ...] = (
-    (1.0, lambda rows: [row.word for row in rows]),
-    (1.0, lambda rows: [row.piece for row in rows]),
-    (0.5, lambda rows: [word for row in rows for word in row.near]),
-)
-"""The weight of each kind of word in a score, and the words of that kind at some rows."""
-
-
-def common_words(
-    index: ContextualIndex, row_sets: Int[np.ndarray, "n rows"], rng: np.random.Generator, progress: bool
-) -> list[str]:
-    """Up to three words for each set of rows that tell it from the rest of the bank; empty where there is none.
-
-    A word, or a token that is a part of one ("…ing"), must occur at 15 % of the rows, at two at least, and four times as often
-    as in the bank. Words are ranked by share x log2(share / share in the bank). A word that only occurs near the rows' tokens
-    counts half. Row numbers past the last row of the index count as none.
-    """
-
-    @lru_cache(2**16)
-    def words_of(row: int) -> RowWords:
-        return word_at_row(index.row(row))
-
-    background = [words_of(row) for row in rng.integers(0, index.n_rows, min(index.n_rows, _BACKGROUND_ROWS)).tolist()]
-    background_counts = [Counter(words_of_kind(background)) for _, words_of_kind in _WORD_KINDS]
-    labels = []
-    for row_ids in tqdm(row_sets.tolist(), desc="labels", unit=" features", delay=2, disable=not progress):
-        rows = [words_of(row) for row in set(row_ids) if row < index.n_rows]
-        scores = _word_scores(rows, background_counts, len(background))
-        labels.append(", ".join(sorted(scores, key=lambda word: (-scores[word], word))[:_MAX_WORDS]))
-    return labels
-
-
-def _word_scores(rows: Sequence[RowWords], background_counts: Sequence[Counter[str]], n_background: int) -> dict[str, float]:
-    """The score of each word that is common among some rows and rare in the bank."""
-    scores: dict[str, float] = {}
-    for (weight, words_of_kind), counts in zip(_WORD_KINDS, background_counts, strict=True):
-        for word, n in Counter(words_of_kind(rows)).items():
-            share, background_share = n / len(rows), (counts[word] + 0.5) / (n_background + 1)
-            if word and n >= _MIN_ROWS and share >= _MIN_SHARE and share >= _MIN_SHARE_RATIO * background_share:
-                scores[word] = max(scores.get(word, 0.0), weight * share * math.log2(share / background_share))
-    return scores
 
 
 def word_at_row(row: Row) -> RowWords:
