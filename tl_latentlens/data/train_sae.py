@@ -1,14 +1,19 @@
-"""Train the embedded SAE with SAELens: `python -m tl_latentlens.data.train_sae concepts.txt --out OUT`.
+"""Train an SAE with SAELens: the embedded one, or one of another model's residual stream.
 
-A BatchTopK sparse autoencoder of the embedded model's residual stream, saved as SAELens saves it for use (a JumpReLU
-SAE). Each text is read alone after BOS, as in a bank, and BOS itself is left out. Every fiftieth block of five texts is
-never trained on, and `evaluate` measures on those.
+    python -m tl_latentlens.data.train_sae concepts.txt --out OUT
+    python -m tl_latentlens.data.train_sae concepts.txt --out OUT --model smollm2 --dtype bfloat16 --d-sae 4608 --k 32 \\
+        --hook-name blocks.14.hook_resid_post --tokens 3300000 --checkpoints CHECKPOINTS
+
+A BatchTopK sparse autoencoder, saved as SAELens saves it for use (a JumpReLU SAE). Each text is read alone after BOS, as in
+a bank, and BOS itself is left out. Every fiftieth block of five texts is never trained on, and `evaluate` measures on those,
+with the model in float32.
 """
 
 import json
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -30,11 +35,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_latentlens.corpus.texts import load_corpus
-from tl_latentlens.model.loading import load_demo_model
+from tl_latentlens.model.loading import load_model
 
 DATA = Path(__file__).parent
-HOOK_NAME = "blocks.3.hook_resid_post"
-D_SAE, CONTEXT, SAE_BATCH_TOKENS, SEED = 1536, 40, 1024, 0
+CONTEXT, SAE_BATCH_TOKENS, SEED, CHECKPOINTS = 40, 1024, 0, 20
 BLOCK, HELD_OUT_BLOCK_EVERY = 5, 50  # the concept corpus has five sentences a concept
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -54,30 +58,47 @@ def token_rows(texts: list[str], tokenizer: Any) -> Dataset:
     return Dataset.from_dict({"input_ids": rows["input_ids"]})
 
 
-def train_sae(model: Any, rows: Dataset, tokens: int, k: float, lr: float) -> Any:
-    """SAELens' own training, without its logging, checkpoints and output folder."""
-    steps = tokens // SAE_BATCH_TOKENS
+@dataclass(frozen=True)
+class SAESettings:
+    """What is trained, and on how much."""
+
+    model: str
+    hook_name: str
+    d_sae: int
+    tokens: int
+    k: float
+    lr: float
+
+
+def train_sae(model: Any, rows: Dataset, settings: SAESettings, checkpoints: Path | None) -> Any:
+    """SAELens' own training, without its logging and output folder; it goes on from the last checkpoint in the folder."""
+    steps = settings.tokens // SAE_BATCH_TOKENS
+    states = (
+        [] if checkpoints is None else sorted(checkpoints.glob("*/*/trainer_state.pt"), key=lambda path: path.stat().st_mtime)
+    )
     config = LanguageModelSAERunnerConfig(
         sae=BatchTopKTrainingSAEConfig(
-            d_in=model.cfg.d_model, d_sae=D_SAE, k=k, normalize_activations="expected_average_only_in"
+            d_in=model.cfg.d_model, d_sae=settings.d_sae, k=settings.k, normalize_activations="expected_average_only_in"
         ),
-        model_name="demo",
+        model_name=settings.model,
         model_from_pretrained_kwargs={},
-        hook_name=HOOK_NAME,
+        hook_name=settings.hook_name,
         context_size=CONTEXT,
         exclude_special_tokens=True,
         store_batch_size_prompts=128,
         n_batches_in_buffer=1024,
         n_batches_for_norm_estimate=20,
-        training_tokens=tokens,
+        training_tokens=settings.tokens,
         train_batch_size_tokens=SAE_BATCH_TOKENS,
-        lr=lr,
+        lr=settings.lr,
         lr_warm_up_steps=steps // 20,
         lr_decay_steps=steps // 3,
         dead_feature_window=100,
         feature_sampling_window=500,
         logger=LoggingConfig(log_to_wandb=False),
-        checkpoint_path=None,
+        n_checkpoints=CHECKPOINTS if checkpoints else 0,
+        checkpoint_path=str(checkpoints) if checkpoints else None,
+        resume_from_checkpoint=str(states[-1].parent) if states else None,
         output_path=None,
         seed=SEED,
     )
@@ -101,7 +122,7 @@ def after_bos(value: Tensor, *, hook: Any, by: Any) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: Any, sae: Any, texts: list[str]) -> dict[str, Any]:
+def evaluate(model: Any, sae: Any, hook_name: str, texts: list[str]) -> dict[str, Any]:
     """Figures on texts, each read alone; BOS is neither replaced nor counted.
 
     `loss_recovered` is (zero ablation - SAE) / (zero ablation - clean) of the losses, in nats a token: 1 where the SAE's
@@ -113,11 +134,11 @@ def evaluate(model: Any, sae: Any, texts: list[str]) -> dict[str, Any]:
     targets, squared_error, squares, total = 0, 0.0, 0.0, torch.zeros(sae.cfg.d_in, dtype=torch.float64)
     for ids, real in held_out_batches(texts, model):
         for name, by in replacements.items():
-            logits = model.run_with_hooks(ids, fwd_hooks=[(HOOK_NAME, partial(after_bos, by=by))])
+            logits = model.run_with_hooks(ids, fwd_hooks=[(hook_name, partial(after_bos, by=by))])
             nats = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
             losses[name] += nats[real[:, 1:].flatten()].sum().item()
-        _, cache = model.run_with_cache(ids, names_filter=HOOK_NAME)
-        vectors: Float[Tensor, "n d_in"] = cache[HOOK_NAME][:, 1:][real[:, 1:]]
+        _, cache = model.run_with_cache(ids, names_filter=hook_name)
+        vectors: Float[Tensor, "n d_in"] = cache[hook_name][:, 1:][real[:, 1:]]
         features = sae.encode(vectors)
         fired += (features > 0).sum(0)
         squared_error += (vectors - sae.decode(features)).double().square().sum().item()
@@ -144,26 +165,31 @@ def main(
         str, typer.Argument(help="texts, one a line (or anything load_corpus reads); demo: the embedded")
     ] = "demo",
     out: Annotated[Path, typer.Option(help="folder for the SAE")] = DATA / "demo_sae",
+    model_name: Annotated[str, typer.Option("--model", help="as load_model takes it")] = "demo",
+    dtype: Annotated[str, typer.Option(help="of the model's weights while training")] = "float32",
+    hook_name: Annotated[str, typer.Option(help="the activation to encode")] = "blocks.3.hook_resid_post",
+    d_sae: Annotated[int, typer.Option(help="number of features")] = 1536,
     tokens: Annotated[int, typer.Option(help="tokens to train on, BOS not counted")] = 1_500_000,
     k: Annotated[float, typer.Option(help="features active a token, on average")] = 24,
     lr: Annotated[float, typer.Option(help="peak learning rate")] = 1e-3,
+    checkpoints: Annotated[Path | None, typer.Option(help="folder for them; a killed training goes on from the last")] = None,
 ) -> None:
     """Train, save in SAELens' format for use, and write the held-out figures to training.json."""
     start = time.time()
-    model = load_demo_model("hooked")
+    settings = SAESettings(model_name, hook_name, d_sae, tokens, k, lr)
+    kind = "hooked" if model_name == "demo" else "bridge"  # The bridge of a larger model is ten times as fast on a CPU.
+    model = load_model(model_name, kind=kind, dtype=dtype)
     training, held_out = split_texts(list(load_corpus(corpus)))
-    trained = train_sae(model, token_rows(training, model.tokenizer), tokens, k, lr)
+    trained = train_sae(model, token_rows(training, model.tokenizer), settings, checkpoints)
     trained.save_inference_model(out)
     minutes = (time.time() - start) / 60
     sae = SAE.load_from_disk(out)  # the figures are of what was saved
     record = {
-        **evaluate(model, sae, held_out),
-        "hook_name": HOOK_NAME,
+        **evaluate(load_model(model_name, kind=kind), sae, hook_name, held_out),
+        **asdict(settings),
         "trained_as": trained.cfg.architecture(),
         "saved_as": sae.cfg.architecture(),
-        "d_sae": D_SAE,
-        "k": k,
-        "lr": lr,
+        "dtype": dtype,
         "batch_tokens": SAE_BATCH_TOKENS,
         "tokens_trained": -(-tokens // SAE_BATCH_TOKENS) * SAE_BATCH_TOKENS,
         "training_texts": len(training),
