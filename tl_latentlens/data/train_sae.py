@@ -1,7 +1,7 @@
-"""Train an SAE with SAELens: the embedded one, or one of another model's residual stream.
+r"""Train an SAE with SAELens: the embedded one, or one of another model's residual stream.
 
     python -m tl_latentlens.data.train_sae concepts.txt --out OUT
-    python -m tl_latentlens.data.train_sae concepts.txt --out OUT --model smollm2 --dtype bfloat16 --d-sae 4608 --k 32 \\
+    python -m tl_latentlens.data.train_sae concepts.txt --out OUT --model smollm2 --dtype bfloat16 --d-sae 4608 --k 32 \
         --hook-name blocks.14.hook_resid_post --tokens 3300000 --checkpoints CHECKPOINTS
 
 A BatchTopK sparse autoencoder, saved as SAELens saves it for use (a JumpReLU SAE). Each text is read alone after BOS, as in
