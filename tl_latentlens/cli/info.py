@@ -61,6 +61,7 @@ def _info_table(bank: tll.Bank) -> Table:
     lines = {
         "model": f"{model.name} ({model.class_name}, {model.n_layers} layers, d_model {model.d_model}, {weights})",
         **({"loaded from": model.source} if model.source else {}),
+        **({"quantization": model.quantization} if model.quantization else {}),
         "rows": f"{bank.n_rows:,} contextual tokens of {len(plan.tokens):,} tokens in {plan.n_prompts:,} prompts",
         "plan": f"{'no cap' if cap is None else f'at most {cap} rows'} a token id, seed {plan.settings.seed}, "
         f"{plan.n_truncated:,} prompts cut at n_ctx {model.n_ctx}{_REPEAT_NOTE if plan.settings.repeat else ''}"

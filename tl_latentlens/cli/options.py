@@ -33,7 +33,9 @@ HookOption = Annotated[
     ),
 ]
 BankArgument = Annotated[Path, typer.Argument(help="a bank file (.h5)")]
-_MODEL_HELP = "`demo`, a folder in Hugging Face format, or a name TransformerLens knows (`gpt2`)"
+_MODEL_HELP = (
+    "`demo`, `smollm2`, `gemma3-270m`, a folder in Hugging Face format, a GGUF file, or a name TransformerLens knows (`gpt2`)"
+)
 
 
 @dataclass
@@ -99,8 +101,8 @@ class ModelOptions(OptionGroup):
         """
         if self.model is None:
             raise InvalidInputError(
-                "got no --model; expected the embedded one, --model demo, a folder in Hugging Face format, or a name that "
-                "TransformerLens knows, --model gpt2"
+                "got no --model; expected the embedded one, --model demo, a folder in Hugging Face format, a GGUF file, or a "
+                "name that TransformerLens knows, --model gpt2"
             )
         return tll.load_model(self.model, **self._settings(), dtype=self.model_dtype)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.info import ModelInfo
-from tl_latentlens.model.source import source_of
+from tl_latentlens.model.source import quantization_of, source_of
 
 NO_TOKENIZER = hashlib.sha256(b"").hexdigest()
 """The vocabulary hash of a model without tokenizer."""
@@ -131,6 +131,7 @@ def describe_model(model: Any) -> ModelInfo:
         centered=embedding is not None and _is_centered(embedding.detach().float()),
         tokenizer=hashlib.sha256(vocabulary.encode()).hexdigest(),
         source=source_of(model),
+        quantization=quantization_of(model),
     )
 
 

@@ -42,7 +42,8 @@ class Models:
 
 def _named(info: ModelInfo) -> str:
     centered = ", mean-centred" if info.centered else ""
-    return f"{info.name} ({info.class_name}, {info.n_layers} layers, d_model {info.d_model}, {info.dtype}{centered})"
+    stored = f" of {info.quantization} in a GGUF file" * bool(info.quantization)
+    return f"{info.name} ({info.class_name}, {info.n_layers} layers, d_model {info.d_model}, {info.dtype}{stored}{centered})"
 
 
 def cause_in_settings(model: Any, distance_now: float, measure_distance: Callable[[], float]) -> str | None:
@@ -137,6 +138,15 @@ def cause(model: Any, stored: Fingerprint, replayed: Fingerprint, names: Sequenc
         return (
             f"the bank was built while hooks were attached at {some(models.hooked)}, which may have changed its activations; "
             f"attach them (model.add_hook), rebuild the bank without them, {_READ_ON}"
+        )
+    if bank.quantization != checked.quantization:
+        read = [
+            f"read from GGUF types {types}" if types else "read from no GGUF file"
+            for types in (bank.quantization, checked.quantization)
+        ]
+        return (
+            f"their weights were stored otherwise: the bank's model was {read[0]}, this one {read[1]}, with a {moved}; load "
+            f"the model that built the bank, {_READ_ON}"
         )
     if quantized := _quantized_weights(model):
         return f"the model's weights are quantized ({quantized}), with a {moved}; load it without, {_READ_ON}"

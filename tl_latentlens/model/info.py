@@ -14,8 +14,10 @@ class ModelInfo:
         dtype: Of the weights, for instance "float32".
         centered: True where center_writing_weights removed each residual vector's mean over d_model.
         tokenizer: sha256 over the vocabulary, hex.
-        source: What to load it by again: "demo", a name on the hub or an absolute folder; empty where that is not known. The
-            same model may be loaded from several places, so this is left out of every comparison.
+        source: What to load it by again: "demo", a name on the hub, an absolute folder or GGUF file; empty where that is not
+            known. The same model may be loaded from several places, so this is left out of every comparison.
+        quantization: The types of the weights in the GGUF file that it was read from, that of the most weights first, for
+            instance "Q4_1, Q8_0, F32"; empty for other models.
     """
 
     name: str
@@ -28,6 +30,7 @@ class ModelInfo:
     centered: bool
     tokenizer: str
     source: str = field(default="", compare=False)
+    quantization: str = ""
 
     @property
     def kind(self) -> str | None:

