@@ -42,7 +42,16 @@ class PlanSettings:
 
 
 # The first banks had no such fields. They are not recorded where they are 0 or empty, so that digests stay the same.
-OPTIONAL_FIELDS = ("repeat", "text_start", "keep_special_tokens", "n_heads", "source", "quantization", "dropped_space", "hooked")
+OPTIONAL_FIELDS = (
+    "repeat",
+    "text_start",
+    "keep_special_tokens",
+    "n_heads",
+    "source",
+    "quantization",
+    "dropped_space",
+    "hooked",
+)
 
 
 def to_json_dict(data: Any) -> dict[str, Any]:

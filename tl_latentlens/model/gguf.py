@@ -69,7 +69,7 @@ def reading_gguf(path: Path, settings: LoadSettings) -> Iterator[GGUFModel]:
     placed = {name: value for name, value in settings.given().items() if name in ("device_map", "max_memory")}
     # transformers reads the file's head three times, which takes seconds each time: its vocabulary is in it, token by token.
     with patch.object(gguf, "GGUFReader", lambda *_: head):
-        hf_model = AutoModelForCausalLM.from_pretrained(**file, dtype=settings.dtype or torch.float32, **placed)
+        hf_model: Any = AutoModelForCausalLM.from_pretrained(**file, dtype=settings.dtype or torch.float32, **placed)
         tokenizer = AutoTokenizer.from_pretrained(**file)
     # The weights are floats now, and transformers saves no config of a model that says otherwise.
     hf_model.hf_quantizer = None

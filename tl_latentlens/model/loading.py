@@ -17,11 +17,11 @@ import torch
 
 from tl_latentlens.errors import InvalidInputError, MissingExtraError
 from tl_latentlens.model.gguf import GGUFModel, is_gguf_file, reading_gguf
+from tl_latentlens.model.hf_models import bridge_of, hooked_of
 from tl_latentlens.model.info import ModelInfo
 from tl_latentlens.model.load_settings import WEIGHT_DTYPES, LoadSettings, load_settings
 from tl_latentlens.model.packaged import PACKAGED_MODELS, packaged_file
 from tl_latentlens.model.source import DEMO_MODEL, is_model_folder, remember_quantization, remember_source
-from tl_latentlens.search.device import as_device
 
 KINDS = ("hooked", "bridge")
 # TransformerLens, transformers and gguf raise all of these for models, files and settings that they do not know.
@@ -202,7 +202,7 @@ def _load(name: str, place: Path, kind: str, settings: LoadSettings) -> Any:
     if is_folder:
         from transformers import AutoModelForCausalLM
 
-        return _hooked(AutoModelForCausalLM.from_pretrained(place, dtype=settings.dtype or torch.float32), place, settings)
+        return hooked_of(AutoModelForCausalLM.from_pretrained(place, dtype=settings.dtype or torch.float32), place, settings)
     from transformer_lens import HookedTransformer
 
     return HookedTransformer.from_pretrained_no_processing(name, **settings.given()).eval()
@@ -226,24 +226,15 @@ def _load_gguf(name: str, file: Path, kinds: Sequence[str], settings: LoadSettin
                 f"cannot read the GGUF file {file}: {_described(error)}. Expected a whole file, of an architecture that "
                 "transformers reads from GGUF"
             ) from error
-        load = {"bridge": _bridge_of_gguf, "hooked": _hooked_of_gguf}
-        model = _first_that_loads(name, kinds, lambda kind: load[kind](read, settings))
+        model = _first_that_loads(name, kinds, lambda kind: _of_gguf(read, kind, settings))
     remember_quantization(model, read.quantization)
     return model
 
 
-def _bridge_of_gguf(read: GGUFModel, settings: LoadSettings) -> Any:
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoTokenizer
-
-    # Layers on several devices are there since the file was read; one device is for the bridge to move the model to.
-    given = {name: value for name, value in settings.given().items() if name in ("device", "dtype")}
-    tokenizer = AutoTokenizer.from_pretrained(read.folder)
-    return TransformerBridge.boot_transformers(read.name, hf_model=read.hf_model, tokenizer=tokenizer, **given).eval()
-
-
-def _hooked_of_gguf(read: GGUFModel, settings: LoadSettings) -> Any:
-    model = _hooked(read.hf_model, read.folder, settings)
+def _of_gguf(read: GGUFModel, kind: str, settings: LoadSettings) -> Any:
+    if kind == "bridge":
+        return bridge_of(read.hf_model, read.name, read.folder, settings)
+    model = hooked_of(read.hf_model, read.folder, settings)
     model.cfg.model_name = read.name
     return model
 
@@ -260,31 +251,6 @@ def _accepted(boot: Callable[..., Any], settings: LoadSettings) -> dict[str, Any
             f"got {unknown}, which the installed TransformerLens does not take; upgrade it, or leave them out"
         )
     return given
-
-
-def _hooked(hf_model: Any, folder: Path, settings: LoadSettings) -> Any:
-    """A HookedTransformer with the weights of a transformers model, made without the hub.
-
-    `HookedTransformer.from_pretrained` asks the hub for the config even where the folder holds it.
-
-    Args:
-        hf_model: The model.
-        folder: Its config and tokenizer.
-        settings: Where it is put, and its dtype.
-    """
-    from transformer_lens import HookedTransformer
-    from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
-    from transformers import AutoTokenizer
-
-    dtype, n_devices = settings.dtype or torch.float32, settings.n_devices or 1
-    cfg = get_pretrained_model_config(str(folder), device=str(as_device(settings.device)), dtype=dtype, n_devices=n_devices)
-    state = get_pretrained_state_dict(str(folder), cfg, hf_model, dtype=dtype)
-    model = HookedTransformer(cfg, AutoTokenizer.from_pretrained(folder), move_to_device=False)
-    model.load_and_process_state_dict(
-        state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
-    )
-    model.move_model_modules_to_device()
-    return model.eval()
 
 
 @contextmanager
