@@ -1,5 +1,6 @@
 """The corpus run: texts → plan → batches → the model with bank hooks → a bank."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -95,13 +96,13 @@ def build_bank(
         keep_special_tokens=keep_special_tokens,
     )
     if progress and plan.n_truncated:
-        tqdm.write(cut_note(model, plan.n_truncated, plan.n_prompts, repeat))
+        tqdm.write(cut_note(model, plan.n_truncated, plan.n_prompts, repeat), file=sys.stderr)
     if progress and plan.n_own_bos:
-        tqdm.write(own_bos_note(plan.n_own_bos, plan.n_prompts))
+        tqdm.write(own_bos_note(plan.n_own_bos, plan.n_prompts), file=sys.stderr)
     if path.exists():
         bank = _open_finished(path, plan, model, names, dtype)
         if progress:
-            tqdm.write(f"{path} is complete already")
+            tqdm.write(f"{path} is complete already", file=sys.stderr)
         return bank
     record = record_model(model, plan, names)
     _run_corpus(model, path, plan, record, dtype, batch_tokens, progress)
@@ -166,7 +167,9 @@ def _run_batches(model: Any, writer: BankWriter, batch_tokens: int | None, progr
             bar.initial = bar.n = writer.tokens_to_run - writer.tokens_left  # The rate counts this run alone.
             bar.set_description(f"{name} (resumed)")
         if progress and batch_tokens not in (None, writer.batch_tokens):
-            tqdm.write(f"{partial_path(writer.path)} was begun with batch_tokens={writer.batch_tokens}, which stays")
+            tqdm.write(
+                f"{partial_path(writer.path)} was begun with batch_tokens={writer.batch_tokens}, which stays", file=sys.stderr
+            )
         for batch in writer.batches(model_device(model)):
             run_hooked(model, batch.tokens, batch.attention_mask, bank_hooks(writer, batch))
             bar.update(batch.n_tokens)
