@@ -24,6 +24,7 @@ BENCHMARKS = (
     "scenes",
     "keys",
     "coverage",
+    "evidence",
 )
 
 
@@ -37,7 +38,7 @@ def main(
     peak_flops: Annotated[float | None, typer.Option(help="of the device; default: known for H100 and H200")] = None,
     peer_python: Annotated[str | None, typer.Option(help="Python of an environment with latentlens; default: this one")] = None,
     figure: Annotated[Path | None, typer.Option(help="draw what growth, scenes or keys measures here (.svg, .png)")] = None,
-    folder: Annotated[Path | None, typer.Option(help="keeps what scenes and keys train; default: build/scenes")] = None,
+    folder: Annotated[Path | None, typer.Option(help="keeps what scenes, keys and evidence make; default: below build")] = None,
     draws: Annotated[int, typer.Option(help="simulated cases of each line of coverage")] = 1000,
     out: Annotated[Path | None, typer.Option(help="write the tables here too, as Markdown")] = None,
 ) -> None:

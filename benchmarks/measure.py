@@ -42,7 +42,7 @@ class Settings:
         peak_flops: Of the device, for the share of it that is used; None: from a table of known devices.
         peer_python: The Python of an environment with latentlens; None: this one.
         figure: Where `growth`, `scenes` and `keys` draw their figures.
-        folder: Where `scenes` and `keys` keep what they trained; None: build/scenes.
+        folder: Where `scenes` and `keys` keep what they trained, and `evidence` its banks; None: below build.
         draws: Simulated cases of each line of `coverage`.
     """
 
