@@ -40,6 +40,7 @@ def main(
     figure: Annotated[Path | None, typer.Option(help="draw what growth, scenes or keys measures here (.svg, .png)")] = None,
     folder: Annotated[Path | None, typer.Option(help="keeps what scenes, keys and evidence make; default: below build")] = None,
     draws: Annotated[int, typer.Option(help="simulated cases of each line of coverage")] = 1000,
+    sae: Annotated[str, typer.Option(help='of `--model`, for label_quality: "demo", or a folder')] = "demo",
     out: Annotated[Path | None, typer.Option(help="write the tables here too, as Markdown")] = None,
 ) -> None:
     """Run benchmarks; a wrong result ends the command with an error."""
@@ -47,7 +48,7 @@ def main(
         raise typer.BadParameter(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     if peer_python is not None and shutil.which(peer_python) is None:
         raise typer.BadParameter(f"no Python at {peer_python}")
-    settings = Settings(corpus, repeats, large, device, model, peak_flops, peer_python, figure, folder, draws)
+    settings = Settings(corpus, repeats, large, device, model, peak_flops, peer_python, figure, folder, draws, sae)
     sections = [environment()]
     typer.echo(sections[0])
     for name in names or BENCHMARKS:

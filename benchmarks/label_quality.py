@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 import tl_latentlens as tll
 from benchmarks.measure import Settings, table
 from tl_latentlens.directions.features.sae import TensorSAE, encode
+from tl_latentlens.model.loading import installed_kinds
 from tl_latentlens.statistics.intervals import share_of
 
 EVERY = 97  # Every so many texts of another corpus make a bank on which labels are tried.
@@ -25,22 +26,25 @@ FIGURES = {
 
 
 def run(settings: Settings) -> str:
-    """A table with a line for each SAE, and one of the labels on every 97th text of `--corpus`, where that is not "demo"."""
-    model, sae = tll.load_demo_model(), tll.load_sae("demo")
+    """A table with a line for each SAE, and one of the labels on every 97th text of `--corpus`, where that is not "demo".
+
+    `--model` and `--sae` name another than the embedded one.
+    """
+    kind = None if settings.model == "demo" else installed_kinds()[-1]  # a bridge of a larger model is the faster on a CPU
+    model, sae = tll.load_model(settings.model, kind=kind), tll.load_sae(settings.sae)
     with tempfile.TemporaryDirectory() as folder:
         bank = tll.build_bank(model, "demo", Path(folder) / "bank.h5", hook_names=sae.hook_name, progress=False)
         index = tll.ContextualIndex(bank, device=settings.device)
-        saes = {"embedded": sae, "decoder rows permuted": permuted(sae), "random weights": random_weights(sae, bank)}
+        saes = {"trained": sae, "decoder rows permuted": permuted(sae), "random weights": random_weights(sae, bank)}
         found = {name: tll.label_features(one, index, progress=False) for name, one in saes.items()}
-        text = (
-            f"## Labels of the embedded SAE, {bank.n_rows:,} rows\n\n{table([_line(name, of) for name, of in found.items()])}"
-        )
+        lines = table([_line(name, of) for name, of in found.items()])
+        text = f"## Labels of the SAE {settings.sae} of {settings.model}, {bank.n_rows:,} rows\n\n{lines}"
         if settings.corpus == "demo":
             return text
         texts = list(tll.load_corpus(settings.corpus))[::EVERY]
         other = tll.build_bank(model, texts, Path(folder) / "other.h5", hook_names=sae.hook_name, progress=False)
-        shares = found["embedded"].shares_on(tll.ContextualIndex(other, device=settings.device), progress=False)
-    return f"{text}\n\n{_on_other_corpus(shares, len(texts), found['embedded'])}"
+        shares = found["trained"].shares_on(tll.ContextualIndex(other, device=settings.device), progress=False)
+    return f"{text}\n\n{_on_other_corpus(shares, len(texts), found['trained'])}"
 
 
 def permuted(sae: TensorSAE) -> TensorSAE:

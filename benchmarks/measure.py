@@ -44,6 +44,7 @@ class Settings:
         figure: Where `growth`, `scenes` and `keys` draw their figures.
         folder: Where `scenes` and `keys` keep what they trained, and `evidence` its banks; None: below build.
         draws: Simulated cases of each line of `coverage`.
+        sae: What `load_sae` takes, for `label_quality`.
     """
 
     corpus: str = "demo"
@@ -56,6 +57,7 @@ class Settings:
     figure: Path | None = None
     folder: Path | None = None
     draws: int = 1000
+    sae: str = "demo"
 
 
 class WrongResultError(Exception):
