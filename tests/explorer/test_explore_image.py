@@ -30,11 +30,11 @@ from tl_latentlens.explorer import upload_source
 from tl_latentlens.explorer.app import image_source_for, make_app
 from tl_latentlens.explorer.layout import past_links
 from tl_latentlens.explorer.page import Page
-from tl_latentlens.explorer.picture_files import read_picture
 from tl_latentlens.explorer.reader import Reader
 from tl_latentlens.explorer.scene_source import SceneSource
 from tl_latentlens.explorer.upload_source import UploadSource
 from tl_latentlens.views.text import visible
+from tl_latentlens.vision.picture_files import read_picture
 from tl_latentlens.vision.scenes import draw_scenes
 
 HOSTILE = "The bank <script>document.title = 'ran'</script><img src=x onerror=alert(1)> of the river"
@@ -361,12 +361,12 @@ def test_a_vision_model_has_an_upload(vlm: Vlm, text_index: tll.ContextualIndex)
 
 
 def test_the_command_shows_scenes(scene_index: tll.ContextualIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tl_latentlens.cli.explore import ExploredModelOptions, explore
+    from tl_latentlens.cli.explore import ImageModelOptions, explore
     from tl_latentlens.explorer import app as served
 
     apps: list[Any] = []
     monkeypatch.setattr(served, "serve", lambda app, *_: apps.append(app))
-    explore(scene_index.banks[0].path, model=ExploredModelOptions(model="demo-vlm", device="cpu"))
+    explore(scene_index.banks[0].path, model=ImageModelOptions(model="demo-vlm", device="cpu"))
     assert "New scene" in layout_of(apps[0])
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,16 +71,38 @@ def bridged(model: Any, words: Any) -> Any:
 
 
 def llava() -> Vlm:
+    words = tokenizer()
+    return Vlm(bridged(llava_model(words), words), lambda image: {"pixel_values": image[None]}, 9, 24, 24)
+
+
+def llava_model(words: Any) -> Any:
+    """The LLaVA as transformers has it: 24 × 24 pixels, 3 × 3 patches."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    words = tokenizer()
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**TOWER, image_size=24, patch_size=8),
         text_config=LlamaConfig(vocab_size=len(words), **TEXT),
         image_token_index=words.convert_tokens_to_ids(IMAGE),
     )
-    bridge = bridged(LlavaForConditionalGeneration(config), words)
-    return Vlm(bridge, lambda image: {"pixel_values": image[None]}, 9, 24, 24)
+    return LlavaForConditionalGeneration(config)
+
+
+def save_llava(folder: Path, chat_template: str | None = None) -> None:
+    """Write the LLaVA as a Hugging Face folder, with a processor that cuts out the middle of an image."""
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    words = tokenizer()
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}),
+        tokenizer=words,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        image_token=IMAGE,
+        num_additional_image_tokens=1,
+        chat_template=chat_template,
+    )
+    llava_model(words).save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def gemma3() -> Vlm:

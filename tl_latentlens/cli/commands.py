@@ -9,6 +9,7 @@ import typer
 from tl_latentlens import __version__
 from tl_latentlens.cli.build import build
 from tl_latentlens.cli.decode import decode
+from tl_latentlens.cli.decode_image import decode_image
 from tl_latentlens.cli.decode_vector import decode_vector
 from tl_latentlens.cli.demo import demo
 from tl_latentlens.cli.evaluate import evaluate
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (demo, build, info, verify, decode, decode_vector, label_sae, evaluate, find_features, explore):
+for command in (demo, build, info, verify, decode, decode_image, decode_vector, label_sae, evaluate, find_features, explore):
     app.command()(with_option_groups(command))
 
 

@@ -1,38 +1,20 @@
 """`tl-latentlens explore`: serve the local page."""
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 import tl_latentlens as tll
-from tl_latentlens.cli.options import BankArgument, HookOption, ModelOptions
+from tl_latentlens.cli.image_model import ImageModelOptions
+from tl_latentlens.cli.options import BankArgument, HookOption
 from tl_latentlens.cli.output import command_line, console, note
 from tl_latentlens.explorer import app as explorer_app
-from tl_latentlens.vision.scenes.loading import load_scene_model
-
-_DEMO_VLM = "demo-vlm"
-
-
-@dataclass
-class ExploredModelOptions(ModelOptions):
-    """The options of the model that the page runs."""
-
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="`demo`, a folder in Hugging Face format, a name TransformerLens knows (`gpt2`); `demo-vlm` sees scenes; "
-            "default: the one that the bank was built with",
-        ),
-    ] = None
 
 
 def explore(
     bank: BankArgument,
     *,
-    model: ExploredModelOptions,
+    model: ImageModelOptions,
     sae: Annotated[
         str | None,
         typer.Option(help="an SAE whose features can be read: `demo`, a folder as SAELens saves it, or a safetensors file"),
@@ -54,11 +36,7 @@ def explore(
     explorer_app.require_dash()
     encoder = None if sae is None else tll.load_sae(sae)
     index = tll.ContextualIndex(bank, hook_name, device=model.device, transform=transform)
-    sees_scenes = model.model == _DEMO_VLM
-    model.model = "demo" if sees_scenes else model.model
     loaded = model.load_for(index.banks[0])
-    if sees_scenes:
-        loaded = load_scene_model(loaded)
     loopback = host in explorer_app.LOOPBACK
     page = explorer_app.make_app(loaded, index, encoder, top_k=top_k, loopback=loopback, call=command_line())
 

@@ -1,35 +1,10 @@
-"""An image as a model is given it, and what a source of images offers the page. Nothing here knows of Dash."""
+"""What a source of images offers the page. Nothing here knows of Dash."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from jaxtyping import Bool
-from torch import Tensor
-
-from tl_latentlens.views.grids import Pixels
-from tl_latentlens.vision.patch_grid import PatchGrid
+from tl_latentlens.vision.shown_image import ShownImage
 
 MAX_KEPT_IMAGES = 16
-
-
-@dataclass(frozen=True, eq=False)
-class ShownImage:
-    """An image as a model is given it.
-
-    Attributes:
-        picture: The picture that the page shows.
-        grid: The visual tokens, and the part of the picture that each of them shows.
-        mask: True at the visual tokens.
-        title: Name of the image, and what is known of it.
-        run: Runs the model on it; takes `fwd_hooks`.
-    """
-
-    picture: Pixels
-    grid: PatchGrid
-    mask: Bool[Tensor, "batch pos"]
-    title: str
-    run: Callable[..., Any]
 
 
 class ImageSource(Protocol):

@@ -8,7 +8,6 @@ import numpy as np
 
 from tl_latentlens.directions.direction_result import DirectionResult
 from tl_latentlens.explorer.feature_labels import ShownLabel
-from tl_latentlens.explorer.image_source import ShownImage
 from tl_latentlens.explorer.reader import DirectionReading
 from tl_latentlens.explorer.web import html
 from tl_latentlens.lens.result import LensResult
@@ -20,6 +19,7 @@ from tl_latentlens.views.known import format_share, is_unknown
 from tl_latentlens.views.label_kinds import unbroken
 from tl_latentlens.views.lens_names import LENSES, VOCABULARY_LENSES
 from tl_latentlens.views.text import also_at, place_name, short_hook_name, visible
+from tl_latentlens.vision.shown_image import ShownImage
 
 _HEADING_WIDTH = 220  # characters of the text around a chosen token
 

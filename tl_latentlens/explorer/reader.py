@@ -22,7 +22,7 @@ from tl_latentlens.directions.features.sae_fit import require_width, warn_of_oth
 from tl_latentlens.directions.vector_file import read_vector
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.explorer.feature_labels import FeatureLabels
-from tl_latentlens.explorer.image_source import MAX_KEPT_IMAGES, ImageSource, ShownImage
+from tl_latentlens.explorer.image_source import MAX_KEPT_IMAGES, ImageSource
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.lens.lens_hooks import latentlens_hooks
 from tl_latentlens.lens.lenses import embedding_lens, logit_lens
@@ -35,6 +35,7 @@ from tl_latentlens.model.repeated import repeated
 from tl_latentlens.model.tokenize import run_input, tokenize
 from tl_latentlens.search.queries import normalize_queries
 from tl_latentlens.views.data import TokenReading
+from tl_latentlens.vision.shown_image import ShownImage
 
 _MAX_KEPT_PROMPTS = 64
 

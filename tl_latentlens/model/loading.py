@@ -77,7 +77,9 @@ def load_model(
         MissingExtraError: A GGUF file without the package gguf, or a model whose package is not installed.
     """
     if name == "demo-vlm":
-        raise InvalidInputError("'demo-vlm' reads images, in `tl-latentlens explore`; in Python it is tll.load_demo_vlm()")
+        raise InvalidInputError(
+            "'demo-vlm' reads images, in `tl-latentlens explore` and `decode-image`; in Python it is tll.load_demo_vlm()"
+        )
     settings = load_settings(device=device, dtype=dtype, device_map=device_map, n_devices=n_devices, max_memory=max_memory)
     candidates = _kinds_to_try(kind, settings)
     place = _place(name)

@@ -44,14 +44,14 @@ def image_to_html(result: LensResult, grid: PatchGrid, picture: Any, path: str |
     return path
 
 
-def patches_page(result: LensResult, grid: PatchGrid, picture: Any) -> str:
-    """The page that `image_to_html` writes.
+def patches_page(result: LensResult, grid: PatchGrid, picture: Any, *, call: str = "") -> str:
+    """The page that `image_to_html` writes; its head names `call`, the command that made it, where there is one.
 
     Raises:
         InvalidInputError: As `image_to_html`.
     """
     image = image_grid(result, grid, picture)
-    return image_page(image, reading_head(result.found, result.words, [image.grid], image=True))
+    return image_page(image, reading_head(result.found, result.words, [image.grid], call=call, image=True))
 
 
 def image_to_png(

@@ -37,10 +37,30 @@ def lens_tables(tokens: Sequence[tuple[TokenHeading, list[LensCell]]], width: in
         tokens: The tokens, each with its cells.
         width: Width of a table in characters; None: the terminal's.
     """
-    tables = [_token_table(heading, cells, terminal_width(width)) for heading, cells in tokens]
+    total = terminal_width(width)
+    tables = [
+        _cell_table(token_title(heading, total - 24), *layer_headings([cell.hook_name for cell in cells]), cells, total)
+        for heading, cells in tokens
+    ]
+    return _with_legend(tables, [cell for _, cells in tokens for cell in cells])
+
+
+def patch_tables(layers: Sequence[tuple[str, list[str], list[LensCell]]], width: int | None = None) -> Group:
+    """One table for each layer of an image, and below them what the columns show: a line a patch.
+
+    Args:
+        layers: Title of each layer, headings of the patches, and the cell of each.
+        width: Width of a table in characters; None: the terminal's.
+    """
+    total = terminal_width(width)
+    tables = [_cell_table(Text(title, "bold"), headings, "patch", cells, total) for title, headings, cells in layers]
+    return _with_legend(tables, [cell for *_, cells in layers for cell in cells])
+
+
+def _with_legend(tables: list[Table], cells: list[LensCell]) -> Group:
     columns = dict.fromkeys(str(column.header).replace("\n", " ") for table in tables for column in table.columns)
     legend = legend_of(columns)
-    if any(cell.around for _, cells in tokens for cell in cells):
+    if any(cell.around for cell in cells):
         legend["other words"] += "; near: words around"
     return Group(*tables, _legend(legend))
 
@@ -54,8 +74,7 @@ def _legend(lines: dict[str, str]) -> Table:
     return table
 
 
-def _token_table(heading: TokenHeading, cells: list[LensCell], width: int) -> Table:
-    headings, heading_name = layer_headings([cell.hook_name for cell in cells])
+def _cell_table(title: Text, headings: Sequence[str], heading_name: str, cells: list[LensCell], width: int) -> Table:
     columns = {heading_name: [Text(name, style="bold") for name in headings]}
     if any(cell.known is not None for cell in cells):
         columns["p"] = [Text(format_share(cell.known), "dim" if is_unknown(cell.known) else "") for cell in cells]
@@ -67,7 +86,7 @@ def _token_table(heading: TokenHeading, cells: list[LensCell], width: int) -> Ta
     columns["nearest uses"] = [_use_text(cell, max(12, free)) for cell in cells]
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=token_title(heading, width - 24),
+        title=title,
         title_justify="left",
         title_style="",
         header_style="dim",

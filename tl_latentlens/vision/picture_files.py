@@ -1,23 +1,31 @@
-"""Pictures in files that users upload, read with Pillow and with limits on what a file may ask for."""
+"""Pictures in files that users give, read with Pillow and with limits on what a file may ask for."""
 
 import io
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
 
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.views.grids import Pixels
 from tl_latentlens.views.optional import pillow
 from tl_latentlens.vision.image_page import pixels
 
-_MAX_SIDE = 1600  # pixels of the longer side; larger pictures are made smaller before the model sees them
+MAX_UPLOADED_SIDE = 1600  # pixels of the longer side
 _MAX_PIXELS = 64_000_000  # a file of more pixels would take gigabytes before it is made smaller
 _FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")  # Pillow knows others, which run programs, or fetch
 
 
-def read_picture(data: bytes, name: str) -> Pixels:
-    """The picture in a file, upright, on white where it is transparent, and made smaller where it is large.
+def read_picture(data: bytes, name: str, max_side: int | None = MAX_UPLOADED_SIDE) -> Pixels:
+    """The picture in a file, upright, on white where it is transparent; of an animation the first frame.
+
+    Args:
+        data: The bytes of the file.
+        name: Of the file, for errors.
+        max_side: Most pixels of the longer side; a larger picture is made smaller. None: as it is.
 
     Raises:
         MissingExtraError: Pillow is not installed.
@@ -34,11 +42,26 @@ def read_picture(data: bytes, name: str) -> Pixels:
             f"{name} has {width:,} × {height:,} pixels; at most {_MAX_PIXELS // 10**6} million can be read: make it smaller"
         )
     with _as_input_error(name):
-        opened.draft("RGB", (_MAX_SIDE, _MAX_SIDE))  # a JPEG file is read at a fraction of its size
+        if max_side is not None:
+            opened.draft("RGB", (max_side, max_side))  # a JPEG file is read at a fraction of its size
         upright = ImageOps.exif_transpose(opened)
-        upright.thumbnail((_MAX_SIDE, _MAX_SIDE))
-        rgba = upright.convert("RGBA")
+        if max_side is not None:
+            upright.thumbnail((max_side, max_side))
+        rgba = _in_eight_bits(upright, image).convert("RGBA")
         return pixels(image.alpha_composite(image.new("RGBA", rgba.size, "white"), rgba))
+
+
+def _in_eight_bits(opened: Any, image: Any) -> Any:
+    """The picture with a byte a channel: Pillow would cut 16-bit grays off at 255.
+
+    Raises:
+        ValueError: It holds floats, which do not say what is white.
+    """
+    if opened.mode == "F":
+        raise ValueError("a picture of floats")
+    if not opened.mode.startswith("I"):
+        return opened
+    return image.fromarray((np.asarray(opened).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
 
 
 @contextmanager
