@@ -3,6 +3,9 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from threading import get_ident
+from typing import Any
 
 import numpy as np
 import snowballstemmer
@@ -14,6 +17,7 @@ from tl_latentlens.errors import InvalidInputError
 
 MIN_LETTERS = 3  # A shorter word says little.
 _MAX_TOKENS = 32  # A longer run of letters is no word.
+_MAX_STEMS = 2**18  # that are remembered
 _NO_WORD = -1
 _PARTS = re.compile(r"[\s\-–—/]+")  # what parts the words of a text
 _CONTRACTION = re.compile(r"['’](?!s$)[^\W\d_]+", re.IGNORECASE)  # 't of don't: what stands before it is no word by itself
@@ -77,7 +81,19 @@ def stems_of(words: Sequence[str], language: str | None) -> list[str]:
     known = snowballstemmer.algorithms()
     if not isinstance(language, str) or language not in known:
         raise InvalidInputError(f"got language={language!r}; expected None, or one that has a stemmer: {', '.join(known)}")
-    return snowballstemmer.stemmer(language).stemWords(list(words))
+    return [_stem(word, language) for word in words]
+
+
+@lru_cache(maxsize=_MAX_STEMS)
+def _stem(word: str, language: str) -> str:
+    """A word's stem; the same words are asked for by every index and by all labels."""
+    return _stemmer(language, get_ident()).stemWord(word)
+
+
+@lru_cache
+def _stemmer(language: str, thread: int) -> Any:
+    """A stemmer of a thread's own: it holds the word that it works on."""
+    return snowballstemmer.stemmer(language)
 
 
 class TokenWords:

@@ -112,12 +112,10 @@ def bank_activity(
     decoder = decoder_of(sae)
     contexts = contexts_of(index.bank_rows, hook_name)
     collector = EvidenceCollector(contexts, features, seed, decoder.device)
-    accumulator = _Accumulator(len(decoder), features, top_k, decoder.device)
+    accumulator = _Accumulator(len(decoder), features, top_k, decoder.device, hook_name)
     for first_row, activations in _encoded_chunks(sae, index, hook_name, contexts, progress):
-        sums = activations.sum(0, dtype=torch.float64)
-        _require_finite(sums, hook_name)
         probes.read(first_row, activations)
-        pairs = accumulator.add(first_row, activations, sums)
+        pairs = accumulator.add(first_row, activations)
         collector.add(pairs.select(pairs.activations > 0), first_row, first_row + len(activations))
     n_rows = sum(bank.n_rows for _, bank in index.bank_rows.of(hook_name))
     return Activity(
@@ -161,10 +159,10 @@ def _encoded_chunks(
                 first = end
 
 
-def _require_finite(sums: Float[Tensor, " d_sae"], hook_name: str) -> None:
-    is_finite = torch.isfinite(sums)
+def _require_finite(values: Float[Tensor, " pairs"], features: Int[Tensor, " pairs"], hook_name: str) -> None:
+    is_finite = torch.isfinite(values)
     if not bool(is_finite.all()):
-        bad = torch.nonzero(~is_finite)[:, 0].tolist()
+        bad = features[~is_finite].unique().tolist()
         raise InvalidInputError(
             f"the SAE's encoder gives NaN or inf for {len(bad)} features, first {bad[:5]}, on rows of {hook_name}; "
             "check its weights and dtype"
@@ -192,7 +190,8 @@ class _Probes:
 class _Accumulator:
     """Counts and sums of all features; histograms and largest activations of the requested ones."""
 
-    def __init__(self, d_sae: int, features: Sequence[int], top_k: int, device: torch.device) -> None:
+    def __init__(self, d_sae: int, features: Sequence[int], top_k: int, device: torch.device, hook_name: str) -> None:
+        self._hook_name = hook_name
         self.count = torch.zeros(d_sae, dtype=torch.int64, device=device)
         self.total = torch.zeros(d_sae, dtype=torch.float64, device=device)
         self._n_bins = len(HISTOGRAM_EDGES) + 1
@@ -203,12 +202,17 @@ class _Accumulator:
         self._place_of_feature[feature_ids] = torch.arange(len(features), device=device)
         self._largest = LargestPairs(len(features), top_k, device)
 
-    def add(self, first_row: int, activations: Float[Tensor, "rows d_sae"], sums: Float[Tensor, " d_sae"]) -> ActivePairs:
-        """Add the activations on a chunk of rows, and their sums; returns those of requested features that are not 0."""
+    def add(self, first_row: int, activations: Float[Tensor, "rows d_sae"]) -> ActivePairs:
+        """Add the activations on a chunk of rows; returns those of requested features that are not 0.
+
+        Raises:
+            InvalidInputError: One of them is NaN or inf.
+        """
         rows, features = activations.nonzero(as_tuple=True)
-        self.count += torch.bincount(features, minlength=len(self.count))
-        self.total += sums
         values, places = activations[rows, features], self._place_of_feature[features]
+        _require_finite(values, features, self._hook_name)
+        self.count += torch.bincount(features, minlength=len(self.count))
+        self.total += torch.bincount(features, values.double(), len(self.total))
         is_requested = places >= 0
         pairs = ActivePairs(values[is_requested], rows[is_requested] + first_row, places[is_requested])
         bins = pairs.places * self._n_bins + torch.bucketize(pairs.activations, self._edges)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from tl_latentlens.corpus.words import letters_of
 from tl_latentlens.directions.features.detection import ContextRules, Detection, detect
 from tl_latentlens.directions.features.evidence import Evidence
-from tl_latentlens.directions.features.label_rule import MAX_PARTS, Rules, find_rules, rule_precision, text_shares
+from tl_latentlens.directions.features.label_rule import MAX_PARTS, Rules, find_rules, is_among, rule_precision, text_shares
 from tl_latentlens.directions.features.row_texts import AFTER, BEFORE, LANGUAGE, POSITION, TOKEN, WORD, RowTexts
 from tl_latentlens.directions.features.samples import DrawnRows
 from tl_latentlens.index.word_table import stems_of
@@ -101,7 +101,8 @@ class LabelChooser:
             if len(null_places) > 1:
                 scored = self._detect(kind, null_places, np.roll(null_places, 1)).score
                 null.append(scored[null_places != np.roll(null_places, 1)])
-        forms = {kind: _Forms(self._evidence.rows.select(own), self._texts, kind) for kind in (WORD, TOKEN)}
+        rows = self._evidence.rows.select(own)
+        forms = {kind: _Forms(rows, self._texts, kind, self._rules[kind].select(own)) for kind in (WORD, TOKEN)}
         labels = [
             self._label(place, {kind: of_kind.of(i) for kind, of_kind in forms.items()}) for i, place in enumerate(own.tolist())
         ]
@@ -168,7 +169,7 @@ def neighbor_labels(rows: Int[np.ndarray, "f k"], texts: RowTexts) -> list[Label
     ones = np.ones(rows.shape)
     drawn = DrawnRows(rows, ones, ones, ones)
     words, tokens = (find_rules(drawn, texts.by_kind[kind]) for kind in (WORD, TOKEN))
-    word_forms, token_forms = (_Forms(drawn, texts, kind) for kind in (WORD, TOKEN))
+    word_forms, token_forms = _Forms(drawn, texts, WORD, words), _Forms(drawn, texts, TOKEN, tokens)
     labels = []
     for place in range(len(rows)):
         is_word = words.n_parts[place] > 0 and not 0 < tokens.n_parts[place] < words.n_parts[place]
@@ -181,13 +182,15 @@ def neighbor_labels(rows: Int[np.ndarray, "f k"], texts: RowTexts) -> list[Label
 
 
 class _Forms:
-    """The forms of words, or of tokens, at the rows of each feature."""
+    """The forms that the words, or tokens, of each feature's rule have at its rows."""
 
-    def __init__(self, rows: DrawnRows, texts: RowTexts, kind: str) -> None:
+    def __init__(self, rows: DrawnRows, texts: RowTexts, kind: str, rules: Rules) -> None:
         forms, keys = texts.forms[kind], texts.by_kind[kind].ids
         feature, form, share = text_shares(rows, forms.ids)
         key_of_form = np.full(len(forms.texts), -1)
         key_of_form[forms.ids[forms.ids >= 0]] = keys[forms.ids >= 0]
+        is_of_rule = is_among(key_of_form[form], rules.keys[feature])
+        feature, form, share = feature[is_of_rule], form[is_of_rule], share[is_of_rule]
         order = np.lexsort((form, -share, feature))
         self._columns = [values[order] for values in (form, key_of_form[form], share)]
         self._ends = np.searchsorted(feature[order], np.arange(len(rows.rows) + 1))
