@@ -78,7 +78,7 @@ def test_patches_of_a_model_folder_are_what_the_api_reads(run, bank: Path, photo
     assert "photo.png: 72 × 48 pixels, 3 × 3 visual tokens" in out
     assert f"prompt: USER: {IMAGE}Describe the image. ASSISTANT:" in out
     assert out.count("9 of 9 visual tokens") == len(LAYERS)
-    assert "row 2, column 3" in out
+    assert "row 1, column 2" in out
     assert "44,16 to 60,32" in out  # the middle is seen, 48 × 48
     assert "of each ninth of the image" in out
     assert "tl-latentlens decode-image" in page.read_text(encoding="utf-8")

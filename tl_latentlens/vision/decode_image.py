@@ -46,7 +46,8 @@ class ImageReading:
     def clearest(self) -> Int[np.ndarray, " tokens"]:
         """Of each ninth of the image the patch (number in the grid) that is nearest to the text, in the mean of the layers."""
         grid, result = self.image.grid, self.result
-        places = [result.place(pos, grid.batch) for pos in grid.positions.tolist()]
+        cells = np.flatnonzero(result.positions[:, 0] == grid.batch)
+        places = cells[np.searchsorted(result.positions[cells, 1], grid.positions)]
         nearest = torch.stack([result.found[name].similarities[:, 0] for name in result.hook_names])
         return clearest_patches(grid, nearest.mean(0).cpu().numpy()[places])
 
@@ -95,7 +96,7 @@ class ImageReading:
         grid = self.image.grid
         left, top, right, bottom = grid.boxes[token].round().astype(int).tolist()
         level = "whole, " if grid.levels.max() and not grid.levels[token] else ""
-        place = f"row {grid.rows[token] + 1}, column {grid.columns[token] + 1}"
+        place = f"row {grid.rows[token]}, column {grid.columns[token]}"
         return f"{token}\n{level}{place}\n{left},{top} to {right},{bottom}"
 
 
