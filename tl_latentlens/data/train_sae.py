@@ -2,7 +2,7 @@ r"""Train an SAE with SAELens: the embedded one, or one of another model's resid
 
     python -m tl_latentlens.data.train_sae concepts.txt --out OUT
     python -m tl_latentlens.data.train_sae concepts.txt --out OUT --model smollm2 --dtype bfloat16 --d-sae 4608 --k 32 \
-        --hook-name blocks.14.hook_resid_post --tokens 3300000 --checkpoints CHECKPOINTS
+        --hook-name blocks.14.hook_resid_post --tokens 3300000 --checkpoints CHECKPOINTS --int8
 
 A BatchTopK sparse autoencoder, saved as SAELens saves it for use (a JumpReLU SAE). Each text is read alone after BOS, as in
 a bank, and BOS itself is left out. Every fiftieth block of five texts is never trained on, and `evaluate` measures on those,
@@ -25,16 +25,18 @@ import typer
 from datasets import Dataset
 from jaxtyping import Float, Int
 from sae_lens import (  # pyright: ignore[reportMissingImports]
-    SAE,
     BatchTopKTrainingSAEConfig,
     LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
     LoggingConfig,
 )
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_latentlens.corpus.texts import load_corpus
+from tl_latentlens.directions.features.sae import TensorSAE, load_sae
+from tl_latentlens.directions.features.sae_int8 import quantize
 from tl_latentlens.model.loading import load_model
 
 DATA = Path(__file__).parent
@@ -121,6 +123,16 @@ def after_bos(value: Tensor, *, hook: Any, by: Any) -> Tensor:
     return torch.cat([value[:, :1], by(value[:, 1:])], dim=1)
 
 
+def decoded(features: Float[Tensor, "... d_sae"], sae: TensorSAE) -> Float[Tensor, "... d_in"]:
+    """The activations that features stand for."""
+    return features @ sae.W_dec + sae.b_dec
+
+
+def reconstruction(vectors: Float[Tensor, "... d_in"], sae: TensorSAE) -> Float[Tensor, "... d_in"]:
+    """What the SAE makes of activations."""
+    return decoded(sae.encode(vectors), sae)
+
+
 @torch.no_grad()
 def evaluate(model: Any, sae: Any, hook_name: str, texts: list[str]) -> dict[str, Any]:
     """Figures on texts, each read alone; BOS is neither replaced nor counted.
@@ -128,10 +140,10 @@ def evaluate(model: Any, sae: Any, hook_name: str, texts: list[str]) -> dict[str
     `loss_recovered` is (zero ablation - SAE) / (zero ablation - clean) of the losses, in nats a token: 1 where the SAE's
     output serves the model as well as the activation, 0 where it is no better than zeros.
     """
-    replacements = {"clean": lambda x: x, "sae": sae, "zero_ablation": torch.zeros_like}
+    replacements = {"clean": lambda x: x, "sae": partial(reconstruction, sae=sae), "zero_ablation": torch.zeros_like}
     losses = dict.fromkeys(replacements, 0.0)
-    fired = torch.zeros(sae.cfg.d_sae)
-    targets, squared_error, squares, total = 0, 0.0, 0.0, torch.zeros(sae.cfg.d_in, dtype=torch.float64)
+    fired = torch.zeros(len(sae.W_dec))
+    targets, squared_error, squares, total = 0, 0.0, 0.0, torch.zeros(sae.W_dec.shape[1], dtype=torch.float64)
     for ids, real in held_out_batches(texts, model):
         for name, by in replacements.items():
             logits = model.run_with_hooks(ids, fwd_hooks=[(hook_name, partial(after_bos, by=by))])
@@ -141,7 +153,7 @@ def evaluate(model: Any, sae: Any, hook_name: str, texts: list[str]) -> dict[str
         vectors: Float[Tensor, "n d_in"] = cache[hook_name][:, 1:][real[:, 1:]]
         features = sae.encode(vectors)
         fired += (features > 0).sum(0)
-        squared_error += (vectors - sae.decode(features)).double().square().sum().item()
+        squared_error += (vectors - decoded(features, sae)).double().square().sum().item()
         squares += vectors.double().square().sum().item()
         total += vectors.double().sum(0)
         targets += len(vectors)
@@ -172,6 +184,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="tokens to train on, BOS not counted")] = 1_500_000,
     k: Annotated[float, typer.Option(help="features active a token, on average")] = 24,
     lr: Annotated[float, typer.Option(help="peak learning rate")] = 1e-3,
+    int8: Annotated[bool, typer.Option("--int8", help="write W_enc and W_dec in eight bits, which load_sae reads")] = False,
     checkpoints: Annotated[Path | None, typer.Option(help="folder for them; a killed training goes on from the last")] = None,
 ) -> None:
     """Train, save in SAELens' format for use, and write the held-out figures to training.json."""
@@ -183,12 +196,16 @@ def main(
     trained = train_sae(model, token_rows(training, model.tokenizer), settings, checkpoints)
     trained.save_inference_model(out)
     minutes = (time.time() - start) / 60
-    sae = SAE.load_from_disk(out)  # the figures are of what was saved
+    weights = out / "sae_weights.safetensors"
+    if int8:
+        save_file(quantize(load_file(weights)), weights)
+    sae = load_sae(out)  # the figures are of what was saved
     record = {
         **evaluate(load_model(model_name, kind=kind), sae, hook_name, held_out),
         **asdict(settings),
         "trained_as": trained.cfg.architecture(),
-        "saved_as": sae.cfg.architecture(),
+        "saved_as": sae.architecture,
+        "int8": int8,
         "dtype": dtype,
         "batch_tokens": SAE_BATCH_TOKENS,
         "tokens_trained": -(-tokens // SAE_BATCH_TOKENS) * SAE_BATCH_TOKENS,

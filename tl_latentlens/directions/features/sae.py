@@ -14,12 +14,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_latentlens.directions.features.sae_encoders import ENCODERS, NORMALIZATIONS
+from tl_latentlens.directions.features.sae_int8 import dequantize
 from tl_latentlens.directions.features.sae_settings import SAESettings, read_settings
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.search.tensors import as_tensor
 
-DEMO_SAE = Path(__file__).parents[2] / "data" / "demo_sae"
+SAES = {name: Path(__file__).parents[2] / "data" / f"{name}_sae" for name in ("demo", "smollm2")}
+"""The SAEs that come with this package, by the names of their models."""
 ENCODED_BYTES = 2**26
 
 
@@ -83,10 +85,10 @@ def load_sae(source: str | Path | dict[str, Tensor], *, hook_name: int | str | N
     that names the setting, where its configuration holds one that is not known here.
 
     Args:
-        source: "demo" (the embedded SAE), a folder as SAELens saves it (`cfg.json`, `sae_weights.safetensors`), a
-            safetensors file, or tensors by SAELens' names (`W_dec`, `W_enc`, `b_enc`, ...; `W_dec` alone will do). Tensors
-            without a configuration are a gated SAE where there is `r_mag`, a JumpReLU one where there is `threshold`, and
-            else a ReLU one.
+        source: "demo" (the embedded model's SAE), "smollm2" (one of SmolLM2-135M's layer 14), a folder as SAELens saves it
+            (`cfg.json`, `sae_weights.safetensors`), a safetensors file, or tensors by SAELens' names (`W_dec`, `W_enc`,
+            `b_enc`, ...; `W_dec` alone will do). Tensors without a configuration are a gated SAE where there is `r_mag`, a
+            JumpReLU one where there is `threshold`, and else a ReLU one.
         hook_name: The activation it was trained on, or the layer of its `hook_resid_post`; None: what the configuration says.
 
     Raises:
@@ -101,7 +103,7 @@ def load_sae(source: str | Path | dict[str, Tensor], *, hook_name: int | str | N
         hook_name = f"blocks.{hook_name}.hook_resid_post"
     if isinstance(source, dict):
         return _from_tensors({name: as_tensor(tensor) for name, tensor in source.items()}, {}, hook_name)
-    path = DEMO_SAE if str(source) == "demo" else Path(source).expanduser()
+    path = SAES.get(str(source), Path(source).expanduser())
     file = path / "sae_weights.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise InvalidInputError(f"no SAE at {path}: expected a safetensors file, or a folder with sae_weights.safetensors")
@@ -113,7 +115,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(file)
+        return dequantize(load_file(file))
     except (SafetensorError, OSError) as error:
         raise InvalidInputError(f"{file} is no safetensors file: {error}") from error
 
