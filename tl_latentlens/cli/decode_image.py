@@ -14,7 +14,7 @@ from tl_latentlens.cli.output import command_line, console, note, print_table, r
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.model.loading import installed_kinds
 from tl_latentlens.views.text import printable
-from tl_latentlens.vision.decode_image import ImageReading
+from tl_latentlens.vision.decode_image import ImageReading, read_image_file
 from tl_latentlens.vision.decode_image import decode_image as read_image
 from tl_latentlens.vision.patch_choice import named_patches
 
@@ -68,6 +68,7 @@ def decode_image(
     numbers = _patch_numbers(patches)
     points = [_numbers(text, 2, "--at") for text in at or []]
     boxes = [_numbers(text, 4, "--box") for text in box or []]
+    picture = read_image_file(image)  # before a model is loaded, which may take minutes
     index = tll.ContextualIndex(bank, device=model.device, transform=transform, allow_mismatch=allow_mismatch)
     if not model.sees_scenes and model.kind is None and "bridge" in installed_kinds():
         model.kind = "bridge"  # a HookedTransformer sees no images
@@ -75,8 +76,9 @@ def decode_image(
         note("demo-vlm sees scenes without a prompt; --prompt is not used", "note")
     reading = read_image(
         model.load_for(index.banks[0]),
-        image,
+        picture,
         index,
+        name=image.name,
         prompt=_PROMPT if prompt is None else prompt,
         hook_names=hook_name,
         top_k=top_k,
@@ -105,7 +107,7 @@ def _chosen(
 
 
 def _print_readings(reading: ImageReading, chosen: Sequence[int], top_k: int, *, is_default: bool) -> None:
-    console.print(reading.image.title, markup=False, highlight=False, style="bold")
+    console.print(printable(reading.image.title), markup=False, highlight=False, style="bold")
     if reading.prompt:
         console.print(f"prompt: {printable(reading.prompt)}", markup=False, highlight=False, style="dim")
     console.print(reading.to_rich(chosen, top_k, width=console.width))

@@ -18,6 +18,7 @@ from tl_latentlens.lens.lens_hooks import latentlens_hooks
 from tl_latentlens.lens.result import LensResult
 from tl_latentlens.views.data import LensCell
 from tl_latentlens.views.files import output_path
+from tl_latentlens.views.grids import Pixels
 from tl_latentlens.views.terminal.lens import patch_tables
 from tl_latentlens.views.text import layer_headings
 from tl_latentlens.vision.image_page import patches_page
@@ -100,23 +101,43 @@ class ImageReading:
         return f"{token}\n{level}{place}\n{left},{top} to {right},{bottom}"
 
 
+def read_image_file(path: str | Path) -> Pixels:
+    """The picture in an image file, at its full size.
+
+    Args:
+        path: A PNG, JPEG, GIF, WebP, BMP or TIFF file; of an animation the first frame is read.
+
+    Raises:
+        InvalidInputError: It is missing, or no image.
+        MissingExtraError: Pillow is not installed.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(f"cannot read the image {path}: {error.strerror or error}") from error
+    return read_picture(data, path.name, max_side=None)
+
+
 def decode_image(
     model: Any,
-    path: str | Path,
+    picture: Pixels,
     index: ContextualIndex,
     *,
+    name: str = "image",
     prompt: str = "",
     processor: Any = None,
     hook_names: Sequence[str] | None = None,
     top_k: int = 5,
     words: int = 8,
 ) -> ImageReading:
-    """Read an image file by a vision-language model: its visual tokens, each by its nearest words in a bank of text.
+    """Read a picture by a vision-language model: its visual tokens, each by its nearest words in a bank of text.
 
     Args:
         model: A TransformerBridge of a vision-language model, or the model that `load_demo_vlm` gives.
-        path: A PNG, JPEG, GIF, WebP, BMP or TIFF file.
+        picture: From `read_image_file`.
         index: Of the model's text.
+        name: Of the picture, for titles and errors.
         prompt: What is asked about the image: a text that the processor's chat template frames, or one with its placeholder.
         processor: A processor of transformers; None: the model's own.
         hook_names: As in `latentlens_hooks`.
@@ -124,23 +145,19 @@ def decode_image(
         words: Nearest other words of each; 0: none.
 
     Raises:
-        InvalidInputError: A model that reads text alone, a file that is no image, or one that the model cannot be shown.
+        InvalidInputError: A model that reads text alone, or a picture that the model cannot be shown.
         ModelMismatchError: The bank is of another model.
-        MissingExtraError: Pillow is not installed.
     """
     source = model if isinstance(model, SceneModel) else _prompted_images(model, processor)
     language_model = model.model if isinstance(model, SceneModel) else model
     index.check_model(language_model)
-    path = Path(path)
-    picture = read_picture(_bytes_of(path), path.name, max_side=None)
     if isinstance(source, SceneModel):
-        prompt = ""
         height, width = picture.shape[:2]
-        title = f"{path.name}: {width} × {height} pixels"
-        image = shown_scene(source, scene_of_picture(picture, path.name), title)
+        prompt, title = "", f"{name}: {width} × {height} pixels"
+        image = shown_scene(source, scene_of_picture(picture, name), title)
     else:
         prompt = source.make_prompt(prompt)
-        image = source.show(picture, prompt, path.name)
+        image = source.show(picture, prompt, name)
     hooks = latentlens_hooks(
         index,
         hook_names,
@@ -165,10 +182,3 @@ def _prompted_images(model: Any, processor: Any) -> PromptedImages:
             "(TransformerLens 3 or newer) of a vision-language model, such as llava-hf/llava-1.5-7b-hf, or `demo-vlm`, which "
             "sees drawn scenes"
         ) from error
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidInputError(f"cannot read the image {path}: {error.strerror or error}") from error
