@@ -41,6 +41,7 @@ def main(
     folder: Annotated[Path | None, typer.Option(help="keeps what scenes, keys and evidence make; default: below build")] = None,
     draws: Annotated[int, typer.Option(help="simulated cases of each line of coverage")] = 1000,
     sae: Annotated[str, typer.Option(help='of `--model`, for label_quality: "demo", or a folder')] = "demo",
+    seeds: Annotated[int, typer.Option(help="trainings of scenes")] = 3,
     out: Annotated[Path | None, typer.Option(help="write the tables here too, as Markdown")] = None,
 ) -> None:
     """Run benchmarks; a wrong result ends the command with an error."""
@@ -48,7 +49,7 @@ def main(
         raise typer.BadParameter(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     if peer_python is not None and shutil.which(peer_python) is None:
         raise typer.BadParameter(f"no Python at {peer_python}")
-    settings = Settings(corpus, repeats, large, device, model, peak_flops, peer_python, figure, folder, draws, sae)
+    settings = Settings(corpus, repeats, large, device, model, peak_flops, peer_python, figure, folder, draws, sae, seeds)
     sections = [environment()]
     typer.echo(sections[0])
     for name in names or BENCHMARKS:

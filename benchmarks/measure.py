@@ -45,6 +45,7 @@ class Settings:
         folder: Where `scenes` and `keys` keep what they trained, and `evidence` its banks; None: below build.
         draws: Simulated cases of each line of `coverage`.
         sae: What `load_sae` takes, for `label_quality`.
+        seeds: Trainings of `scenes`, each with scenes of its own.
     """
 
     corpus: str = "demo"
@@ -58,6 +59,7 @@ class Settings:
     folder: Path | None = None
     draws: int = 1000
     sae: str = "demo"
+    seeds: int = 3
 
 
 class WrongResultError(Exception):

@@ -1,7 +1,8 @@
-"""The claim of LatentLens, judged by ground truth: `python -m benchmarks scenes --figure docs/_static/scenes.svg`.
+"""The claim of LatentLens, judged by ground truth: `python -m benchmarks scenes [--model smollm2] [--figure scenes.svg]`.
 
 Scenes are rendered, a small vision encoder is trained on their labels, and a connector on their captions, with encoder and
-language model frozen (`tl_latentlens.vision.scenes`); three lenses read the visual tokens (`reading`, `report`).
+language model frozen (`tl_latentlens.vision.scenes`); three lenses read the visual tokens (`reading`, `report`). Of another
+model than the embedded one shares of the corpus are left out.
 """
 
 import time
@@ -15,12 +16,12 @@ from tqdm.auto import tqdm
 import tl_latentlens as tll
 from benchmarks.measure import Settings
 from benchmarks.scenes.reading import RowWords, hook_names, region_phrases, visual_activations
-from benchmarks.scenes.report import Figures, draw, tables
-from tl_latentlens.data.scenes.train import trained
-from tl_latentlens.vision.scenes.connector import ConnectorSettings, SceneModel, caption_accuracy, new_connector
+from benchmarks.scenes.report import WHOLE, Figures, draw, tables
+from tl_latentlens.data.scenes.train import checkpoint_folder, settings_of, trained
+from tl_latentlens.vision.scenes.connector import SceneModel, caption_accuracy, new_connector
+from tl_latentlens.vision.scenes.loading import load_language_model
 from tl_latentlens.vision.scenes.render import draw_scenes
 
-SEEDS = (0, 1, 2)
 SCENES = 100  # that each seed's model is read on
 PHRASES = 12_000
 SHARES = (0.001, 0.01, 0.1, 1.0)  # of the corpus
@@ -30,14 +31,17 @@ HELD_OUT = 10**6  # no training step has this number
 def run(settings: Settings) -> str:
     """Train what the folder does not hold yet, read held-out scenes, and tell what came out."""
     start = time.perf_counter()
-    folder = settings.folder or Path("build/scenes")
+    folder = settings.folder or checkpoint_folder(settings.model)
     folder.mkdir(parents=True, exist_ok=True)
-    model = tll.load_demo_model()
-    indices = {name: _index(model, texts, folder / f"{name}.h5") for name, texts in corpora(settings.corpus).items()}
+    model = load_language_model(settings.model)
+    texts_of = corpora(settings.corpus)
+    if settings.model != "demo":
+        texts_of = {WHOLE: texts_of[WHOLE]}
+    indices = {name: _index(model, texts, folder / f"{name}.h5") for name, texts in texts_of.items()}
     figures = Figures(hook_names(model), {name: index.n_rows for name, index in indices.items()})
     words = {name: RowWords(index) for name, index in indices.items()}
-    for seed in SEEDS:
-        scene_model, accuracy = trained(model, folder, ConnectorSettings(seed))
+    for seed in range(settings.seeds):
+        scene_model, accuracy = trained(model, folder, settings_of(settings.model, seed))
         measure(scene_model, accuracy, seed, words, figures)
     if settings.figure is not None:
         draw(figures, settings.figure)
@@ -69,4 +73,4 @@ def measure(scene_model: SceneModel, accuracy: float, seed: int, words: dict[str
     activations, without = visual_activations(scene_model, scenes), visual_activations(untrained, scenes)
     for name, row_words in tqdm(words.items(), desc=f"reading, seed {seed}"):
         figures.add_readings(name, scene_model.model, scenes, activations, row_words, rng)
-    figures.add_untrained(scenes, without, words["100.0%"])
+    figures.add_untrained(scenes, without, words[WHOLE])

@@ -20,7 +20,9 @@ from tl_latentlens.lens.result import TokenReading
 from tl_latentlens.vision.scenes.connector import SceneModel
 from tl_latentlens.vision.scenes.render import COLORS, SHAPES, Scenes
 
-TOP_K = 5
+TOP_K, N_WORDS = 5, 8
+_DEPTHS = (1, 2, 4, 8, 16, 24, 28, 29)
+"""Blocks that have run where a model with more of them than eight is read."""
 WORDS = (*COLORS, *SHAPES)
 _PHRASES = (
     "a {0}", "the {0}", "{0}", "one {0} on the left", "{0} on the right", "a {0} in the middle", "There is a {0}.",
@@ -30,8 +32,10 @@ _PHRASES = (
 
 
 def hook_names(model: Any) -> list[str]:
-    """The connector's output (`blocks.0.hook_resid_pre`), then the residual stream behind each block."""
-    return ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers))]
+    """The connector's output (`blocks.0.hook_resid_pre`), then the residual stream behind blocks: all of up to eight."""
+    n_layers = model.cfg.n_layers
+    layers = range(n_layers) if n_layers <= len(_DEPTHS) else [depth - 1 for depth in _DEPTHS if depth <= n_layers]
+    return ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in layers)]
 
 
 def region_phrases(n: int, rng: np.random.Generator) -> list[str]:
@@ -90,6 +94,12 @@ class RowWords:
         """What patches are read as that have these rows for neighbors; subwords are merged to the words they stand in."""
         return Named(*(np.array([_any(map(of, one)) for one in rows.tolist()]) for of in (self.token, self.context)))
 
+    def named_by_words(self, vectors: Float[Tensor, "patch d_model"]) -> Named:
+        """What patches are read as by their nearest distinct words."""
+        found = self.index.search_words(vectors, N_WORDS)
+        named = np.array([_which([word.lower() for word in found.texts_of(i)]) for i in range(len(vectors))])
+        return Named(named, named)
+
     def _token(self, row: int) -> Bool[np.ndarray, " word"]:
         return _which([word_at_row(self.index.row(row)).word])
 
@@ -98,7 +108,7 @@ class RowWords:
 
 
 def named_by_tokens(reading: TokenReading) -> Named:
-    """What the logit or embedding lens reads; all of WORDS are single tokens of the embedded model."""
+    """What the logit or embedding lens reads; all of WORDS are single tokens of the embedded model and of SmolLM2."""
     strings = {token: _which([text.strip().lower()]) for token, text in reading.strings.items()}
     named = np.array([_any(strings[token] for token in tokens) for tokens in reading.token_ids.tolist()])
     return Named(named, named)

@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.measure import table
-from benchmarks.scenes.reading import TOP_K, WORDS, Reading, RowWords, Truth, read, read_tokens
+from benchmarks.scenes.reading import N_WORDS, TOP_K, WORDS, Reading, RowWords, Truth, read, read_tokens
 from tl_latentlens.statistics.intervals import Mean, share_of
 from tl_latentlens.vision.scenes.render import Scenes
 
 NO_EMBEDDINGS = "LatentLens, bank from block 0 on"
-LENSES = ("LatentLens", "logit lens", "embedding lens")
+LENSES = ("LatentLens", "distinct words", "logit lens", "embedding lens")
 CONTROLS = ("random rows", "background patches", "untrained connector")
 PARTS = ("LatentLens, the color", "LatentLens, the shape", NO_EMBEDDINGS)
 WHOLE = "100.0%"
@@ -63,7 +63,9 @@ class Figures:
         for name in self.names:
             vectors = activations[name][torch.from_numpy(scenes.filled)]
             reading = read(vectors, words)
-            named = {"LatentLens": reading.named, **(read_tokens(model, vectors) if corpus == WHOLE else {})}
+            named = {"LatentLens": reading.named}
+            if corpus == WHOLE:
+                named |= {"distinct words": words.named_by_words(vectors), **read_tokens(model, vectors)}
             for lens, one in named.items():
                 self._add(corpus, lens, name, truth.right(one.by_token), truth.right(one.by_context))
                 self._add(corpus, f"{lens}, other scenes", name, truth.shuffled(one.by_token), truth.shuffled(one.by_context))
@@ -133,8 +135,9 @@ def tables(figures: Figures) -> str:
     parts = [
         "## Visual tokens, read and judged by the truth",
         table(figures.trainings),
-        f"Share of object patches whose top {TOP_K} name their color or shape ({len(WORDS)} words), {n_scenes} scenes of "
-        f"{len(figures.trainings)} seeds, bank of {figures.n_rows[WHOLE]:,} rows × {len(figures.names)} hook names:",
+        f"Share of object patches whose top {TOP_K} (of distinct words {N_WORDS}) name their color or shape ({len(WORDS)} "
+        f"words), {n_scenes} scenes of {len(figures.trainings)} seeds, bank of {figures.n_rows[WHOLE]:,} rows × "
+        f"{len(figures.names)} hook names:",
         _shares(figures, f"token {WHOLE}", [*LENSES, *(f"{lens}, other scenes" for lens in LENSES), *CONTROLS, *PARTS]),
         "The same, where the whole text of a neighbor may name it:",
         _shares(figures, f"context {WHOLE}", ["LatentLens", "LatentLens, other scenes", *CONTROLS]),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from support.models import available_kinds
 
 import benchmarks.scenes as benchmark
 import tl_latentlens as tll
@@ -15,6 +16,7 @@ from benchmarks.scenes.reading import WORDS, RowWords, Truth, hook_names, read, 
 from tl_latentlens.data.scenes import train as train_module
 from tl_latentlens.vision.scenes import connector as connector_module
 from tl_latentlens.vision.scenes import encoder as encoder_module
+from tl_latentlens.vision.scenes import loading as loading_module
 from tl_latentlens.vision.scenes.connector import (
     ConnectorSettings,
     SceneModel,
@@ -26,7 +28,7 @@ from tl_latentlens.vision.scenes.connector import (
     with_bos,
 )
 from tl_latentlens.vision.scenes.encoder import PatchEncoder, train_encoder
-from tl_latentlens.vision.scenes.loading import load_scene_model
+from tl_latentlens.vision.scenes.loading import load_scene_model, save_scene_model
 from tl_latentlens.vision.scenes.render import COLORS, GRID, OBJECTS, PATCH, RGB, SHAPES, Scenes, _render, caption, draw_scenes
 
 
@@ -109,9 +111,10 @@ def test_the_shipped_model_is_read_at_every_layer(demo_model: Any, tmp_path: Pat
 
 
 def test_what_is_trained_is_saved_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module, "ConnectorSettings", lambda seed: ConnectorSettings(seed, 1, 2))
+    assert train_module.settings_of("demo", 3) == ConnectorSettings(3)
+    monkeypatch.setattr(train_module, "settings_of", lambda _, seed: ConnectorSettings(seed, 1, 2))
     monkeypatch.setattr(encoder_module, "train_encoder", lambda seed: train_encoder(seed, 1))
-    train_module.main(tmp_path / "made", tmp_path / "out", 4)
+    train_module.main(tmp_path / "made", tmp_path / "out", seed=4)
     model = tll.load_demo_model()
     made, _ = train_module.trained(model, tmp_path / "made", ConnectorSettings(4, 1, 2))
     found, scenes = load_scene_model(model, tmp_path / "out"), draw_scenes(2, np.random.default_rng(0))
@@ -246,16 +249,44 @@ def test_activations_are_those_of_the_run(demo_model: Any, encoder: PatchEncoder
 
 def test_one_command_measures_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(benchmark, "SEEDS", (0,))
     monkeypatch.setattr(benchmark, "SCENES", 4)
-    monkeypatch.setattr(benchmark, "ConnectorSettings", lambda seed: ConnectorSettings(seed, 1, 2))
+    monkeypatch.setattr(benchmark, "settings_of", lambda _, seed: ConnectorSettings(seed, 1, 2))
     monkeypatch.setattr(encoder_module, "train_encoder", lambda seed: train_encoder(seed, 1))
     texts = [f"There is a {color} {shape}." for color in COLORS for shape in SHAPES][::2]
     monkeypatch.setattr(benchmark, "corpora", lambda _: {"10.0%": texts[:11], "100.0%": texts, "sentences": texts[::2]})
-    settings = Settings(folder=tmp_path / "made", figure=tmp_path / "scenes.svg")
+    settings = Settings(folder=tmp_path / "made", figure=tmp_path / "scenes.svg", seeds=1)
     first = benchmark.run(settings)
     assert "| LatentLens |" in first
+    assert "| distinct words |" in first
     assert "4 scenes of 1 seeds" in first
     assert (tmp_path / "scenes.svg").read_text().startswith("<?xml")
     again = benchmark.run(settings)  # from what the folder holds
     assert again.rsplit("\n", 1)[0] == first.rsplit("\n", 1)[0]
+
+
+def test_weights_in_float16_give_nearly_the_same_visual_tokens(
+    demo_model: Any, encoder: PatchEncoder, scenes: Scenes, tmp_path: Path
+) -> None:
+    scene_model = SceneModel(demo_model, encoder, new_connector(demo_model, 0), [])
+    (tmp_path / "training.json").write_text('{"losses": []}')
+    sizes = []
+    for dtype, tolerance in ((torch.float32, 0.0), (torch.float16, 3e-3)):
+        save_scene_model(scene_model, tmp_path, dtype)
+        sizes.append((tmp_path / "weights.safetensors").stat().st_size)
+        tokens, expected = load_scene_model(demo_model, tmp_path).visual_tokens(scenes), scene_model.visual_tokens(scenes)
+        assert tokens.dtype == torch.float32
+        assert float((tokens - expected).norm() / expected.norm()) <= tolerance
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_a_connector_is_of_a_model_of_its_width(demo_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(tll.InvalidInputError, match=r"got a model of width 256; expected the one .* of width 576"):
+        load_scene_model(demo_model, loading_module.scenes_folder("smollm2"))
+    with pytest.raises(tll.InvalidInputError, match="got model='gpt2'; connectors come with 'demo' and 'smollm2'"):
+        tll.load_demo_vlm(model="gpt2")
+    asked = []
+    monkeypatch.setattr(loading_module, "load_model", lambda name, kind: asked.append((name, kind)) or demo_model)
+    with pytest.raises(tll.InvalidInputError, match="of width 576"):
+        tll.load_demo_vlm(model="smollm2")
+    assert tll.load_demo_vlm("bridge").model is demo_model
+    assert asked == [("smollm2", available_kinds()[-1]), ("demo", "bridge")]
