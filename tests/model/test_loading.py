@@ -1,6 +1,7 @@
 """Models loaded in other dtypes, on several devices, and from where a bank says; settings that a kind does not take."""
 
 import copy
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -191,3 +192,12 @@ def test_the_device_of_weights_that_are_kept_elsewhere() -> None:
 
 def test_a_copy_of_a_model_is_described_alike(any_model: Any) -> None:
     assert describe_model(copy.deepcopy(any_model)) == describe_model(any_model)
+
+
+def test_loading_installs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX", raising=False)
+    settings = []
+    monkeypatch.setattr(loading, "_load", lambda *_: settings.append(os.environ["PIP_NO_INDEX"]) or Loaded())
+    tll.load_model("gpt2")
+    assert settings == ["1"]
+    assert "PIP_NO_INDEX" not in os.environ

@@ -5,6 +5,7 @@ The embedded model is such a folder; the models that other packages carry are su
 
 import inspect
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -12,6 +13,7 @@ from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -184,7 +186,7 @@ def _first_that_loads(name: str, kinds: Sequence[str], load: Callable[[str], Any
     failures = []
     for kind in kinds:
         try:
-            with _without_loader_messages():
+            with _quiet_loaders():
                 return load(kind)
         except _LOADER_ERRORS as error:
             failures.append(f"as {kind}: {_described(error)}")
@@ -220,7 +222,7 @@ def _load_gguf(name: str, file: Path, kinds: Sequence[str], settings: LoadSettin
     """
     with ExitStack() as resources:
         try:
-            with _without_loader_messages():
+            with _quiet_loaders():
                 read = resources.enter_context(reading_gguf(file, settings))
         except MissingExtraError:
             raise
@@ -257,12 +259,19 @@ def _accepted(boot: Callable[..., Any], settings: LoadSettings) -> dict[str, Any
 
 
 @contextmanager
-def _without_loader_messages() -> Iterator[None]:
-    """A context without the messages of loading that a user of this package cannot act on, such as deprecations."""
+def _quiet_loaders() -> Iterator[None]:
+    """A context in which loaders neither tell what a user of this package cannot act on, such as deprecations, nor install.
+
+    A TransformerBridge that lacks the torchvision of a processor would install it, and with it another torch.
+    """
     from transformers.utils import logging as hf_logging
 
     root, level, bars = logging.getLogger(), logging.getLogger().level, hf_logging.is_progress_bar_enabled()
-    with warnings.catch_warnings(), redirect_stdout(StringIO()):
+    with (
+        warnings.catch_warnings(),
+        redirect_stdout(StringIO()),
+        patch.dict(os.environ, {"PIP_NO_INDEX": "1", "UV_OFFLINE": "1"}),
+    ):
         warnings.simplefilter("ignore")
         root.setLevel(logging.ERROR)
         hf_logging.disable_progress_bar()
