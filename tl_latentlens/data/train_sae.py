@@ -42,6 +42,7 @@ from tl_latentlens.model.loading import load_model
 DATA = Path(__file__).parent
 CONTEXT, SAE_BATCH_TOKENS, SEED, CHECKPOINTS = 40, 1024, 0, 20
 BLOCK, HELD_OUT_BLOCK_EVERY = 5, 50  # the concept corpus has five sentences a concept
+MASSIVE = 10  # times the median length
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -133,17 +134,25 @@ def reconstruction(vectors: Float[Tensor, "... d_in"], sae: TensorSAE) -> Float[
     return decoded(sae.encode(vectors), sae)
 
 
+def explained_variance(vectors: Float[Tensor, "n d_in"], squared_errors: Float[Tensor, " n"]) -> float:
+    """1 less the squared errors as a share of the variance of some activations."""
+    variance = (vectors.double() - vectors.double().mean(0)).square().sum()
+    return 1 - (squared_errors.sum() / variance).item()
+
+
 @torch.no_grad()
 def evaluate(model: Any, sae: Any, hook_name: str, texts: list[str]) -> dict[str, Any]:
     """Figures on texts, each read alone; BOS is neither replaced nor counted.
 
     `loss_recovered` is (zero ablation - SAE) / (zero ablation - clean) of the losses, in nats a token: 1 where the SAE's
-    output serves the model as well as the activation, 0 where it is no better than zeros.
+    output serves the model as well as the activation, 0 where it is no better than zeros. A few massive activations, longer
+    than ten times the median, may hold nearly all variance: it is given without them too.
     """
     replacements = {"clean": lambda x: x, "sae": partial(reconstruction, sae=sae), "zero_ablation": torch.zeros_like}
     losses = dict.fromkeys(replacements, 0.0)
     fired = torch.zeros(len(sae.W_dec))
-    targets, squared_error, squares, total = 0, 0.0, 0.0, torch.zeros(sae.W_dec.shape[1], dtype=torch.float64)
+    activations: list[Tensor] = []
+    errors: list[Tensor] = []
     for ids, real in held_out_batches(texts, model):
         for name, by in replacements.items():
             logits = model.run_with_hooks(ids, fwd_hooks=[(hook_name, partial(after_bos, by=by))])
@@ -153,20 +162,22 @@ def evaluate(model: Any, sae: Any, hook_name: str, texts: list[str]) -> dict[str
         vectors: Float[Tensor, "n d_in"] = cache[hook_name][:, 1:][real[:, 1:]]
         features = sae.encode(vectors)
         fired += (features > 0).sum(0)
-        squared_error += (vectors - decoded(features, sae)).double().square().sum().item()
-        squares += vectors.double().square().sum().item()
-        total += vectors.double().sum(0)
-        targets += len(vectors)
+        activations.append(vectors)
+        errors.append((vectors - decoded(features, sae)).double().square().sum(-1))
+    vectors, squared_errors = torch.cat(activations), torch.cat(errors)
+    targets, lengths = len(vectors), vectors.norm(dim=-1)
+    is_usual = lengths <= MASSIVE * lengths.median()
     losses = {name: loss / targets for name, loss in losses.items()}
     density = fired / targets
-    variance = squares - total.square().sum().item() / targets
     return {
         "held_out_texts": len(texts),
         "held_out_tokens": targets,
         "l0": density.sum().item(),
         "dead_share": (fired == 0).float().mean().item(),
         "density_quantiles": {str(q): torch.quantile(density, q).item() for q in QUANTILES},
-        "explained_variance": 1 - squared_error / variance,
+        "explained_variance": explained_variance(vectors, squared_errors),
+        "explained_variance_without_massive": explained_variance(vectors[is_usual], squared_errors[is_usual]),
+        "massive_share": 1 - is_usual.float().mean().item(),
         "nats_per_token": losses,
         "loss_recovered": (losses["zero_ablation"] - losses["sae"]) / (losses["zero_ablation"] - losses["clean"]),
     }
