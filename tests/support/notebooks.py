@@ -10,7 +10,6 @@ _SMALLER = {  # Notebook → what stands in its cells, and what is run instead.
     "01_what_does_a_vector_mean": {"corpus[:300]": "corpus[:100]", "corpus[300:]": "corpus[100:1000]"},
     "04_steering_vectors": {"torch.randn(10,": "torch.randn(2,", "-2, -1, -0.5, 0, 0.5, 1, 2": "-1, 0, 1"},
     "06_is_it_right": {"[:40]": "[:16]", "words[:20]": "words[:8]", "words[20:]": "words[8:]", "n_tokens=30": "n_tokens=8"},
-    "08_keys_and_values": {"(5, 80, 200)": "(5, 40, 60)", "captioned, rng = 40": "captioned, rng = 10"},
 }
 
 
