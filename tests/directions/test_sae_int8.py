@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import tl_latentlens as tll
+from tl_latentlens.directions.features.sae import SAES
 from tl_latentlens.directions.features.sae_int8 import dequantize, quantize
 
 
@@ -44,3 +45,11 @@ def test_a_scale_that_does_not_fit_is_named(tensors: dict[str, torch.Tensor], tm
     save_file(quantized, tmp_path / "sae_weights.safetensors")
     with pytest.raises(tll.InvalidInputError, match=r"got W_enc_scale of shape \(16,\); expected \(40,\)"):
         tll.load_sae(tmp_path)
+
+
+def test_the_sae_of_smollm2_comes_with_the_package() -> None:
+    sae = tll.load_sae("smollm2")
+    assert (tuple(sae.W_dec.shape), sae.architecture, sae.hook_name) == ((4608, 576), "jumprelu", "blocks.14.hook_resid_post")
+    assert sae.model_name == "smollm2"
+    assert sae.W_dec.dtype == sae.weights["W_enc"].dtype == torch.float32
+    assert (SAES["smollm2"] / "sae_weights.safetensors").stat().st_size < 8e6

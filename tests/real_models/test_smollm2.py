@@ -85,3 +85,9 @@ def test_features_that_are_words_are_labelled_with_them(bank: tll.Bank) -> None:
     features = tll.label_features(sae, tll.ContextualIndex(bank), progress=False).table
     named = [word in label for word, label in zip(words, features.label.fillna(""), strict=True)]
     assert np.mean(named) >= 0.8, list(zip(words, features.label, strict=True))
+
+
+def test_the_sae_that_comes_with_the_package_reads_the_bank(bank: tll.Bank) -> None:
+    features = tll.label_features(tll.load_sae("smollm2"), tll.ContextualIndex(bank), range(150), progress=False)
+    assert features.summary().set_index("figure").loc["auroc", "mean"] > 0.7
+    assert features.table["label_kind"].isin(["token", "before", "after", "position"]).mean() > 0.2
