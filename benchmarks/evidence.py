@@ -103,7 +103,7 @@ def _lines(measure: str, figures: dict[str, pd.DataFrame]) -> list[dict[str, Any
     for title, found in figures.items():
         of_measure = found[found.measure == measure]
         for reader in of_measure.reader.unique():
-            of_reader = of_measure[of_measure.reader == reader].set_index("depth")
+            of_reader: pd.DataFrame = of_measure.query("reader == @reader").set_index("depth")
             cells = {f"{i}/{DEPTHS}": _cell(of_reader, i) for i in range(1, DEPTHS + 1)}
             lines.append({"model": title, "reader": "nearest uses" if reader == "raw" else reader, **cells})
     return lines

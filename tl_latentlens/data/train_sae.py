@@ -126,6 +126,7 @@ def after_bos(value: Tensor, *, hook: Any, by: Any) -> Tensor:
 
 def decoded(features: Float[Tensor, "... d_sae"], sae: TensorSAE) -> Float[Tensor, "... d_in"]:
     """The activations that features stand for."""
+    assert sae.b_dec is not None
     return features @ sae.W_dec + sae.b_dec
 
 
