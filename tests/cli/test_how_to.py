@@ -1,4 +1,4 @@
-"""Every command and snippet of the page "I want to …" runs as it stands."""
+"""Every command and snippet of the page "I want to …" runs, with small files of the names it gives."""
 
 import shlex
 from pathlib import Path
