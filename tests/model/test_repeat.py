@@ -75,7 +75,7 @@ def test_texts_are_cut_so_that_both_copies_fit(any_model: Any, tmp_path: Path, c
     assert len(bank.prompt(0)) == (any_model.cfg.n_ctx - 1) // 2 + 1
     assert (
         f"1 of 2 texts were longer than n_ctx = {any_model.cfg.n_ctx} tokens, read twice, and were cut"
-        in capsys.readouterr().out
+        in capsys.readouterr().err
     )
     assert tll.repeated(any_model, long).tokens.shape == (1, any_model.cfg.n_ctx - 1)
 
