@@ -29,13 +29,14 @@ def _gated(inputs: Float[Tensor, "n d_in"], sae: Any) -> Float[Tensor, "n d_sae"
 def _topk(inputs: Float[Tensor, "n d_in"], sae: Any) -> Float[Tensor, "n d_sae"]:
     before = _rescaled(_pre_activations(inputs, sae), sae)
     best = before.topk(sae.k, dim=-1)
-    return torch.zeros_like(before).scatter_(-1, best.indices, best.values.relu())
+    return before.zero_().scatter_(-1, best.indices, best.values.relu())
 
 
 def _abstopk(inputs: Float[Tensor, "n d_in"], sae: Any) -> Float[Tensor, "n d_sae"]:
     before = _rescaled(_pre_activations(inputs, sae), sae)
     best = before.abs().topk(sae.k, dim=-1).indices
-    return torch.zeros_like(before).scatter_(-1, best, before.gather(-1, best))
+    values = before.gather(-1, best)
+    return before.zero_().scatter_(-1, best, values)
 
 
 def _matching_pursuit(inputs: Float[Tensor, "n d_in"], sae: Any) -> Float[Tensor, "n d_sae"]:
@@ -66,7 +67,7 @@ def _matching_pursuit(inputs: Float[Tensor, "n d_in"], sae: Any) -> Float[Tensor
 
 
 def _pre_activations(inputs: Float[Tensor, "n d_in"], sae: Any) -> Float[Tensor, "n d_sae"]:
-    return inputs @ sae.weights["W_enc"] + sae.weights["b_enc"]
+    return (inputs @ sae.weights["W_enc"]).add_(sae.weights["b_enc"])
 
 
 def _rescaled(before: Float[Tensor, "n d_sae"], sae: Any) -> Float[Tensor, "n d_sae"]:
