@@ -15,10 +15,14 @@ import pandas as pd
 
 import tl_latentlens as tll
 from benchmarks.measure import Settings, table
+from tl_latentlens.evaluation.agreement import reader_agreement
+from tl_latentlens.evaluation.held_out import draw_held_out_rows, neighbors_in_other_prompts
 from tl_latentlens.model.loading import installed_kinds
+from tl_latentlens.statistics.measures import ReaderKey
 
 EVERY = 146
 DEPTHS = 6  # The shallowest of our models has so many layers.
+N_TOKENS, TOP_K = 2000, 5
 MEASURES = ("sense accuracy", "next token", "topic", "KL of neighbor 1 (nats)")
 
 
@@ -90,12 +94,22 @@ def _figures(candidate: Candidate, texts: list[str], folder: Path) -> pd.DataFra
         return None
     layers = sorted({round((i + 1) * model.cfg.n_layers / DEPTHS) - 1 for i in range(DEPTHS)})
     bank = tll.build_bank(model, texts, path.with_suffix(".h5"), hook_names=layers)
-    found = tll.evaluate(model, bank).to_dataframe()
+    evaluated = tll.evaluate(model, bank).to_dataframe()
+    agreement = _agreement(bank)
+    kept = evaluated.query("measure not in @agreement.measure.unique()")
+    found: pd.DataFrame = pd.concat([kept, agreement], ignore_index=True)
     depths = {name: i + 1 for i, name in enumerate(bank.hook_names)}
     found["depth"] = found.hook_name.map(depths).fillna(0).astype(int)
     found["n_rows"], found["minutes"] = bank.n_rows, (time.perf_counter() - start) / 60
     found.to_parquet(path)
     return found
+
+
+def _agreement(bank: tll.Bank) -> pd.DataFrame:
+    """Next token and topic, of more tokens than `evaluate` draws: it also runs the model for each."""
+    index, held_out = tll.ContextualIndex(bank), draw_held_out_rows(bank, N_TOKENS, 0)
+    neighbors = {ReaderKey("raw", name): neighbors_in_other_prompts(index, held_out, name, TOP_K) for name in bank.hook_names}
+    return pd.concat([measure.table() for measure in reader_agreement(held_out, neighbors, seed=0)], ignore_index=True)
 
 
 def _lines(measure: str, figures: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:

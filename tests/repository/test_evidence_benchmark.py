@@ -15,6 +15,7 @@ def test_figures_of_models_stand_by_relative_depth_and_are_kept(
     missing = evidence.Candidate("another model", "module_that_is_nowhere", "a-package", "model")
     monkeypatch.setattr(evidence, "CANDIDATES", (evidence.CANDIDATES[0], missing))
     monkeypatch.setattr(evidence, "DEPTHS", 2)
+    monkeypatch.setattr(evidence, "N_TOKENS", 40)
     texts = list(evidence.tll.load_corpus("demo"))[::40]
     monkeypatch.setattr(evidence.tll, "load_corpus", lambda _: texts)
     calls: list[list[str]] = []
@@ -34,6 +35,7 @@ def test_figures_of_models_stand_by_relative_depth_and_are_kept(
     found = pd.read_parquet(kept)
     line = found[(found.measure == "next token") & (found.reader == "raw") & (found.depth == 2)].iloc[0]
     assert line.hook_name == "blocks.5.hook_resid_post"
+    assert line["n"] > 8  # of more tokens than are replaced
     table = printed.split("### next token")[1].split("###")[0]
     [row] = [row for row in table.splitlines() if "nearest uses" in row]
     assert row.split(" | ")[-1].startswith(f"{line['mean']:.3f} ± ")
