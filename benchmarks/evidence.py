@@ -17,7 +17,6 @@ import tl_latentlens as tll
 from benchmarks.measure import Settings, table
 from tl_latentlens.evaluation.agreement import reader_agreement
 from tl_latentlens.evaluation.held_out import draw_held_out_rows, neighbors_in_other_prompts
-from tl_latentlens.model.loading import installed_kinds
 from tl_latentlens.statistics.measures import ReaderKey
 
 EVERY = 146
@@ -43,7 +42,7 @@ class Candidate:
     folder: str = ""
 
     def load(self) -> Any:
-        """The model, as the bridge where there is one, the faster on a CPU; None where its package is not installed."""
+        """The model; None where its package is not installed."""
         name: str | Path = self.name
         if self.folder:
             spec = find_spec(self.name)
@@ -51,7 +50,7 @@ class Candidate:
                 return None
             name = Path(spec.origin).parent / self.folder
         try:
-            return tll.load_model(name, kind=installed_kinds()[-1])
+            return tll.load_model(name)
         except tll.MissingExtraError:
             return None
 

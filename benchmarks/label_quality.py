@@ -11,7 +11,6 @@ from torch.nn.functional import normalize
 import tl_latentlens as tll
 from benchmarks.measure import Settings, table
 from tl_latentlens.directions.features.sae import TensorSAE, encode
-from tl_latentlens.model.loading import installed_kinds
 from tl_latentlens.statistics.intervals import share_of
 
 EVERY = 97  # Every so many texts of another corpus make a bank on which labels are tried.
@@ -30,8 +29,7 @@ def run(settings: Settings) -> str:
 
     `--model` and `--sae` name another than the embedded one.
     """
-    kind = None if settings.model == "demo" else installed_kinds()[-1]  # a bridge of a larger model is the faster on a CPU
-    model, sae = tll.load_model(settings.model, kind=kind), tll.load_sae(settings.sae)
+    model, sae = tll.load_model(settings.model), tll.load_sae(settings.sae)
     with tempfile.TemporaryDirectory() as folder:
         bank = tll.build_bank(model, "demo", Path(folder) / "bank.h5", hook_names=sae.hook_name, progress=False)
         index = tll.ContextualIndex(bank, device=settings.device)

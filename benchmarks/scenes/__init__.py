@@ -19,7 +19,6 @@ from benchmarks.scenes.reading import RowWords, hook_names, region_phrases, visu
 from benchmarks.scenes.report import WHOLE, Figures, draw, tables
 from tl_latentlens.data.scenes.train import checkpoint_folder, settings_of, trained
 from tl_latentlens.vision.scenes.connector import SceneModel, caption_accuracy, new_connector
-from tl_latentlens.vision.scenes.loading import load_language_model
 from tl_latentlens.vision.scenes.render import draw_scenes
 
 SCENES = 100  # that each seed's model is read on
@@ -33,7 +32,7 @@ def run(settings: Settings) -> str:
     start = time.perf_counter()
     folder = settings.folder or checkpoint_folder(settings.model)
     folder.mkdir(parents=True, exist_ok=True)
-    model = load_language_model(settings.model)
+    model = tll.load_model(settings.model)
     texts_of = corpora(settings.corpus)
     if settings.model != "demo":
         texts_of = {WHOLE: texts_of[WHOLE]}

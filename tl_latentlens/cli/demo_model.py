@@ -8,7 +8,6 @@ import tl_latentlens as tll
 from tl_latentlens.cli.decode import positions_of, readings_at
 from tl_latentlens.cli.options import DataOptions
 from tl_latentlens.cli.output import console, notes, print_tables
-from tl_latentlens.model.loading import installed_kinds
 
 SENTENCES = ("In the dark cave we saw a bat", "He hit the ball hard with his bat")
 WORD = "bat"
@@ -32,12 +31,12 @@ def demo_with_model(name: str, bank: Path, kind: str | None, data: DataOptions) 
     Args:
         name: The model, as `load_model` takes it.
         bank: Where to build the bank; one that is there is used again.
-        kind: As in `load_model`; None: a TransformerBridge where there is one, which is the faster on a CPU.
+        kind: As in `load_model`.
         data: Tables, or the data of all that is shown.
     """
     progress = console if data.as_json is None else notes
     progress.print(f"[dim]1. load {escape(name)}[/]")
-    model = tll.load_model(name, kind=kind or installed_kinds()[-1])
+    model = tll.load_model(name, kind=kind)
     n_layers = model.cfg.n_layers
     layers = sorted({(i + 1) * n_layers // N_LAYERS - 1 for i in range(N_LAYERS)} - {-1})
     texts = list(tll.load_corpus("demo"))[::EVERY_TEXT]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 import tl_latentlens as tll
-from tl_latentlens.cli.options import ModelOptions
+from tl_latentlens.cli.options import MODEL_HELP, ModelOptions
 from tl_latentlens.vision.scenes.loading import load_scene_model
 
 _DEMO_VLM = "demo-vlm"
@@ -21,8 +21,7 @@ class ImageModelOptions(ModelOptions):
         typer.Option(
             "--model",
             "-m",
-            help="`demo`, a folder in Hugging Face format, a name TransformerLens knows (`gpt2`); `demo-vlm` sees scenes; "
-            "default: the one that the bank was built with",
+            help=f"{MODEL_HELP}; `demo-vlm` sees scenes; default: the one that the bank was built with",
         ),
     ] = None
 

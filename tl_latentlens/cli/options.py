@@ -33,7 +33,7 @@ HookOption = Annotated[
     ),
 ]
 BankArgument = Annotated[Path, typer.Argument(help="a bank file (.h5)")]
-_MODEL_HELP = (
+MODEL_HELP = (
     "`demo`, `smollm2`, `gemma3-270m`, a folder in Hugging Face format, a GGUF file, or a name TransformerLens knows (`gpt2`)"
 )
 
@@ -65,7 +65,7 @@ class ModelOptions(OptionGroup):
     """The options of the model that a command loads; the bank's own model where none is named."""
 
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help=f"{_MODEL_HELP}; default: the one that the bank was built with")
+        str | None, typer.Option("--model", "-m", help=f"{MODEL_HELP}; default: the one that the bank was built with")
     ] = None
     kind: KindOption = None
     device: DeviceOption = None

@@ -1,8 +1,8 @@
 r"""Train an SAE with SAELens: the embedded one, or one of another model's residual stream.
 
     python -m tl_latentlens.data.train_sae concepts.txt --out OUT
-    python -m tl_latentlens.data.train_sae concepts.txt --out OUT --model smollm2 --dtype bfloat16 --d-sae 4608 --k 32 \
-        --hook-name blocks.14.hook_resid_post --tokens 3300000 --checkpoints CHECKPOINTS --int8
+    python -m tl_latentlens.data.train_sae concepts.txt --out OUT --model smollm2 --kind bridge --dtype bfloat16 \
+        --hook-name blocks.14.hook_resid_post --d-sae 4608 --k 32 --tokens 3300000 --checkpoints CHECKPOINTS --int8
 
 A BatchTopK sparse autoencoder, saved as SAELens saves it for use (a JumpReLU SAE). Each text is read alone after BOS, as in
 a bank, and BOS itself is left out. Every fiftieth block of five texts is never trained on, and `evaluate` measures on those,
@@ -190,6 +190,7 @@ def main(
     ] = "demo",
     out: Annotated[Path, typer.Option(help="folder for the SAE")] = DATA / "demo_sae",
     model_name: Annotated[str, typer.Option("--model", help="as load_model takes it")] = "demo",
+    kind: Annotated[str | None, typer.Option(help="its class, as load_model takes it")] = None,
     dtype: Annotated[str, typer.Option(help="of the model's weights while training")] = "float32",
     hook_name: Annotated[str, typer.Option(help="the activation to encode")] = "blocks.3.hook_resid_post",
     d_sae: Annotated[int, typer.Option(help="number of features")] = 1536,
@@ -202,7 +203,6 @@ def main(
     """Train, save in SAELens' format for use, and write the held-out figures to training.json."""
     start = time.time()
     settings = SAESettings(model_name, hook_name, d_sae, tokens, k, lr)
-    kind = "hooked" if model_name == "demo" else "bridge"  # The bridge of a larger model is ten times as fast on a CPU.
     model = load_model(model_name, kind=kind, dtype=dtype)
     training, held_out = split_texts(list(load_corpus(corpus)))
     trained = train_sae(model, token_rows(training, model.tokenizer), settings, checkpoints)

@@ -1,11 +1,8 @@
 """GGUF files: models in one file, their weights quantized or not, which transformers reads and turns into floats."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -25,13 +22,18 @@ class GGUFModel:
         name: The file's name without its ending.
         quantization: The types of its weights in the file, that of the most weights first: "Q4_1, Q8_0, F32".
         hf_model: The transformers model; its weights are floats.
-        folder: A folder with its config and its tokenizer in Hugging Face format.
+        tokenizer: Its tokenizer.
     """
 
     name: str
     quantization: str
     hf_model: Any
-    folder: Path
+    tokenizer: Any
+
+    def save_without_weights(self, folder: str | Path) -> None:
+        """Write config and tokenizer in Hugging Face format, from which TransformerLens reads them."""
+        self.hf_model.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
 
 def is_gguf_file(path: str | Path) -> bool:
@@ -43,9 +45,8 @@ def is_gguf_file(path: str | Path) -> bool:
         return file.read(len(_MAGIC)) == _MAGIC
 
 
-@contextmanager
-def reading_gguf(path: Path, settings: LoadSettings) -> Iterator[GGUFModel]:
-    """A context in which a GGUF file's model is there; its folder is gone afterwards.
+def read_gguf(path: Path, settings: LoadSettings) -> GGUFModel:
+    """The model in a GGUF file.
 
     Args:
         path: The file.
@@ -76,8 +77,4 @@ def reading_gguf(path: Path, settings: LoadSettings) -> Iterator[GGUFModel]:
     if hasattr(hf_model.config, "quantization_config"):
         del hf_model.config.quantization_config
     hf_model.config.architectures = [type(hf_model).__name__]
-    with TemporaryDirectory() as folder:
-        hf_model.config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        quantization = ", ".join(name for name, _ in n_weights.most_common())
-        yield GGUFModel(path.stem, quantization, hf_model, Path(folder))
+    return GGUFModel(path.stem, ", ".join(name for name, _ in n_weights.most_common()), hf_model, tokenizer)

@@ -8,17 +8,18 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
 from tl_latentlens.errors import InvalidInputError, MissingExtraError
-from tl_latentlens.model.gguf import GGUFModel, is_gguf_file, reading_gguf
+from tl_latentlens.model.gguf import GGUFModel, is_gguf_file, read_gguf
 from tl_latentlens.model.hf_models import bridge_of, hooked_of
 from tl_latentlens.model.info import ModelInfo
 from tl_latentlens.model.load_settings import WEIGHT_DTYPES, LoadSettings, load_settings
@@ -132,7 +133,7 @@ def _place(name: str | Path) -> Path:
     place = Path(name).expanduser()
     if name in PACKAGED_MODELS and not is_model_folder(place):
         return packaged_file(str(name))
-    is_path = place.is_absolute() or place.is_file() or str(name).startswith((".", "~")) or place.suffix == ".gguf"
+    is_path = place.is_absolute() or str(name).startswith((".", "~")) or place.suffix == ".gguf"
     if is_path and not is_model_folder(place) and not is_gguf_file(place):
         is_no_model = "does not begin as a GGUF file does" if place.is_file() else "it has no config.json, and is no GGUF file"
         raise InvalidInputError(f"no Hugging Face model at {place}: {is_no_model}")
@@ -220,26 +221,27 @@ def _load_gguf(name: str, file: Path, kinds: Sequence[str], settings: LoadSettin
         InvalidInputError: A file that is cut off or holds what transformers does not know, or a model that TransformerLens
             does not know.
     """
-    with ExitStack() as resources:
-        try:
-            with _quiet_loaders():
-                read = resources.enter_context(reading_gguf(file, settings))
-        except MissingExtraError:
-            raise
-        except _LOADER_ERRORS as error:
-            raise InvalidInputError(
-                f"cannot read the GGUF file {file}: {_described(error)}. Expected a whole file, of an architecture that "
-                "transformers reads from GGUF"
-            ) from error
-        model = _first_that_loads(name, kinds, lambda kind: _of_gguf(read, kind, settings))
+    try:
+        with _quiet_loaders():
+            read = read_gguf(file, settings)
+    except MissingExtraError:
+        raise
+    except _LOADER_ERRORS as error:
+        raise InvalidInputError(
+            f"cannot read the GGUF file {file}: {_described(error)}. Expected a whole file, of an architecture that "
+            "transformers reads from GGUF"
+        ) from error
+    model = _first_that_loads(name, kinds, lambda kind: _of_gguf(read, kind, settings))
     remember_quantization(model, read.quantization)
     return model
 
 
 def _of_gguf(read: GGUFModel, kind: str, settings: LoadSettings) -> Any:
-    if kind == "bridge":
-        return bridge_of(read.hf_model, read.name, read.folder, settings)
-    model = hooked_of(read.hf_model, read.folder, settings)
+    with TemporaryDirectory() as folder:
+        read.save_without_weights(folder)
+        if kind == "bridge":
+            return bridge_of(read.hf_model, read.name, Path(folder), settings)
+        model = hooked_of(read.hf_model, Path(folder), settings)
     model.cfg.model_name = read.name
     return model
 

@@ -1,4 +1,7 @@
-"""Train the vision-language models of this package: `python -m tl_latentlens.data.scenes.train [--model smollm2]`.
+"""Train the vision-language models of this package.
+
+    python -m tl_latentlens.data.scenes.train
+    python -m tl_latentlens.data.scenes.train --model smollm2 --kind bridge
 
 The language model is frozen; the encoder learns from labels, the connector from captions. It takes three minutes on one core
 before the embedded model, and three quarters of an hour before SmolLM2-135M.
@@ -12,9 +15,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from tl_latentlens.model.loading import load_model
 from tl_latentlens.vision.scenes.connector import ConnectorSettings, SceneModel, train_connector
 from tl_latentlens.vision.scenes.encoder import trained_encoder
-from tl_latentlens.vision.scenes.loading import TRAINING_RECORD, load_language_model, save_scene_model, scenes_folder
+from tl_latentlens.vision.scenes.loading import TRAINING_RECORD, save_scene_model, scenes_folder
 
 
 def settings_of(model_name: str, seed: int) -> ConnectorSettings:
@@ -34,6 +38,7 @@ def main(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="for the weights and training.json; default: in the package")] = None,
     model_name: Annotated[str, typer.Option("--model", help="the language model, as load_model takes it")] = "demo",
+    kind: Annotated[str | None, typer.Option(help="its class, as load_model takes it")] = None,
     seed: Annotated[int, typer.Option(help="of weights and scenes")] = 0,
 ) -> None:
     """Train encoder and connector, and write both with how they were trained."""
@@ -41,7 +46,7 @@ def main(
     for one in (folder, out):
         one.mkdir(parents=True, exist_ok=True)
     settings = settings_of(model_name, seed)
-    scene_model, accuracy = trained(load_language_model(model_name), folder, settings)
+    scene_model, accuracy = trained(load_model(model_name, kind=kind), folder, settings)
     save_scene_model(scene_model, out, torch.float32 if model_name == "demo" else torch.float16)
     record = {
         **vars(settings),

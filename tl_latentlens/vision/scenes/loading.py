@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.model.loading import installed_kinds, load_model
+from tl_latentlens.model.loading import load_model
 from tl_latentlens.vision.scenes.connector import SceneModel, new_connector
 from tl_latentlens.vision.scenes.encoder import PatchEncoder
 
@@ -23,7 +23,7 @@ def load_demo_vlm(kind: str | None = None, *, model: str = "demo") -> SceneModel
     (`tl_latentlens.data.scenes.train`). What each patch shows is known: `tl_latentlens.vision.scenes.draw_scenes`.
 
     Args:
-        kind: Of the language model, as in `load_model`; None: a TransformerBridge of "smollm2" where there is one.
+        kind: Of the language model, as in `load_model`.
         model: The language model: "demo", the embedded one, or "smollm2", SmolLM2-135M (extra `smollm2`).
 
     Raises:
@@ -36,12 +36,7 @@ def load_demo_vlm(kind: str | None = None, *, model: str = "demo") -> SceneModel
             f"got model={model!r}; connectors come with 'demo' and 'smollm2'. Train one for another model: "
             "python -m tl_latentlens.data.scenes.train --model MODEL"
         )
-    return load_scene_model(load_language_model(model, kind), folder)
-
-
-def load_language_model(name: str, kind: str | None = None) -> Any:
-    """A language model for scenes; a TransformerBridge of all but the embedded one, as it is the faster on a CPU."""
-    return load_model(name, kind=kind if kind is not None or name == "demo" else installed_kinds()[-1])
+    return load_scene_model(load_model(model, kind=kind), folder)
 
 
 def scenes_folder(model: str) -> Path:
