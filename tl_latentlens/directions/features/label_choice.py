@@ -22,6 +22,7 @@ MIN_DETECTION = 0.65
 MIN_PRECISION = 0.1
 """What a label names must activate the feature in so large a share of the contexts that hold it."""
 _BETTER = 0.02  # Words are named in place of tokens, unless tokens are better by this and no more of them.
+_BESIDE = 0.1  # What stands beside a token, or its place, is named where no token is, or where it is better by this.
 _MIN_FORM = 0.25  # A form is named beside another where it has this part of its share.
 _FORMS = {BEFORE: "after {}", AFTER: "before {}", POSITION: "{} of the text"}
 
@@ -120,16 +121,16 @@ class LabelChooser:
         """The kind of the rule of each feature; empty where none is good enough."""
         n_contexts = (self._evidence.fitted.rows >= 0).sum(-1)
         kinds, best = np.full(len(n_contexts), "", dtype=object), np.full(len(n_contexts), -np.inf)
-        fewest_parts = np.full(len(n_contexts), MAX_PARTS)
-        for kinds_of_place in ((WORD, TOKEN), (BEFORE, AFTER, POSITION)):
-            is_open = kinds == ""
+        for kinds_of_place, margin in (((WORD, TOKEN), 0.0), ((BEFORE, AFTER, POSITION), _BESIDE)):
+            found, fewest_parts = np.full(len(kinds), -np.inf), np.full(len(kinds), MAX_PARTS)
             for kind in kinds_of_place:
                 n_parts, scores = self._rules[kind].n_parts, np.full(len(kinds), -np.inf)
                 has_rule = np.flatnonzero((n_parts > 0) & (n_contexts >= MIN_CONTEXTS))
                 scores[has_rule] = self._detect(kind, has_rule, has_rule, held_out=False).score
-                is_good = (scores >= MIN_DETECTION) & (self._precision(kind) >= MIN_PRECISION)
-                is_better = is_open & is_good & (scores > best + _BETTER) & (n_parts <= fewest_parts)
-                kinds[is_better], best[is_better], fewest_parts[is_better] = kind, scores[is_better], n_parts[is_better]
+                is_good = (scores >= MIN_DETECTION) & (self._precision(kind) >= MIN_PRECISION) & (scores > best + margin)
+                is_better = is_good & (scores > found + _BETTER) & (n_parts <= fewest_parts)
+                kinds[is_better], found[is_better], fewest_parts[is_better] = kind, scores[is_better], n_parts[is_better]
+            best = np.maximum(best, found)
         return kinds
 
     def _precision(self, kind: str) -> Float[np.ndarray, " f"]:
