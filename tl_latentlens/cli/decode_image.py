@@ -40,7 +40,7 @@ def decode_image(
         str | None,
         typer.Option(
             help="show these patches, by their number from 0 in the order of the prompt (17,40), or `all`; default, where --at "
-            "and --box are not given either: of each ninth of the image the one that is nearest to the text"
+            "and --box are not given either: of each ninth of the image the one whose nearest token the fewest share"
         ),
     ] = None,
     at: Annotated[
@@ -113,8 +113,8 @@ def _print_readings(reading: ImageReading, chosen: Sequence[int], top_k: int, *,
     console.print(reading.to_rich(chosen, top_k, width=console.width))
     if is_default:
         console.print(
-            f" These {len(chosen)}: of each ninth of the image the patch that is nearest to the text. Others: --at x,y, --box "
-            "left,top,right,bottom, --patches; all: --html page.html",
+            f" These {len(chosen)}: of each ninth of the image the patch whose nearest token the fewest share. Others: --at "
+            "x,y, --box left,top,right,bottom, --patches; all: --html page.html",
             style="dim",
             markup=False,
             highlight=False,

@@ -41,7 +41,7 @@ def demo(
 
     Example: `tl-latentlens demo`, `tl-latentlens demo --model smollm2`
     """
-    bank = bank or Path(f"{Path(model).stem}.h5")
+    bank = bank or Path(f"{Path(model).name.removesuffix('.gguf')}.h5")
     if model != "demo":
         demo_with_model(model, bank, kind, data)
         return

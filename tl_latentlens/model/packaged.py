@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from tl_latentlens.errors import MissingExtraError
+from tl_latentlens.errors import InvalidInputError, MissingExtraError
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def packaged_file(name: str) -> Path:
 
     Raises:
         MissingExtraError: The package that carries it is not installed, or not whole.
+        InvalidInputError: The file cannot be put together from its parts, as on a full disk.
     """
     model = PACKAGED_MODELS[name]
     install = (
@@ -71,3 +72,8 @@ def packaged_file(name: str) -> Path:
         return model.find(Path(spec.origin).parent)
     except (ImportError, ValueError, FileNotFoundError) as error:
         raise MissingExtraError(f"the installed {model.package} does not hold all of {name!r} ({error}): {install}") from error
+    except OSError as error:
+        raise InvalidInputError(
+            f"cannot put the file of {name!r} together ({error}); {model.package} writes it below the home folder: make room, "
+            "or set HOME to a folder that can be written to"
+        ) from error

@@ -29,6 +29,8 @@ from tl_latentlens.vision.scenes.connector import SceneModel
 from tl_latentlens.vision.scenes.seen import scene_of_picture, shown_scene
 from tl_latentlens.vision.shown_image import ShownImage
 
+_TIE = 1e-3  # Similarities, of 1 at most, decide between equals alone.
+
 
 @dataclass(frozen=True, eq=False)
 class ImageReading:
@@ -45,12 +47,19 @@ class ImageReading:
     result: LensResult
 
     def clearest(self) -> Int[np.ndarray, " tokens"]:
-        """Of each ninth of the image the patch (number in the grid) that is nearest to the text, in the mean of the layers."""
+        """Of each ninth of the image the patch (number in the grid) whose nearest token the fewest patches share.
+
+        Background is alike all over an image, and reads alike. The mean of the layers counts; of equals the nearest is taken.
+        """
         grid, result = self.image.grid, self.result
         cells = np.flatnonzero(result.positions[:, 0] == grid.batch)
         places = cells[np.searchsorted(result.positions[cells, 1], grid.positions)]
-        nearest = torch.stack([result.found[name].similarities[:, 0] for name in result.hook_names])
-        return clearest_patches(grid, nearest.mean(0).cpu().numpy()[places])
+        scores = np.zeros(len(grid))
+        for found in map(result.found.__getitem__, result.hook_names):
+            tokens = found.index.bank_rows.token_ids()[found.rows[:, 0].cpu().numpy()[places]]
+            _, place, n_patches = np.unique(tokens, return_inverse=True, return_counts=True)
+            scores += _TIE * found.similarities[:, 0].cpu().numpy()[places] - n_patches[place]
+        return clearest_patches(grid, scores)
 
     def to_rich(self, patches: Iterable[int], neighbors: int | None = None, *, width: int | None = None) -> Group:
         """A table for each layer, a line for each of some patches (numbers in the grid), beside the logit lens.

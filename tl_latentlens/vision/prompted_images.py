@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.model.describe import model_device, model_dtype
+from tl_latentlens.model.describe import model_device, model_dtype, require_embedded
 from tl_latentlens.model.image_tokens import image_positions, image_token_id
 from tl_latentlens.views.grids import Pixels
 from tl_latentlens.views.optional import pillow
@@ -100,6 +100,8 @@ class PromptedImages:
             raise InvalidInputError(
                 f"image and prompt have {ids.shape[1]:,} tokens; the model reads {n_ctx:,}: shorten the prompt"
             )
+        text_ids = ids[ids != self.placeholder_id].cpu().numpy()  # visual tokens are not looked up
+        require_embedded(self.model, text_ids, np.array([0, len(text_ids)]))
         mask = image_positions(self.model, ids)
         height, width = picture.shape[:2]
         [grid, *_] = patch_grids(self.model, inputs, tiles=self._tiles(height, width), mask=mask)
