@@ -279,5 +279,5 @@ def test_the_clearest_patches_are_spread_over_the_image() -> None:
 def test_a_token_that_the_model_has_no_vector_for_is_named(bank: Path, folder: Path) -> None:
     model = tll.load_model(folder, kind="bridge")
     model.processor.tokenizer.add_tokens(["<beyond>"])
-    with pytest.raises(tll.InvalidInputError, match=r"has token 356 .*the tokenizer has tokens that the model has no vectors for"):
+    with pytest.raises(tll.InvalidInputError, match=r"has token 356 .*tokens that the model has no vectors for"):
         decode_image(model, pixels(), tll.ContextualIndex(bank), prompt=f"{IMAGE} <beyond>")
