@@ -49,6 +49,7 @@ def test_commands_run(command: str, run, folder: Path, monkeypatch: pytest.Monke
 
 
 def test_snippets_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("PIL")
     monkeypatch.chdir(folder)
     names: dict = {}
     for part in snippets("how_to.md"):
