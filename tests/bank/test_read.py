@@ -290,5 +290,5 @@ def test_other_hdf5_file(tmp_path: Path, userblock: int) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    with pytest.raises(BankError, match="no bank file at"):
+    with pytest.raises(BankError, match="no bank file in the folder"):
         Bank.open(tmp_path)

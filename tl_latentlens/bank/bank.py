@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
-from tl_latentlens.bank.datasets import MEAN, NORMS, STD, hook_dataset
+from tl_latentlens.bank.datasets import MEAN, STD
 from tl_latentlens.bank.file import BankFile
+from tl_latentlens.bank.folder import BankFolder
 from tl_latentlens.bank.format import partial_path
 from tl_latentlens.bank.moments import mean_and_std_of_heads
 from tl_latentlens.bank.token_bytes import TokenBytes
@@ -84,7 +85,7 @@ class Row:
 class Bank:
     """A finished bank file. Opening reads metadata only; vectors are memory-mapped when asked for."""
 
-    def __init__(self, path: Path, file: BankFile) -> None:
+    def __init__(self, path: Path, file: BankFile | BankFolder) -> None:
         """Use `Bank.open`."""
         self.path = path
         self.file = file
@@ -92,18 +93,18 @@ class Bank:
 
     @classmethod
     def open(cls, path: str | Path) -> "Bank":
-        """Open a finished bank.
+        """Open a finished bank: a file, or a folder of its shards or of files by hook name, or of both.
 
         Raises:
-            BankError: No such file, or not a bank, or a bank that is still being built.
+            BankError: No such file, or not a bank, or a bank that is still being built or lacks parts.
             BankCorruptError: The file's metadata is not what was written.
         """
         given, path = Path(path), absolute_path(path)
+        if path.is_dir():
+            return cls(path, BankFolder(path))
         if not path.is_file():
             partial = partial_path(path)
             hint = f"; {partial.name} is there: the same build call resumes it" if partial.exists() else ""
-            if path.is_dir():
-                raise BankError(f"no bank file at {given}: it is a folder; name the file (.h5) in it")
             raise BankError(f"no bank file at {given}{hint}")
         file = BankFile(path)
         if not file.head.complete:
@@ -120,7 +121,7 @@ class Bank:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, or a bank in another process, opens the file again."""
-        return reopen_bank, (str(self.path), self.file.head.digest)
+        return reopen_bank, (str(self.path), self.file.digest)
 
     def __repr__(self) -> str:
         return f"Bank({str(self.path)!r}: {self.n_rows} rows, {len(self.hook_names)} hook names, {self.model_info.name})"
@@ -135,7 +136,7 @@ class Bank:
             "plan": f"{'no cap' if cap is None else f'at most {cap} rows'} a token id, seed {plan.settings.seed}"
             + ", each text run twice" * plan.settings.repeat,
             "hook names": [f"{short_hook_name(name)} [{self.d(name)}]" for name in self.hook_names],
-            "stored as": f"{self.dtype}, {self.path.stat().st_size / 1e6:,.1f} MB, {self.path}",
+            "stored as": f"{self.dtype}, {self.n_bytes / 1e6:,.1f} MB, {self.path}",
         }
         return properties_html(PropertyTable("Bank", properties, [self.row(row).window() for row in examples]))
 
@@ -162,6 +163,11 @@ class Bank:
     def dtype(self) -> str:
         """Storage type of the vectors: "float16", "bfloat16" or "float32"."""
         return self.file.metadata.dtype
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its file, or files."""
+        return sum(file.path.stat().st_size for file in self.file.files)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -201,16 +207,34 @@ class Bank:
     def vectors(self, hook_name: str) -> Float[np.ndarray, "rows d"]:
         """The unit-length vectors of a hook name, memory-mapped; writing to them does not reach the file.
 
-        Those of a head, `blocks.3.attn.hook_z[5]`, are columns of them, whose length varies.
+        Those of a head, `blocks.3.attn.hook_z[5]`, are columns of them, whose length varies. Of several shards they are copied
+        into memory; `vector_parts` maps those of each.
         """
+        self._require(hook_name)
+        return self._columns(hook_name, self.file.map_vectors(hook_point(hook_name)))
+
+    def vector_parts(self, hook_name: str) -> list[tuple[int, Float[np.ndarray, "rows d"]]]:
+        """The vectors of a hook name, memory-mapped file by file: the row at which each begins, and its vectors."""
+        self._require(hook_name)
+        point = hook_point(hook_name)
+        return [(first, self._columns(hook_name, file.map_vectors(point))) for first, file in self.file.parts_of(point)]
+
+    def vectors_at(self, hook_name: str, rows: slice | Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
+        """The vectors of some rows, in the dtype of the bank, in memory; rows in any order, or a slice."""
+        parts = self.vector_parts(hook_name)
+        if len(parts) == 1:
+            return parts[0][1][rows]
+        return _at(parts, np.arange(self.n_rows)[rows])
+
+    def _columns(self, hook_name: str, vectors: Float[np.ndarray, "rows d"]) -> Float[np.ndarray, "rows d_head"]:
+        """Those of a head, or all."""
         width, head = self.d(hook_name), head_of(hook_name)
-        whole = self.file.map_vectors(hook_point(hook_name))
-        return whole if head is None else whole[:, head * width : (head + 1) * width]
+        return vectors if head is None else vectors[:, head * width : (head + 1) * width]
 
     def norms(self, hook_name: str) -> Float[np.ndarray, " rows"]:
         """Length of each activation (all heads together) before it was divided by it, float32, memory-mapped."""
         self._require(hook_name)
-        return self.file.map(hook_dataset(hook_point(hook_name), NORMS))
+        return self.file.map_norms(hook_point(hook_name))
 
     def activations(self, hook_name: str, rows: slice | Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
         """The activations as the model gave them, up to the precision of `dtype`: vectors x norms, float32, in memory.
@@ -222,7 +246,7 @@ class Bank:
         Raises:
             UnknownHookError: The bank does not have it.
         """
-        return np.asarray(self.vectors(hook_name)[rows], np.float32) * np.asarray(self.norms(hook_name)[rows])[:, None]
+        return np.asarray(self.vectors_at(hook_name, rows), np.float32) * np.asarray(self.norms(hook_name)[rows])[:, None]
 
     def mean(self, hook_name: str) -> Float[np.ndarray, " d"]:
         """Mean of the vectors, each brought to length 1, per dimension, float64."""
@@ -236,9 +260,10 @@ class Bank:
         self._require(hook_name)
         head, point = head_of(hook_name), hook_point(hook_name)
         if head is None:
-            return np.array(self.file.map(hook_dataset(point, moment)))
+            return dict(zip((MEAN, STD), self.file.moments(point), strict=True))[moment]
         if point not in self._moments_of_heads:
-            mean, std = mean_and_std_of_heads(self.vectors(point), self.n_heads(point))
+            vectors = [part for _, part in self.vector_parts(point)]
+            mean, std = mean_and_std_of_heads(vectors, self.n_heads(point))
             self._moments_of_heads[point] = {MEAN: mean, STD: std}
         return self._moments_of_heads[point][moment][head]
 
@@ -254,8 +279,8 @@ class Bank:
         plan = self.plan
         row_token = plan.row_tokens.item(row)
         prompt = int(plan.prompt_starts.searchsorted(row_token, "right")) - 1
-        token_id = plan.tokens.item(row_token)
-        return Row(row, token_id, self.token_string(token_id), row_token - plan.prompt_starts.item(prompt), prompt, self)
+        token_id, position = plan.tokens.item(row_token), row_token - plan.prompt_starts.item(prompt)
+        return Row(row, token_id, self.token_string(token_id), position, prompt, self)
 
     def prompt(self, prompt_index: int) -> list[int]:
         """Token ids of a prompt, BOS included."""
@@ -297,11 +322,12 @@ class Bank:
         names = self.hook_names if hook_names is None else hook_names
         for name in names:
             self._require(name)
-        for name in tqdm(names, desc="verify", unit=" hook names", disable=not progress):
-            for block in self.file.bad_blocks(name):
-                first, last = self.file.blocks()[block]
+        parts = [(name, file) for name in names for _, file in self.file.parts_of(hook_point(name))]
+        for name, file in tqdm(parts, desc="verify", unit=" hook names", disable=not progress):
+            for block in file.bad_blocks(hook_point(name)):
+                first, last = file.blocks()[block]
                 raise BankCorruptError(
-                    f"{self.path}: hook name {name!r}, block {block} (rows {first} to {last - 1}) does not match its "
+                    f"{file.path}: hook name {name!r}, block {block} (rows {first} to {last - 1}) does not match its "
                     "checksum; the file was changed or the disk is failing: copy the bank again or rebuild it"
                 )
 
@@ -333,6 +359,15 @@ class Bank:
             raise UnknownHookError(f"{point!r} has heads 0 to {n_heads - 1} in the bank {self.path}, got {hook_name!r}")
 
 
+def _at(parts: Sequence[tuple[int, np.ndarray]], rows: Int[np.ndarray, " n"]) -> np.ndarray:
+    """The values at some rows of parts that follow each other."""
+    values = np.empty((len(rows), *parts[0][1].shape[1:]), parts[0][1].dtype)
+    for first, part in parts:
+        is_in = (rows >= first) & (rows < first + len(part))
+        values[is_in] = part[rows[is_in] - first]
+    return values
+
+
 def reopen_bank(path: str, digest: str) -> Bank:
     """The bank at a path, if the file is still the one that had this digest in its head.
 
@@ -340,9 +375,9 @@ def reopen_bank(path: str, digest: str) -> Bank:
         BankError: As `Bank.open`, or another bank stands there now.
     """
     bank = Bank.open(path)
-    if bank.file.head.digest != digest:
+    if bank.file.digest != digest:
         raise BankError(
-            f"{path} is another bank than the one that was copied or sent (its digest is {bank.file.head.digest}, expected "
+            f"{path} is another bank than the one that was copied or sent (its digest is {bank.file.digest}, expected "
             f"{digest}); put that file back, or open this one: Bank.open({path!r})"
         )
     return bank

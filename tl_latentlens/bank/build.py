@@ -12,10 +12,21 @@ from tqdm.auto import tqdm
 
 from tl_latentlens.bank.allocator import freed_memory_kept
 from tl_latentlens.bank.bank import Bank
-from tl_latentlens.bank.format import ModelRecord, partial_path
+from tl_latentlens.bank.create import cut_blocks
+from tl_latentlens.bank.differences import differences_from_call
+from tl_latentlens.bank.format import ModelRecord, ShardRecord, partial_path
 from tl_latentlens.bank.lock import build_lock
 from tl_latentlens.bank.record import bank_hooks
-from tl_latentlens.bank.writer import BankWriter, require_folder, require_settings
+from tl_latentlens.bank.settings import require_folder, require_settings
+from tl_latentlens.bank.shards import (
+    as_shard,
+    batch_tokens_of_shards,
+    require_fitting_shards,
+    shard_file,
+    shard_from_environment,
+    shard_of_plan,
+)
+from tl_latentlens.bank.writer import BankWriter
 from tl_latentlens.corpus.paths import absolute_path
 from tl_latentlens.corpus.plan import Plan, PlanSettings, make_plan
 from tl_latentlens.corpus.texts import load_corpus
@@ -50,6 +61,7 @@ def build_bank(
     keep_special_tokens: bool = False,
     progress: bool = True,
     batch_tokens: int | None = None,
+    shard: tuple[int, int] | str | None = None,
 ) -> Bank:
     """Run a corpus through a model and keep the contextual vectors of its tokens.
 
@@ -60,7 +72,8 @@ def build_bank(
     Args:
         model: A HookedTransformer or TransformerBridge.
         texts: Anything `load_corpus` takes: a list of str, a path, a dataset, "demo".
-        path: The bank file to make.
+        path: The bank file to make. Of a shard: the folder of the bank, in which each shard has a file; where it ends in .h5,
+            the file of the shard.
         hook_names: Which activations: a name, a list, or a filter on names. Layers stand for their `hook_resid_post`: 3, -1
             (the last), "3-8", [3, 5, 7], range(3, 9), "all". None: `hook_resid_post` at up to eight layers spread evenly.
         max_rows_per_token: Most rows of one token id, a seeded uniform sample; None: no cap.
@@ -72,7 +85,14 @@ def build_bank(
             them against this bank. BOS before a text and padding are never rows.
         progress: Show a progress bar with tokens/s and the time left.
         batch_tokens: Most tokens of one batch, padding included; None: 1024 on the CPU (more fall out of its
-            caches; fewer for models of over 5e8 weights), 16384 on a GPU.
+            caches; fewer for models of over 5e8 weights), 16384 on a GPU. Where a folder has shards: theirs.
+        shard: Build part `i` of `n` alone, (i, n) or "i/n", with i from 0 to n - 1. None: what torchrun (RANK, WORLD_SIZE) or a
+            SLURM array says, else the whole. (0, 1) is the whole whatever they say. Each process writes a file of its own and
+            waits for no other. `Bank.open` takes the folder as one bank, and `merge_bank` makes one file of it, byte for byte
+            the one that a single process would have made. With more shards than blocks some hold no rows.
+
+    Returns:
+        The bank; of a shard, that shard.
 
     Raises:
         UnknownHookError: A hook name the model does not have.
@@ -84,7 +104,10 @@ def build_bank(
     names = expand_hook_names(model, hook_names)
     require_settings(dtype, batch_tokens)
     require_folder(path)
+    part = as_shard(shard) if shard is not None else shard_from_environment(Path(path))
     path = absolute_path(path)
+    if part is not None:
+        path = shard_file(path, part)
     _require_no_other_build(path)
     plan = plan_corpus(
         model,
@@ -99,13 +122,19 @@ def build_bank(
         tqdm.write(cut_note(model, plan.n_truncated, plan.n_prompts, repeat), file=sys.stderr)
     if progress and plan.n_own_bos:
         tqdm.write(own_bos_note(plan.n_own_bos, plan.n_prompts), file=sys.stderr)
+    record, place = None, None
+    if part is not None and part.n > 1:
+        record = record_model(model, plan, names)
+        batch_tokens = batch_tokens or batch_tokens_of_shards(path) or default_batch_tokens(model)
+        plan, place = shard_of_plan(plan, cut_blocks(plan, record.widths, dtype, batch_tokens), part)
+        require_fitting_shards(path, record, place, plan.settings, dtype, batch_tokens)
     if path.exists():
-        bank = _open_finished(path, plan, model, names, dtype)
+        bank = _open_finished(path, plan, model, names, dtype, place)
         if progress:
             tqdm.write(f"{path} is complete already", file=sys.stderr)
         return bank
-    record = record_model(model, plan, names)
-    _run_corpus(model, path, plan, record, dtype, batch_tokens, progress)
+    record = record or record_model(model, plan, names)
+    _run_corpus(model, path, plan, record, dtype, batch_tokens, progress, place)
     return Bank.open(path)
 
 
@@ -124,7 +153,14 @@ def _require_no_other_build(path: Path) -> None:
 
 
 def _run_corpus(
-    model: Any, path: Path, plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int | None, progress: bool
+    model: Any,
+    path: Path,
+    plan: Plan,
+    record: ModelRecord,
+    dtype: str,
+    batch_tokens: int | None,
+    progress: bool,
+    shard: ShardRecord | None,
 ) -> None:
     """Run the batches that are left through the model, which fills the bank, and finish it.
 
@@ -136,7 +172,7 @@ def _run_corpus(
     try:
         with (
             freed_memory_kept() if model_device(model).type == "cpu" else nullcontext(),
-            BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=most_tokens) as writer,
+            BankWriter.create(path, plan, record, dtype=dtype, batch_tokens=most_tokens, shard=shard) as writer,
         ):
             _run_batches(model, writer, batch_tokens, progress)
     except KeyboardInterrupt:
@@ -238,14 +274,14 @@ def record_model(
     )
 
 
-def _open_finished(path: Path, plan: Plan, model: Any, names: list[str], dtype: str) -> Bank:
+def _open_finished(path: Path, plan: Plan, model: Any, names: list[str], dtype: str, shard: ShardRecord | None) -> Bank:
     try:
         bank = Bank.open(path)
     except BankError as error:
         raise type(error)(
             f"{error} (it stands where the bank is to go and was left as it is: move it or choose another path)"
         ) from error
-    differences = bank.file.differences(plan, dtype, names)
+    differences = differences_from_call(bank.file, plan, dtype, names, shard=shard)
     if differences:
         raise BankError(
             f"{path} exists and differs in {'; '.join(differences)}. Repeat the old call, choose another path, or delete the "

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from jaxtyping import Int
 
 from tl_latentlens.bank.datasets import (
     BLOCK_STARTS,
@@ -32,7 +34,7 @@ from tl_latentlens.bank.datasets import (
     fingerprint_dataset,
     hook_dataset,
 )
-from tl_latentlens.bank.format import DTYPES, VERSION, BankMetadata, ModelRecord
+from tl_latentlens.bank.format import DTYPES, VERSION, BankMetadata, ModelRecord, ShardRecord
 from tl_latentlens.bank.head import DatasetPlace, Head, digest_of, user_block_size
 from tl_latentlens.bank.saved_rows import remove_record
 from tl_latentlens.corpus.plan import Plan, block_starts, to_json_dict
@@ -46,8 +48,25 @@ _HDF5_BYTES = 1024  # HDF5 and the alignment add at most so many bytes to a data
 _PACKAGES = ("tl-latentlens", "torch", "transformer-lens", "transformers", "h5py")
 
 
-def create_partial(partial: Path, plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int) -> None:
-    """Create the partial file of a bank.
+def create_partial(
+    partial: Path,
+    plan: Plan,
+    record: ModelRecord,
+    dtype: str,
+    batch_tokens: int,
+    shard: ShardRecord | None = None,
+    versions: dict[str, str] | None = None,
+) -> None:
+    """Create the partial file of a bank, or of a shard, whose part of the plan `plan` is.
+
+    Args:
+        partial: Its path.
+        plan: Its rows.
+        record: The model.
+        dtype: How vectors are stored.
+        batch_tokens: Most tokens of one batch.
+        shard: The place of `plan` in that of the whole bank; None: it is the whole.
+        versions: Package → version that ran the model; None: those that are installed.
 
     It is made under another name and renamed, so that a `.partial` is always whole; what a killed creation left is replaced.
 
@@ -55,7 +74,7 @@ def create_partial(partial: Path, plan: Plan, record: ModelRecord, dtype: str, b
         BankError: No space; no file is left behind.
     """
     fresh = partial.with_name(partial.name + ".new")
-    metadata = _metadata(plan, record, dtype, batch_tokens)
+    metadata = _metadata(plan, record, dtype, batch_tokens, shard, versions)
     arrays = _known_arrays(plan, record, dtype, batch_tokens)
     empty_arrays = _empty_arrays(plan, record, dtype, len(arrays[BLOCK_STARTS]) - 1)
     user_block = user_block_size(metadata)
@@ -111,7 +130,27 @@ class _HDF5Target(io.FileIO):
             return size or 0
 
 
-def _metadata(plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int) -> BankMetadata:
+def cut_blocks(plan: Plan, widths: Mapping[str, int], dtype: str, batch_tokens: int) -> Int[np.ndarray, " blocks_and_end"]:
+    """The first row of each block of a bank, and the end.
+
+    Args:
+        plan: Its rows.
+        widths: Hook name → width of its vectors.
+        dtype: How they are stored.
+        batch_tokens: Most tokens of one batch.
+    """
+    row_bytes = sum(widths.values()) * np.dtype(DTYPES[dtype][1]).itemsize
+    return block_starts(plan, BATCHES_PER_BLOCK * batch_tokens, max(1, MAX_BLOCK_BYTES // row_bytes))
+
+
+def _metadata(
+    plan: Plan,
+    record: ModelRecord,
+    dtype: str,
+    batch_tokens: int,
+    shard: ShardRecord | None,
+    versions: dict[str, str] | None,
+) -> BankMetadata:
     return BankMetadata(
         model=record.info,
         plan=plan.settings,
@@ -122,15 +161,15 @@ def _metadata(plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int) ->
         hook_names=tuple(record.widths),
         special_ids=tuple(record.special_ids),
         dropped_space=record.dropped_space,
-        versions={name: version(name) for name in _PACKAGES},
+        versions=versions or {name: version(name) for name in _PACKAGES},
         hooked=tuple(record.hooked),
         n_heads={name: n_heads for name, n_heads in record.fingerprint.n_heads.items() if name in record.widths},
+        shard=shard,
     )
 
 
 def _known_arrays(plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int) -> dict[str, np.ndarray]:
     """The datasets that are known before the model runs."""
-    row_bytes = sum(record.widths.values()) * np.dtype(DTYPES[dtype][1]).itemsize
     token_ids = np.unique(plan.tokens)
     token_bytes = [record.token_bytes[int(token_id)] for token_id in token_ids]
     prompts = record.fingerprint.prompts
@@ -138,7 +177,7 @@ def _known_arrays(plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int
         TOKENS: plan.tokens.astype(np.int32, copy=False),
         PROMPT_STARTS: plan.prompt_starts.astype(np.int64, copy=False),
         ROW_TOKENS: plan.row_tokens.astype(np.int64, copy=False),
-        BLOCK_STARTS: block_starts(plan, BATCHES_PER_BLOCK * batch_tokens, max(1, MAX_BLOCK_BYTES // row_bytes)),
+        BLOCK_STARTS: cut_blocks(plan, record.widths, dtype, batch_tokens),
         TOKEN_IDS: token_ids.astype(np.int32),
         TOKEN_BYTES: np.frombuffer(b"".join(token_bytes), np.uint8),
         TOKEN_BYTE_STARTS: np.cumsum([0, *map(len, token_bytes)]).astype(np.int64),
@@ -187,7 +226,9 @@ def _write(
                 file[name].attrs["bfloat16"] = True
         for name in (*arrays, *empty_arrays):
             dataset = h5py.h5d.open(file.id, name.encode())
-            places[name] = DatasetPlace(dataset.get_offset() or user_block, dataset.dtype.name, dataset.shape)
+            has_place = dataset.shape and min(dataset.shape) > 0  # one without numbers has none of its own
+            offset = dataset.get_offset() if has_place else user_block
+            places[name] = DatasetPlace(offset or user_block, dataset.dtype.name, dataset.shape)
     if target.error is not None:
         raise target.error
     _allocate(target.fileno(), target.seek(0, os.SEEK_END))

@@ -6,14 +6,13 @@ The file may be finished or not. `bank` reads finished ones for users; `partial_
 import mmap
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -23,9 +22,11 @@ from tl_latentlens.bank.datasets import (
     FINGERPRINT_PROMPT_STARTS,
     FINGERPRINT_TOKENS,
     JOURNAL,
+    MEAN,
     NORMS,
     PROMPT_STARTS,
     ROW_TOKENS,
+    STD,
     TOKEN_BYTE_STARTS,
     TOKEN_BYTES,
     TOKEN_IDS,
@@ -34,7 +35,7 @@ from tl_latentlens.bank.datasets import (
     fingerprint_dataset,
     hook_dataset,
 )
-from tl_latentlens.bank.format import DTYPES, BankMetadata, ModelRecord, block_checksum
+from tl_latentlens.bank.format import DTYPES, BankMetadata, block_checksum
 from tl_latentlens.bank.head import Head, digest_of, read_head
 from tl_latentlens.corpus.plan import Plan
 from tl_latentlens.errors import BankCorruptError, BankError
@@ -83,6 +84,25 @@ class BankFile:
         self.metadata = self.head.metadata
         shapes = {name: self.head.datasets[hook_dataset(name, VECTORS)].shape for name in self.metadata.hook_names}
         self.widths = MappingProxyType({name: shape[1] for name, shape in shapes.items()})
+
+    @property
+    def digest(self) -> str:
+        """Of all that the file holds but vectors and norms, which its checksums cover."""
+        return self.head.digest
+
+    @property
+    def first_prompt(self) -> int:
+        """The prompt of the whole corpus that is prompt 0 of the file; 0 where it holds the whole."""
+        return 0 if self.metadata.shard is None else self.metadata.shard.first_prompt
+
+    @property
+    def files(self) -> list["BankFile"]:
+        """The file itself; see `BankFolder`."""
+        return [self]
+
+    def parts_of(self, hook_name: str) -> list[tuple[int, "BankFile"]]:
+        """The files that hold a hook name, and the row at which each begins: this one."""
+        return [(0, self)]
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
@@ -155,41 +175,6 @@ class BankFile:
         activations = {name: np.array(self.map(fingerprint_dataset(name))) for name in self.widths}
         return Fingerprint(prompts, activations, self.metadata.n_heads)
 
-    def differences(self, plan: Plan, dtype: str, hook_names: Sequence[str], record: ModelRecord | None = None) -> list[str]:
-        """The settings in which the file differs from a call, one line each; empty where it is of this very call.
-
-        Args:
-            plan: The rows that the call would build.
-            dtype: How it would store them.
-            hook_names: For which activations.
-            record: The model of the call; None: not compared here.
-        """
-        metadata = self.metadata
-        differences: list[str] = []
-
-        def compare(setting: str, in_file: Any, in_call: Any) -> None:
-            if in_file != in_call:
-                differences.append(f"{setting}: the file has {in_file}, this call {in_call}")
-
-        compare("plan settings", *_different_fields(self.plan.settings, plan.settings))
-        compare("corpus", *(f"{p.n_prompts:,} texts of {len(p.tokens):,} tokens" for p in (self.plan, plan)))
-        if not differences:
-            compare("corpus or its tokens", metadata.plan_digest, plan.digest)
-        compare("hook names", list(metadata.hook_names), list(hook_names))
-        compare("dtype", metadata.dtype, dtype)
-        if record is not None:
-            compare("model", *_different_fields(metadata.model, record.info))
-        if record is not None and not differences:
-            compare("widths", dict(self.widths), record.widths)
-            stored = self.fingerprint
-            compare("the fingerprint prompts", stored.prompts, record.fingerprint.prompts)
-            agree = not differences and all(stored.agrees(record.fingerprint, name, record.info.dtype) for name in self.widths)
-            if not differences and not agree:
-                sides = f"{list(metadata.hooked)} in the file, {list(record.hooked)} in this call"
-                why = f", or other hooks on it: {sides}" if metadata.hooked != record.hooked else ""
-                differences.append(f"the model's activations: other weights under the same name{why}")
-        return differences
-
     def map(self, name: str) -> np.ndarray:
         """Memory-map a dataset, copy on write, once."""
         if name not in self._arrays:
@@ -201,6 +186,18 @@ class BankFile:
     def map_vectors(self, hook_name: str) -> np.ndarray:
         """The vectors of a hook name, memory-mapped, in their own dtype (bfloat16 is stored as uint16)."""
         return self.map(hook_dataset(hook_name, VECTORS)).view(DTYPES[self.metadata.dtype][0])
+
+    def map_norms(self, hook_name: str) -> np.ndarray:
+        """The norms of a hook name, memory-mapped."""
+        return self.map(hook_dataset(hook_name, NORMS))
+
+    def moments(self, hook_name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the vectors of a hook name, per dimension, float64."""
+        return np.array(self.map(hook_dataset(hook_name, MEAN))), np.array(self.map(hook_dataset(hook_name, STD)))
+
+    def map_token_bytes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The token ids of the corpus, where the bytes of each begin (and the end), and the bytes, memory-mapped."""
+        return self.map(TOKEN_IDS), self.map(TOKEN_BYTE_STARTS), self.map(TOKEN_BYTES)
 
     def _view(self, mapping: mmap.mmap, name: str) -> np.ndarray:
         place = self.head.datasets[name]
@@ -233,6 +230,8 @@ class BankFile:
                 yield f"{name} does not ascend from 0 to {end}"
         for name, size in ((ROW_TOKENS, n_tokens), (TOKEN_IDS, 2**31)):
             values = self.map(name)
+            if not len(values) and self.head.metadata.shard:  # one without rows
+                continue
             if not len(values) or not self._ascends(file, name, True) or values[0] < 0 or values[-1] >= size:
                 yield f"{name} does not ascend within [0, {size})"
         if self.head.complete and not np.all(self.map(JOURNAL) == 1):
@@ -260,9 +259,3 @@ def _map_file(file: BinaryIO) -> mmap.mmap:
     if sys.platform == "win32":
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     return mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE)
-
-
-def _different_fields(in_file: Any, in_call: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    names = [field.name for field in fields(in_file) if field.compare]
-    names = [name for name in names if getattr(in_file, name) != getattr(in_call, name)]
-    return {name: getattr(in_file, name) for name in names}, {name: getattr(in_call, name) for name in names}

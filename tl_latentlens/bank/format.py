@@ -50,6 +50,29 @@ class ModelRecord:
 
 
 @dataclass(frozen=True)
+class ShardRecord:
+    """The place of a shard among the others of its bank.
+
+    Attributes:
+        index: Its number, from 0.
+        n: How many shards there are.
+        first_row: The row of the whole bank that is its row 0.
+        first_prompt: The prompt of the whole corpus that is its prompt 0.
+        n_rows: Rows of the whole bank.
+        n_prompts: Prompts of the whole corpus.
+        plan_digest: Of the plan of the whole bank.
+    """
+
+    index: int
+    n: int
+    first_row: int
+    first_prompt: int
+    n_rows: int
+    n_prompts: int
+    plan_digest: str
+
+
+@dataclass(frozen=True)
 class BankMetadata:
     """The metadata of a bank, stored in its head and as HDF5 attributes.
 
@@ -66,6 +89,8 @@ class BankMetadata:
         n_heads: Hook name → number of heads that stand side by side in its vectors; not written where there are none.
         dropped_space: "start" or "end" where the tokens of a text begin or end with a space that the text has not.
         hooked: Where hooks of the user were attached to the model while it ran; not written where there were none.
+        shard: The place of a file that holds some blocks of a bank; None, and not written, for a whole bank. `n_truncated`
+            counts the whole corpus.
     """
 
     model: ModelInfo
@@ -80,6 +105,7 @@ class BankMetadata:
     n_heads: dict[str, int] = field(default_factory=dict)
     dropped_space: str = ""
     hooked: tuple[str, ...] = ()
+    shard: ShardRecord | None = None
 
 
 def partial_path(path: Path) -> Path:

@@ -7,7 +7,7 @@ shapes that fit each other, and offsets that lie inside the file. Nothing is all
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from types import UnionType
 from typing import Any, BinaryIO, get_args, get_origin
@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from tl_latentlens.bank.datasets import CHECKSUMS, JOURNAL, MEAN, NORMS, STD, VECTORS, dataset_spec, hook_dataset, n_datasets
-from tl_latentlens.bank.format import DTYPES, FORMAT, VERSION, BankMetadata
+from tl_latentlens.bank.format import DTYPES, FORMAT, VERSION, BankMetadata, ShardRecord
 from tl_latentlens.corpus.plan import OPTIONAL_FIELDS, to_json_dict
 from tl_latentlens.errors import BankCorruptError, BankError
 
@@ -179,6 +179,8 @@ def _typed(kind: Any, value: Any) -> Any:
     """A value of JSON as `kind`: a dataclass, tuple[X, ...], dict[str, X], X | None or a plain type."""
     if type(value) is kind and kind is not str:
         return value
+    if isinstance(kind, UnionType) and value is not None and len(kinds := set(get_args(kind)) - {type(None)}) == 1:
+        return _typed(kinds.pop(), value)
     if is_dataclass(kind):
         kinds = {field.name: field.type for field in fields(kind)}
         if not isinstance(value, dict) or not set(kinds) - set(OPTIONAL_FIELDS) <= set(value) <= set(kinds):
@@ -212,6 +214,8 @@ def _metadata_problems(head: Head) -> Iterator[str]:
         yield "hook names that are empty, repeated or hold a slash"
     if metadata.batch_tokens < 1:
         yield f"batch_tokens {metadata.batch_tokens}"
+    if (shard := metadata.shard) and not 0 <= shard.index < shard.n:
+        yield f"shard {shard.index} of {shard.n}"
     # The number is compared first, because the names of all datasets would take memory.
     if len(head.datasets) != (expected := n_datasets(len(names))):
         yield f"it lists {len(head.datasets)} datasets, expected {expected}"
@@ -235,8 +239,16 @@ def _shape_problems(head: Head) -> Iterator[str]:
     for name, n_heads in head.metadata.n_heads.items():
         if name not in head.metadata.hook_names or n_heads < 1 or axis_lengths[f"d of {name}"] % n_heads:
             yield f"{n_heads} heads of {name}, which its vectors do not have"
-    if not axis_lengths["rows"] or not axis_lengths["blocks"]:
+    yield from _count_problems(head.metadata.shard, axis_lengths)
+
+
+def _count_problems(shard: ShardRecord | None, axis_lengths: Mapping[str, int]) -> Iterator[str]:
+    """A bank has rows; a shard may have none, and its rows and prompts are among those of the whole."""
+    n_rows, n_prompts, n_blocks = (axis_lengths[axis] for axis in ("rows", "prompts", "blocks"))
+    if bool(n_rows) != bool(n_blocks) or not (n_rows or shard):
         yield "no rows"
+    if shard and not (0 <= shard.first_row <= shard.n_rows - n_rows and 0 <= shard.first_prompt <= shard.n_prompts - n_prompts):
+        yield f"rows from {shard.first_row} or prompts from {shard.first_prompt} on, which the whole bank does not have"
 
 
 def _place_problems(head: Head, file_size: int) -> Iterator[str]:

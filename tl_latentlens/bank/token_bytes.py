@@ -3,21 +3,21 @@
 from bisect import bisect_left
 from collections.abc import Iterable
 
-from tl_latentlens.bank.datasets import TOKEN_BYTE_STARTS, TOKEN_BYTES, TOKEN_IDS
 from tl_latentlens.bank.file import BankFile
+from tl_latentlens.bank.folder import BankFolder
 from tl_latentlens.errors import BankCorruptError
 
 
 class TokenBytes(dict[int, bytes]):
     """Token id → the bytes of its text. It fills as tokens are looked up: vocabularies are large, and few tokens are."""
 
-    def __init__(self, file: BankFile, without: Iterable[int] = ()) -> None:
+    def __init__(self, file: BankFile | BankFolder, without: Iterable[int] = ()) -> None:
         """Look tokens up in a bank file; those of `without` have no bytes."""
         super().__init__(dict.fromkeys(without, b""))
         self._file = file
 
     def __missing__(self, token_id: int) -> bytes:
-        token_ids, starts, all_bytes = (self._file.map(name) for name in (TOKEN_IDS, TOKEN_BYTE_STARTS, TOKEN_BYTES))
+        token_ids, starts, all_bytes = self._file.map_token_bytes()
         place = bisect_left(token_ids, token_id)
         if place == len(token_ids) or token_ids[place] != token_id:
             raise BankCorruptError(f"{self._file.path} holds no text for token id {token_id}; rebuild it")

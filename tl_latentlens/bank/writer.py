@@ -20,9 +20,11 @@ from tl_latentlens.bank.batches import Batch, BlockBatches
 from tl_latentlens.bank.block_buffer import BlockBuffer
 from tl_latentlens.bank.create import create_partial
 from tl_latentlens.bank.datasets import BLOCK_STARTS, JOURNAL
-from tl_latentlens.bank.format import DTYPES, ModelRecord, partial_path
+from tl_latentlens.bank.differences import differences_from_call
+from tl_latentlens.bank.format import DTYPES, ModelRecord, ShardRecord, partial_path
 from tl_latentlens.bank.lock import build_lock
 from tl_latentlens.bank.partial_file import PartialFile
+from tl_latentlens.bank.settings import require_folder, require_settings
 from tl_latentlens.corpus.paths import absolute_path
 from tl_latentlens.corpus.plan import Plan
 from tl_latentlens.errors import BankError, InvalidInputError, UnknownHookError
@@ -81,7 +83,14 @@ class BankWriter:
 
     @classmethod
     def create(
-        cls, path: str | Path, plan: Plan, record: ModelRecord, *, dtype: str = "float16", batch_tokens: int = 4096
+        cls,
+        path: str | Path,
+        plan: Plan,
+        record: ModelRecord,
+        *,
+        dtype: str = "float16",
+        batch_tokens: int = 4096,
+        shard: ShardRecord | None = None,
     ) -> "BankWriter":
         """Create `path.partial` at its full size, or resume it where it was made for the same plan, model and settings.
 
@@ -91,6 +100,7 @@ class BankWriter:
             record: The model, from `record_model`.
             dtype: "float16", "bfloat16" or "float32".
             batch_tokens: Most tokens of one batch, padding included.
+            shard: The place of `plan` in that of a whole bank, from `shard_of_plan`; None: it is the whole.
 
         Raises:
             BankError: `path` exists, the disk is too full, another process builds it, or the partial file is of another
@@ -104,10 +114,10 @@ class BankWriter:
             if path.exists():
                 raise BankError(f"{path} exists already; open it with Bank.open, or choose another path")
             if not partial_path(path).exists():
-                create_partial(partial_path(path), plan, record, dtype, batch_tokens)
+                create_partial(partial_path(path), plan, record, dtype, batch_tokens, shard)
             partial = PartialFile(path)
             resources.callback(partial.close)
-            differences = partial.file.differences(plan, dtype, tuple(record.widths), record)
+            differences = differences_from_call(partial.file, plan, dtype, tuple(record.widths), record, shard)
             if differences:
                 raise BankError(
                     f"{partial.file.path} cannot be resumed, it differs in {'; '.join(differences)}. Repeat the old call, "
@@ -233,6 +243,7 @@ class BankWriter:
         row = int(batch.rows[np.flatnonzero(is_bad)[0]])
         prompt = int(self.plan.row_prompts[row])
         position = int(self.plan.row_tokens[row]) - int(self.plan.prompt_starts[prompt])
+        prompt += self._partial.file.first_prompt
         raise InvalidInputError(
             f"{hook_name}: {int(is_bad.sum())} activations are NaN, inf or zero, the first at prompt {prompt}, position "
             f"{position} (norm {norms[is_bad][0]}); a bank holds directions, so check the model's dtype and weights, or "
@@ -265,29 +276,6 @@ class BankWriter:
     def _write_block(self, block: int, buffer: BlockBuffer) -> None:
         self._partial.write_block(block, buffer)
         self._spare_buffers.append(buffer)  # Memory that is held already takes no page faults.
-
-
-def require_settings(dtype: str, batch_tokens: int | None) -> None:
-    """Check how a bank is to be written.
-
-    Raises:
-        InvalidInputError: An unknown dtype, or `batch_tokens` below 1.
-    """
-    if dtype not in DTYPES:
-        raise InvalidInputError(f"got dtype={dtype!r}; expected one of {list(DTYPES)}")
-    if batch_tokens is not None and batch_tokens < 1:
-        raise InvalidInputError(f"got batch_tokens={batch_tokens}; expected at least 1")
-
-
-def require_folder(path: str | Path) -> None:
-    """Check that the folder of a bank to be written is there.
-
-    Raises:
-        BankError: It is not.
-    """
-    given, folder = Path(path), absolute_path(path).parent
-    if not folder.is_dir():
-        raise BankError(f"no folder {given.parent} to write {given.name} in; create it first")
 
 
 def _as_stored(vectors: Tensor) -> np.ndarray:

@@ -51,6 +51,7 @@ OPTIONAL_FIELDS = (
     "quantization",
     "dropped_space",
     "hooked",
+    "shard",
 )
 
 
@@ -236,20 +237,48 @@ def block_starts(plan: Plan, target_tokens: int, max_rows: int) -> Int[np.ndarra
     """Cut the rows into blocks at prompt boundaries: [n_blocks + 1] row numbers.
 
     A block closes with the prompt that brings it to `target_tokens` tokens to run or `max_rows` rows; a long prompt may
-    exceed either on its own.
+    exceed either on its own. Where a block begins, the cut does not depend on what was before: a part of a plan that begins and
+    ends with a block is cut as it is in the whole.
     """
-    last_rows = np.flatnonzero(np.r_[np.diff(plan.row_prompts) > 0, True])  # One for each prompt that has rows.
-    prompts = plan.row_prompts[last_rows]
-    tokens_up_to = np.cumsum(plan.row_tokens[last_rows] + 1 - plan.prompt_starts[prompts] + plan.shifts(prompts))
-    rows_up_to = last_rows + 1
+    rows_up_to, tokens_up_to = _up_to_prompts(plan)
     starts, tokens_before, rows_before = [0], 0, 0
     while rows_before < plan.n_rows:
         by_tokens = np.searchsorted(tokens_up_to, tokens_before + target_tokens)
         by_rows = np.searchsorted(rows_up_to, rows_before + max_rows)
-        closing = min(int(by_tokens), int(by_rows), len(last_rows) - 1)
+        closing = min(int(by_tokens), int(by_rows), len(rows_up_to) - 1)
         tokens_before, rows_before = int(tokens_up_to[closing]), int(rows_up_to[closing])
         starts.append(rows_before)
     return np.array(starts, np.int64)
+
+
+def tokens_up_to(plan: Plan, ends: Int[np.ndarray, " ends"]) -> Int[np.ndarray, " ends"]:
+    """Tokens that are run for the rows before each of some row numbers, at which a prompt's rows end."""
+    rows_up_to_prompts, tokens_up_to_prompts = _up_to_prompts(plan)
+    return np.r_[0, tokens_up_to_prompts][np.searchsorted(rows_up_to_prompts, ends, side="right")]
+
+
+def _up_to_prompts(plan: Plan) -> tuple[Int[np.ndarray, " prompts"], Int[np.ndarray, " prompts"]]:
+    """Rows, and tokens to run for them, up to the end of each prompt that has rows."""
+    last_rows = np.flatnonzero(np.r_[np.diff(plan.row_prompts) > 0, plan.n_rows > 0])
+    prompts = plan.row_prompts[last_rows]
+    return last_rows + 1, np.cumsum(plan.row_tokens[last_rows] + 1 - plan.prompt_starts[prompts] + plan.shifts(prompts))
+
+
+def part_of_plan(plan: Plan, prompts: tuple[int, int]) -> Plan:
+    """The rows and tokens of some prompts, counted from the first of them.
+
+    Args:
+        plan: The whole.
+        prompts: The first, and the end.
+    """
+    starts = plan.prompt_starts[prompts[0] : prompts[1] + 1]
+    rows = slice(*np.searchsorted(plan.row_tokens, (starts[0], starts[-1])))
+    return replace(
+        plan,
+        tokens=plan.tokens[starts[0] : starts[-1]],
+        prompt_starts=starts - starts[0],
+        row_tokens=plan.row_tokens[rows] - starts[0],
+    )
 
 
 def prompts_from_lists(token_lists: Sequence[Sequence[int]], special: Sequence[Sequence[bool]] | None = None) -> Prompts:

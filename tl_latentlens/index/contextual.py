@@ -525,7 +525,7 @@ class ContextualIndex(ReopenedIndex):
         self, queries: Mapping[str, Float[Tensor, "... d"]], top_k: int, query_hook_name: str | None
     ) -> SearchResult | None:
         """The nearest rows, each once; None where no row can be found twice."""
-        rows_of = {first_row: len(search) for name in queries for first_row, search in self._searches[name].parts}
+        rows_of = {first_row: n for name in queries for first_row, n in self._searches[name].row_spans.items()}
         n_rows, n_found = sum(rows_of.values()), n_found_in(queries, self._searches)
         if n_rows == n_found or top_k < 2:
             return None

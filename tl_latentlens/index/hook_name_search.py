@@ -70,27 +70,30 @@ class HookNameSearch:
     _options: SearchOptions
 
     def __init__(
-        self, hook_name: str, banks: Sequence[PlacedBank], options: SearchOptions, vectors: Sequence[Tensor] | None = None
+        self,
+        hook_name: str,
+        banks: Sequence[PlacedBank],
+        options: SearchOptions,
+        vectors: Sequence[tuple[int, Tensor | np.ndarray]] | None = None,
     ) -> None:
-        """Fit the geometry to all rows, and load the vectors of each bank.
+        """Fit the geometry to all rows, and load the vectors of each bank, shard by shard.
 
         Args:
             hook_name: The hook name, or that of a head.
             banks: The banks that hold it, in row order.
             options: How to search.
-            vectors: The vectors of each bank, loaded before; None: they are loaded.
+            vectors: Vectors that were loaded before, with the row at which each part begins; None: they are loaded.
         """
         self.hook_name, self._banks, self._device, self._options = hook_name, banks, options.device, options
         self.geometry = fit_geometry(options.transform, banks, hook_name, options.device)
-        loaded = [bank.vectors(hook_name) for _, bank in banks] if vectors is None else vectors
-        self.parts = [
-            PlacedSearch(first_row, self._make_search(first_row, of_bank, options))
-            for (first_row, _), of_bank in zip(banks, loaded, strict=True)
-        ]
+        if vectors is None:
+            parts = ((first_row, bank.vector_parts(hook_name)) for first_row, bank in banks)
+            vectors = [(first_row + first, part) for first_row, of_bank in parts for first, part in of_bank]
+        self.parts = [PlacedSearch(first_row, self._make_search(first_row, part, options)) for first_row, part in vectors]
 
     def with_transform(self, transform: str) -> "HookNameSearch":
         """A search of the same rows under another transform; they stay where they are, and are not loaded again."""
-        vectors = [search.rows.vectors for _, search in self.parts]
+        vectors = [(first_row, search.rows.vectors) for first_row, search in self.parts]
         return HookNameSearch(self.hook_name, self._banks, replace(self._options, transform=transform), vectors)
 
     def _make_search(self, first_row: int, vectors: Tensor | np.ndarray, options: SearchOptions) -> VectorSearch:
@@ -105,6 +108,11 @@ class HookNameSearch:
             memory_budget=options.memory_budget,
             is_verified=True,  # a bank holds no NaN or inf, and its checksums say that it is as it was written
         )
+
+    @property
+    def row_spans(self) -> dict[int, int]:
+        """First row → number of rows, of each bank that holds the hook name."""
+        return {first_row: bank.n_rows for first_row, bank in self._banks}
 
     @property
     def d(self) -> int:

@@ -34,7 +34,7 @@ class ReopenedIndex:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is the index itself, whose vectors never change; another process opens the files again."""
-        files = [(str(bank.path), bank.file.head.digest) for bank in self.banks]
+        files = [(str(bank.path), bank.file.digest) for bank in self.banks]
         return reopen_index, (type(self), self._key, files, {**self._settings, "allow_mismatch": self.allow_mismatch})
 
 

@@ -63,7 +63,7 @@ def evenly_spaced_rows_of(banks: Sequence[PlacedBank], n: int) -> list[Int[np.nd
 
 def _hub_sample(geometry: RowGeometry, banks: Sequence[PlacedBank], hook_name: str, device: torch.device) -> HubSample:
     samples = null_sample_rows(banks)
-    vectors = [as_tensor(bank.vectors(hook_name)[rows]).to(device) for (_, bank), rows in zip(banks, samples, strict=True)]
+    vectors = [as_tensor(bank.vectors_at(hook_name, rows)).to(device) for (_, bank), rows in zip(banks, samples, strict=True)]
     units = torch.cat([geometry.normalized(part) for part in vectors])
     row_ids = np.concatenate([first + rows for (first, _), rows in zip(banks, samples, strict=True)])
     return HubSample(units, torch.from_numpy(row_ids).to(device), _HUBNESS_NEIGHBORS)
@@ -89,7 +89,7 @@ def _top_components(banks: Sequence[Bank], hook_name: str, mean: Float[np.ndarra
     covariance = np.zeros((d, d))
     for bank in banks:
         rows = evenly_spaced_rows(bank.n_rows, max(1, _COVARIANCE_ROWS * bank.n_rows // n_rows))
-        vectors = np.asarray(bank.vectors(hook_name)[rows]).astype(np.float64)
+        vectors = np.asarray(bank.vectors_at(hook_name, rows)).astype(np.float64)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
         centered = vectors - mean
         covariance += centered.T @ centered
