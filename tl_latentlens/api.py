@@ -2,6 +2,7 @@
 
 from tl_latentlens.bank.bank import Bank, Row
 from tl_latentlens.bank.build import build_bank, plan_corpus, record_model
+from tl_latentlens.bank.merge import merge_bank
 from tl_latentlens.bank.own_model import load_model_of
 from tl_latentlens.bank.record import bank_hooks
 from tl_latentlens.bank.writer import BankWriter
@@ -124,6 +125,7 @@ __all__ = [
     "load_senses",
     "logit_lens",
     "make_plan",
+    "merge_bank",
     "patch_grids",
     "plan_corpus",
     "prompts_from_lists",

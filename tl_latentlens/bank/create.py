@@ -56,6 +56,7 @@ def create_partial(
     batch_tokens: int,
     shard: ShardRecord | None = None,
     versions: dict[str, str] | None = None,
+    starts: Int[np.ndarray, " blocks_and_end"] | None = None,
 ) -> None:
     """Create the partial file of a bank, or of a shard, whose part of the plan `plan` is.
 
@@ -67,6 +68,7 @@ def create_partial(
         batch_tokens: Most tokens of one batch.
         shard: The place of `plan` in that of the whole bank; None: it is the whole.
         versions: Package → version that ran the model; None: those that are installed.
+        starts: The first row of each block, and the end; None: as `cut_blocks` says.
 
     It is made under another name and renamed, so that a `.partial` is always whole; what a killed creation left is replaced.
 
@@ -75,8 +77,9 @@ def create_partial(
     """
     fresh = partial.with_name(partial.name + ".new")
     metadata = _metadata(plan, record, dtype, batch_tokens, shard, versions)
-    arrays = _known_arrays(plan, record, dtype, batch_tokens)
-    empty_arrays = _empty_arrays(plan, record, dtype, len(arrays[BLOCK_STARTS]) - 1)
+    starts = cut_blocks(plan, record.widths, dtype, batch_tokens) if starts is None else starts
+    arrays = _known_arrays(plan, record, starts)
+    empty_arrays = _empty_arrays(plan, record, dtype, len(starts) - 1)
     user_block = user_block_size(metadata)
     needed = user_block + _bytes_needed(arrays, empty_arrays)
     try:
@@ -168,7 +171,7 @@ def _metadata(
     )
 
 
-def _known_arrays(plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int) -> dict[str, np.ndarray]:
+def _known_arrays(plan: Plan, record: ModelRecord, starts: Int[np.ndarray, " blocks_and_end"]) -> dict[str, np.ndarray]:
     """The datasets that are known before the model runs."""
     token_ids = np.unique(plan.tokens)
     token_bytes = [record.token_bytes[int(token_id)] for token_id in token_ids]
@@ -177,7 +180,7 @@ def _known_arrays(plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int
         TOKENS: plan.tokens.astype(np.int32, copy=False),
         PROMPT_STARTS: plan.prompt_starts.astype(np.int64, copy=False),
         ROW_TOKENS: plan.row_tokens.astype(np.int64, copy=False),
-        BLOCK_STARTS: cut_blocks(plan, record.widths, dtype, batch_tokens),
+        BLOCK_STARTS: starts,
         TOKEN_IDS: token_ids.astype(np.int32),
         TOKEN_BYTES: np.frombuffer(b"".join(token_bytes), np.uint8),
         TOKEN_BYTE_STARTS: np.cumsum([0, *map(len, token_bytes)]).astype(np.int64),

@@ -51,9 +51,17 @@ def merge_bank(folder: str | Path, path: str | Path, *, progress: bool = True) -
 
 def _merge(bank: Bank, path: Path, progress: bool) -> None:
     metadata = bank.file.metadata
-    record = _record_of(bank)
+    record, starts = _record_of(bank), np.array([0, *(end for _, end in bank.blocks())])
     if not partial_path(path).exists():
-        create_partial(partial_path(path), bank.plan, record, bank.dtype, metadata.batch_tokens, versions=metadata.versions)
+        create_partial(
+            partial_path(path),
+            bank.plan,
+            record,
+            bank.dtype,
+            metadata.batch_tokens,
+            versions=metadata.versions,
+            starts=starts,
+        )
     partial = PartialFile(path)
     try:
         if differences := differences_from_call(partial.file, bank.plan, bank.dtype, bank.hook_names, record):

@@ -19,7 +19,9 @@ def build(
             help="a .txt, .csv, .tsv, .jsonl, .json or .parquet file, a folder of them, `demo`, or the id of a hub dataset"
         ),
     ],
-    bank: Annotated[Path, typer.Argument(help="the bank file to make (.h5); an interrupted build resumes")],
+    bank: Annotated[
+        Path, typer.Argument(help="the bank file to make (.h5), or the folder of its shards; an interrupted build resumes")
+    ],
     *,
     model: ModelOptions,
     data: DataOptions,
@@ -41,6 +43,10 @@ def build(
         bool, typer.Option("--keep-special-tokens", help="make rows of special tokens in the texts too (chat templates)")
     ] = False,
     batch_tokens: Annotated[int | None, typer.Option(help="most tokens of one batch; less needs less memory")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="build part i of n alone, `3/64`, i from 0 on; default: what torchrun or a SLURM array says, or all"),
+    ] = None,
 ) -> None:
     """Run a corpus through a model and keep the contextual vectors of its tokens in a bank.
 
@@ -61,6 +67,7 @@ def build(
                 repeat=repeat,
                 keep_special_tokens=keep_special_tokens,
                 batch_tokens=batch_tokens,
+                shard=shard,
             )
     except KeyboardInterrupt as stop:
         typer.echo(str(stop) or "stopped; nothing was written yet", err=True)

@@ -17,6 +17,7 @@ from tl_latentlens.cli.explore import explore
 from tl_latentlens.cli.find_features import find_features
 from tl_latentlens.cli.info import info, verify
 from tl_latentlens.cli.label_sae import label_sae
+from tl_latentlens.cli.merge import merge
 from tl_latentlens.cli.option_groups import with_option_groups
 
 _SHOWN_VERSIONS = ("torch", "transformer-lens", "transformers", "h5py")
@@ -29,7 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (demo, build, info, verify, decode, decode_image, decode_vector, label_sae, evaluate, find_features, explore):
+_BANKS = (demo, build, merge, info, verify)
+_READINGS = (decode, decode_image, decode_vector, label_sae, evaluate, find_features, explore)
+for command in (*_BANKS, *_READINGS):
     app.command()(with_option_groups(command))
 
 

@@ -42,13 +42,26 @@ def print_info(bank: tll.Bank, json: bool | None) -> None:
         return
     plan = bank.plan
     counts = {"n_rows": bank.n_rows, "n_prompts": plan.n_prompts, "n_tokens": len(plan.tokens), "n_truncated": plan.n_truncated}
-    stored = {"dtype": bank.dtype, "n_bytes": bank.path.stat().st_size}
+    stored = {"dtype": bank.dtype, "n_bytes": bank.n_bytes, **_parts(bank)}
     widths = {"hook_names": {name: bank.d(name) for name in bank.hook_names}}
     model, settings = asdict(bank.model_info), asdict(plan.settings)
     print_record(
         json,
         {"path": str(bank.path), **counts, **stored, **widths, "model": model, "plan": settings, "versions": bank.versions},
     )
+
+
+def _parts(bank: tll.Bank) -> dict[str, int]:
+    """The number of files where there are several, and the place of a shard."""
+    shard, n_files = bank.file.metadata.shard, len(bank.file.files)
+    return {"shard": shard.index, "n_shards": shard.n} if shard else {"n_files": n_files} if n_files > 1 else {}
+
+
+def _parts_note(bank: tll.Bank) -> str:
+    shard, n_files = bank.file.metadata.shard, len(bank.file.files)
+    if shard:
+        return f", shard {shard.index} of {shard.n} (rows from {shard.first_row:,} on, of {shard.n_rows:,})"
+    return f" in {n_files} files" if n_files > 1 else ""
 
 
 def _info_table(bank: tll.Bank) -> Table:
@@ -67,7 +80,7 @@ def _info_table(bank: tll.Bank) -> Table:
         f"{plan.n_truncated:,} prompts cut at n_ctx {model.n_ctx}{_REPEAT_NOTE if plan.settings.repeat else ''}"
         f"{_SPECIAL_NOTE if plan.settings.keep_special_tokens else ''}",
         "hook names": "\n".join(f"{short_hook_name(name)}  [{bank.n_rows:,}, {bank.d(name)}]" for name in bank.hook_names),
-        "stored as": f"{bank.dtype}, {bank.path.stat().st_size / 1e6:,.1f} MB",
+        "stored as": f"{bank.dtype}, {bank.n_bytes / 1e6:,.1f} MB{_parts_note(bank)}",
         "built with": ", ".join(f"{name} {number}" for name, number in bank.versions.items()),
     }
     for key, value in lines.items():

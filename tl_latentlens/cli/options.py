@@ -32,7 +32,7 @@ HookOption = Annotated[
         help="a hook name, or layers in place of hook_resid_post (3, 3-8, 3,5,7, -1, all); give it several times for several",
     ),
 ]
-BankArgument = Annotated[Path, typer.Argument(help="a bank file (.h5)")]
+BankArgument = Annotated[Path, typer.Argument(help="a bank file (.h5), or the folder of its shards")]
 MODEL_HELP = (
     "`demo`, `smollm2`, `gemma3-270m`, a folder in Hugging Face format, a GGUF file, or a name TransformerLens knows (`gpt2`)"
 )
