@@ -15,7 +15,7 @@ from support.vectors import quick, unit
 
 import tl_latentlens as tll
 from tl_latentlens.corpus.words import letters_of, starts_word
-from tl_latentlens.index.cross_layer import FoundRows
+from tl_latentlens.index.found_rows import FoundRows
 from tl_latentlens.index.grouped import nearest_of_groups
 from tl_latentlens.index.words import word_at_row
 

@@ -160,5 +160,5 @@ def test_affine_and_its_transpose() -> None:
 def test_hubness_of_fewer_rows_than_neighbors() -> None:
     rows = torch.eye(3)
     sampled = torch.arange(3)
-    assert hubness(rows, rows, sampled, 10).tolist() == [0, 0, 0]
-    assert hubness(rows, rows, None, 10).tolist() == pytest.approx([1 / 3] * 3)
+    assert hubness(rows, rows, torch.arange(len(rows)), sampled, 10).tolist() == [0, 0, 0]
+    assert hubness(rows, rows, None, sampled, 10).tolist() == pytest.approx([1 / 3] * 3)

@@ -20,7 +20,7 @@ from tl_latentlens.index.banks import different_models, open_banks
 from tl_latentlens.index.cross_layer import n_found_in, search_hook_names, transform_queries
 from tl_latentlens.index.distinct import distinct_rows
 from tl_latentlens.index.grouped import row_search
-from tl_latentlens.index.hook_name_search import HookNameSearch, SearchOptions
+from tl_latentlens.index.hook_name_search import HookNameSearch, Searches
 from tl_latentlens.index.hook_names import (
     default_hook_names,
     expand_heads,
@@ -33,8 +33,10 @@ from tl_latentlens.index.known import KnownTokens
 from tl_latentlens.index.nearness import mix_rows, nearness
 from tl_latentlens.index.neighbor import Neighbor
 from tl_latentlens.index.opened import ReopenedIndex
+from tl_latentlens.index.placed_rows import SearchOptions
 from tl_latentlens.index.rows import BankRows
 from tl_latentlens.index.search_result import SearchResult
+from tl_latentlens.index.start_workers import start_workers
 from tl_latentlens.index.transforms import TRANSFORMS
 from tl_latentlens.index.uses import TokenUses
 from tl_latentlens.index.word_search import WordSearchResult, chances_of, left_out_stems, require_words
@@ -65,7 +67,7 @@ class ContextualIndex(ReopenedIndex):
     transform: str
     direction_transform: str
     device: torch.device
-    _searches: dict[str, HookNameSearch]
+    _searches: Searches
     _is_approximate: bool
     _known_tokens: dict[tuple[str, tuple[str, ...]], KnownTokens]
     _token_uses: dict[str, TokenUses]
@@ -85,14 +87,16 @@ class ContextualIndex(ReopenedIndex):
         memory_budget: int | None = None,
         verify: bool = True,
         allow_mismatch: bool = False,
+        on: str | None = None,
+        n_workers: int | None = None,
     ) -> None:
         """Load vectors onto a device; on the CPU they stay memory-mapped.
 
         The checksum of every block that is loaded is checked first.
 
         Args:
-            bank: A bank, a path, or a list of either. The banks are of one model, and their rows follow each other. Banks with
-                the same plan (one file a hook name, say) share their rows.
+            bank: A bank, a path (of a file, or of the folder of its shards), or a list of either. The banks are of one model,
+                and their rows follow each other. Banks with the same plan (one file a hook name, say) share their rows.
             hook_names: The hook names to load; None: all. "blocks.3.attn.hook_z[5]" is head 5 of one. The name
                 "blocks.3.attn.hook_z[:]" stands for all its heads. Each is a hook name of its own, of width d_head. Layers
                 stand for their hook_resid_post: 3, -1 (the last), "3-8", range(3, 9), "all".
@@ -116,6 +120,10 @@ class ContextualIndex(ReopenedIndex):
             verify: Check the loaded blocks: one pass over the bytes, as fast as they come from disk or page cache. False for
                 a bank that `Bank.verify` has just passed.
             allow_mismatch: Warn instead of raising where a model, or another bank, is not of the first bank's model.
+            on: "ray": Ray actors (extra "ray") hold the files and search them, on `device` each. "distributed": the processes
+                of torch.distributed do; each of them makes the index and asks it the same. The answers are those of one index.
+                This process only looks rows up. None: this process searches.
+            n_workers: How many Ray actors; None: one a file, and no more than there are GPUs, or processors.
 
         Raises:
             UnknownHookError: A hook name that no bank has.
@@ -127,7 +135,7 @@ class ContextualIndex(ReopenedIndex):
         if transform not in ("auto", *TRANSFORMS):
             raise InvalidInputError(f"got transform={transform!r}; expected 'auto' or one of {list(TRANSFORMS)}")
         self.transform, self.direction_transform = ("raw", "center") if transform == "auto" else (transform, transform)
-        self.device = as_device(device)
+        self.device = as_device(device if on is None else "cpu")
         self.allow_mismatch = allow_mismatch
         self.model_info = self.banks[0].model_info
         for other in self.banks[1:]:
@@ -136,16 +144,19 @@ class ContextualIndex(ReopenedIndex):
         self.bank_rows = BankRows(self.banks)
         self.n_rows = self.bank_rows.n_rows
         self.hook_names = hook_names_to_load(hook_names, self.bank_rows)
-        if verify:
+        if verify and on is None:
             self._verify_loaded_blocks()
-        options = SearchOptions(self.transform, self.device, dtype, approximate, memory_budget)
         self._is_approximate = bool(approximate)
-        self._searches = {name: HookNameSearch(name, self.bank_rows.of(name), options) for name in self.hook_names}
+        of_search = {"device": device, "dtype": dtype, "memory_budget": memory_budget}
+        workers = start_workers(on, n_workers, self.bank_rows, self.hook_names, of_search, approximate, verify)
+        options = SearchOptions(self.transform, self.device, dtype, approximate, memory_budget, is_elsewhere=on is not None)
+        searches = {name: HookNameSearch(name, self.bank_rows.of(name), options) for name in self.hook_names}
+        self._searches = Searches(searches, self.transform, workers)
         self._known_tokens, self._token_uses = {}, {}
         self._words = IndexWords(self._searches, self.bank_rows, is_approximate=self._is_approximate)
         self._checked_models = WeakKeyDictionary()
         settings = {"device": None if device is None else str(device), "dtype": dtype, "approximate": approximate}
-        settings |= {"transform": transform, "memory_budget": memory_budget, "verify": verify}
+        settings |= {"transform": transform, "memory_budget": memory_budget, "verify": verify, "on": on, "n_workers": n_workers}
         self._remember({"hook_names": self.hook_names, **settings})
 
     def __repr__(self) -> str:
@@ -182,7 +193,7 @@ class ContextualIndex(ReopenedIndex):
         index = object.__new__(type(self))
         vars(index).update(vars(self))
         index.transform = self.direction_transform
-        index._searches = {name: search.with_transform(index.transform) for name, search in self._searches.items()}
+        index._searches = self._searches.with_transform(index.transform)
         index._known_tokens, index._token_uses, index._words = {}, {}, self._words.searched_by(index._searches)
         index._remember({**self._settings, "transform": index.transform})
         return index

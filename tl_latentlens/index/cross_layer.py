@@ -1,6 +1,6 @@
 """The search over several hook names at once: queries as each compares them, and all their rows ranked together."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,29 +9,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.index.hook_name_search import HookNameSearch
+from tl_latentlens.index.found_rows import FoundRows, ranked_together, ranked_together_by_label
+from tl_latentlens.index.hook_name_search import HookNameSearch, Searches
 from tl_latentlens.index.hook_names import require_hook_names
+from tl_latentlens.index.placed_rows import PlacedRows
+from tl_latentlens.index.questions import LabelQuestion, RowQuestion
 from tl_latentlens.search.approximate import approximate_top_k_of_parts
 from tl_latentlens.search.driver import top_k_of_parts
 from tl_latentlens.search.labels import LabelQuery, top_k_labels_of_parts
 from tl_latentlens.search.queries import normalize_queries
 from tl_latentlens.search.topk import TopK
 from tl_latentlens.search.vectors import VectorSearch
-
-
-@dataclass(frozen=True)
-class FoundRows:
-    """The nearest rows of each query, nearest first; ties by hook order, then row.
-
-    Attributes:
-        similarities: Float32, [..., k].
-        rows: Rows of the index, int64, [..., k].
-        hook_ids: Which of the hook names each row was found in, int64, [..., k].
-    """
-
-    similarities: Float[Tensor, "... k"]
-    rows: Int[Tensor, "... k"]
-    hook_ids: Int[Tensor, "... k"]
 
 
 @dataclass(frozen=True)
@@ -101,14 +89,10 @@ def search_hook_names(
         query_hook_name: The hook name that the queries come from. It is searched first, since it is likely to have the nearest.
         is_approximate: FAISS proposes the rows.
     """
-    parts = _parts_of(queries, searches)
-    if is_approximate:
-        best = approximate_top_k_of_parts([part.search for part in parts], [part.queries for part in parts], top_k)
-    else:
-        hook_names = list(searches)
-        search_first = next((i for i, part in enumerate(parts) if hook_names[part.hook_id] == query_hook_name), 0)
-        best = top_k_of_parts([part.search.part(part.queries) for part in parts], top_k, search_first=search_first)
-    return _in_index(best, parts, is_cosine=all(searches[name].geometry.is_cosine for name in queries))
+    question = RowQuestion(queries, top_k, query_hook_name)
+    if isinstance(searches, Searches) and searches.workers is not None:
+        return ranked_together(searches.workers.rank_rows(searches.transform, searches.geometries, question), top_k)
+    return nearest_rows(question, searches, list(searches), is_approximate=is_approximate)
 
 
 def search_labels(
@@ -129,24 +113,72 @@ def search_labels(
         excluded: Labels that each query leaves out.
         floor: A similarity that so many labels are known to reach.
     """
-    parts = _parts_of(queries, searches)
-    of_parts = torch.cat([labels[part.first_row : part.first_row + len(part.search)] for part in parts])
-    best = top_k_labels_of_parts(
-        [part.search.part(part.queries) for part in parts], top_k, LabelQuery(of_parts, excluded, floor)
-    )
+    question = LabelQuestion(queries, top_k, excluded, floor)
+    if isinstance(searches, Searches) and searches.workers is not None:
+        answers = searches.workers.rank_labels(searches.transform, searches.geometries, question, labels)
+        return ranked_together_by_label(answers, top_k, labels)
+    return nearest_of_labels(question, searches, list(searches), lambda first, n: labels[first : first + n])
+
+
+def nearest_rows(
+    question: RowQuestion, searches: Mapping[str, PlacedRows], hook_names: Sequence[str], *, is_approximate: bool = False
+) -> FoundRows:
+    """The nearest of the rows at hand.
+
+    Args:
+        question: What is searched.
+        searches: Hook name → its rows, or some of them; those that are missing have none here.
+        hook_names: All of the index, which the hook ids count.
+        is_approximate: FAISS proposes the rows.
+    """
+    queries, top_k = question.queries, question.top_k
+    parts = _parts_of(queries, searches, hook_names)
+    if not parts:
+        return FoundRows.none((*next(iter(queries.values())).shape[:-1], 0), next(iter(queries.values())).device)
+    if is_approximate:
+        best = approximate_top_k_of_parts([part.search for part in parts], [part.queries for part in parts], top_k)
+    else:
+        search_first = next((i for i, part in enumerate(parts) if hook_names[part.hook_id] == question.query_hook_name), 0)
+        best = top_k_of_parts([part.search.part(part.queries) for part in parts], top_k, search_first=search_first)
+    return _in_index(best, parts, is_cosine=all(searches[name].geometry.is_cosine for name in queries if name in searches))
+
+
+def nearest_of_labels(
+    question: LabelQuestion,
+    searches: Mapping[str, PlacedRows],
+    hook_names: Sequence[str],
+    labels_of: Callable[[int, int], Int[Tensor, " n"]],
+) -> FoundRows:
+    """The nearest of the rows at hand of each label; -1 and NaN past the last.
+
+    Args:
+        question: What is searched.
+        searches: As `nearest_rows` takes them.
+        hook_names: All of the index.
+        labels_of: Gives the labels of rows, by the first and their number.
+    """
+    parts = _parts_of(question.queries, searches, hook_names)
+    if not parts:
+        return FoundRows.none((len(question.floor), question.top_k), question.floor.device)
+    of_parts = torch.cat([labels_of(part.first_row, len(part.search)) for part in parts])
+    query = LabelQuery(of_parts, question.excluded, question.floor)
+    best = top_k_labels_of_parts([part.search.part(part.queries) for part in parts], question.top_k, query)
     is_missing = best.rows >= len(of_parts)
-    is_cosine = all(searches[name].geometry.is_cosine for name in queries)
+    is_cosine = all(searches[name].geometry.is_cosine for name in question.queries if name in searches)
     found = _in_index(TopK(best.similarities, best.rows.masked_fill(is_missing, 0)), parts, is_cosine=is_cosine)
     similarities = found.similarities.masked_fill(is_missing, torch.nan)
     return FoundRows(similarities, found.rows.masked_fill(is_missing, -1), found.hook_ids.masked_fill(is_missing, -1))
 
 
-def _parts_of(queries: Mapping[str, Float[Tensor, "... d"]], searches: Mapping[str, HookNameSearch]) -> list[_Part]:
+def _parts_of(
+    queries: Mapping[str, Float[Tensor, "... d"]], searches: Mapping[str, PlacedRows], hook_names: Sequence[str]
+) -> list[_Part]:
     """The parts of a search. They stand in hook order, then row order, so that ties are broken in that order."""
-    hook_ids = {name: hook_id for hook_id, name in enumerate(searches)}
+    hook_ids = {name: hook_id for hook_id, name in enumerate(hook_names)}
     return [
         _Part(hook_ids[name], first_row, search, units)
         for name, units in queries.items()
+        if name in searches
         for first_row, search in searches[name].parts
     ]
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_latentlens.index.cross_layer import FoundRows
+from tl_latentlens.index.found_rows import FoundRows
 from tl_latentlens.index.grouped import RowSearch, nearest_of_groups
 
 _MIN_DEPTH = 4  # times as many rows as are asked for are looked at first; then in four times as many, and so on

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_latentlens.index.cross_layer import FoundRows, search_hook_names
+from tl_latentlens.index.cross_layer import search_hook_names
+from tl_latentlens.index.found_rows import FoundRows, first_of_each_group
 from tl_latentlens.index.hook_name_search import HookNameSearch
 
 _MAX_NUMBERS = 2**22  # pairs of a query and a row that are looked at together
@@ -63,26 +64,10 @@ def nearest_of_groups(
         is_short = []
         for places in left.split(max(1, _MAX_NUMBERS // depth)):
             found = search(places, depth)
-            query, rank, at = _first_of_each_group(groups_of(found.rows), unlike[places], top_k)
+            query, rank, at = first_of_each_group(groups_of(found.rows), unlike[places], top_k)
             for chosen, rows in zip(vars(best).values(), vars(found).values(), strict=True):
                 chosen[places[query], rank] = rows[query, at]
             is_short.append(best.rows[places, -1] < 0)
         left = left[torch.cat(is_short)] if depth < n_found else left[:0]
         depth = min(deeper * depth, n_found)
     return best
-
-
-def _first_of_each_group(
-    groups: Int[Tensor, "q depth"], unlike: Int[Tensor, "q unlike"], top_k: int
-) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"], Int[Tensor, " found"]]:
-    """Query, rank among its groups, and place of the first row of each group that a query does not leave out."""
-    ordered, order = groups.sort(dim=-1, stable=True)
-    is_new = torch.ones_like(ordered, dtype=torch.bool)
-    is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    is_new &= ordered >= 0
-    for left_out in unlike.unbind(-1):
-        is_new &= ordered != left_out[:, None]
-    is_first: Bool[Tensor, "q depth"] = torch.zeros_like(is_new).scatter(-1, order, is_new)
-    rank = is_first.cumsum(-1) - 1
-    query, at = (is_first & (rank < top_k)).nonzero(as_tuple=True)
-    return query, rank[query, at], at

@@ -1,8 +1,8 @@
-"""The search among the rows of one hook name: a `VectorSearch` for each bank, one geometry, one sample of random rows."""
+"""The search among the rows of one hook name: a `VectorSearch` for each file, one geometry, one sample of random rows."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -10,39 +10,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_latentlens.index.placed_rows import PlacedRows, SearchOptions
+from tl_latentlens.index.questions import Workers
 from tl_latentlens.index.rows import PlacedBank
 from tl_latentlens.index.transforms import fit_geometry, null_sample_rows
 from tl_latentlens.search.ambient import own_arithmetic
 from tl_latentlens.search.approximate import ApproximateSearch
 from tl_latentlens.search.geometry import ZERO_LENGTH_SHARE, RowGeometry
 from tl_latentlens.search.queries import normalize_queries
-from tl_latentlens.search.vectors import VectorSearch
 
 _MAX_CHANCE_NUMBERS = 2**24  # numbers of the rows, or of their similarities to the sample, that are held at once
 _PRODUCT_ERROR = 1e-6  # a float32 product of unit vectors is off by about this
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """The options by which the vectors of an index are held and searched; see `ContextualIndex`."""
-
-    transform: str
-    device: torch.device
-    dtype: str
-    approximate: bool | str
-    memory_budget: int | None
-
-
-class PlacedSearch(NamedTuple):
-    """A search among others.
-
-    Attributes:
-        first_row: The row, counted through the index, of the search's row 0.
-        search: The search.
-    """
-
-    first_row: int
-    search: VectorSearch
 
 
 class NullSample(NamedTuple):
@@ -59,12 +37,10 @@ class NullSample(NamedTuple):
     penalties: Float[Tensor, " n"]
 
 
-class HookNameSearch:
-    """The rows of one hook name, made searchable."""
+class HookNameSearch(PlacedRows):
+    """All rows of one hook name, made searchable."""
 
     hook_name: str
-    geometry: RowGeometry
-    parts: list[PlacedSearch]
     _banks: Sequence[PlacedBank]
     _device: torch.device
     _options: SearchOptions
@@ -85,29 +61,16 @@ class HookNameSearch:
             vectors: Vectors that were loaded before, with the row at which each part begins; None: they are loaded.
         """
         self.hook_name, self._banks, self._device, self._options = hook_name, banks, options.device, options
-        self.geometry = fit_geometry(options.transform, banks, hook_name, options.device)
         if vectors is None:
             parts = ((first_row, bank.vector_parts(hook_name)) for first_row, bank in banks)
             vectors = [(first_row + first, part) for first_row, of_bank in parts for first, part in of_bank]
-        self.parts = [PlacedSearch(first_row, self._make_search(first_row, part, options)) for first_row, part in vectors]
+        super().__init__(fit_geometry(options.transform, banks, hook_name, options.device), vectors, options)
 
     def with_transform(self, transform: str) -> "HookNameSearch":
         """A search of the same rows under another transform; they stay where they are, and are not loaded again."""
-        vectors = [(first_row, search.rows.vectors) for first_row, search in self.parts]
+        is_elsewhere = self._options.is_elsewhere
+        vectors = [(first_row, search.vectors if is_elsewhere else search.rows.vectors) for first_row, search in self.parts]
         return HookNameSearch(self.hook_name, self._banks, replace(self._options, transform=transform), vectors)
-
-    def _make_search(self, first_row: int, vectors: Tensor | np.ndarray, options: SearchOptions) -> VectorSearch:
-        factory = options.approximate if isinstance(options.approximate, str) else None
-        search_class = partial(ApproximateSearch, factory=factory) if options.approximate else VectorSearch
-        return search_class(
-            vectors,
-            options.device,
-            options.dtype,
-            unit_length=False,  # rounding to float16 left rows up to 3e-4 longer or shorter than 1
-            geometry=self.geometry.starting_at(first_row),
-            memory_budget=options.memory_budget,
-            is_verified=True,  # a bank holds no NaN or inf, and its checksums say that it is as it was written
-        )
 
     @property
     def row_spans(self) -> dict[int, int]:
@@ -195,6 +158,30 @@ class HookNameSearch:
             is_of_part = (row_ids >= first_row) & (row_ids < first_row + len(search))
             units[is_of_part], penalties[is_of_part] = search.normalized_rows(row_ids[is_of_part] - first_row)
         return units, penalties
+
+
+class Searches(dict[str, HookNameSearch]):
+    """The loaded hook names of an index, in their order, and the workers that search for it.
+
+    Attributes:
+        transform: How vectors are compared.
+        workers: None: the searches hold the rows themselves.
+        geometries: Hook name → how its rows are compared.
+    """
+
+    transform: str
+    workers: Workers | None
+    geometries: dict[str, RowGeometry]
+
+    def __init__(self, searches: Mapping[str, HookNameSearch], transform: str, workers: Workers | None = None) -> None:
+        """Keep the searches."""
+        super().__init__(searches)
+        self.transform, self.workers = transform, workers
+        self.geometries = {name: search.geometry for name, search in self.items()}
+
+    def with_transform(self, transform: str) -> "Searches":
+        """Searches of the same rows under another transform."""
+        return Searches({name: search.with_transform(transform) for name, search in self.items()}, transform, self.workers)
 
 
 def _unit(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_latentlens.index.cross_layer import FoundRows, n_found_in, search_labels
+from tl_latentlens.index.cross_layer import n_found_in, search_labels
+from tl_latentlens.index.found_rows import FoundRows
 from tl_latentlens.index.grouped import nearest_of_groups, row_search
 from tl_latentlens.index.hook_name_search import HookNameSearch
 from tl_latentlens.index.rows import BankRows

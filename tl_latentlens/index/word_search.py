@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_latentlens.errors import InvalidInputError
-from tl_latentlens.index.cross_layer import FoundRows
+from tl_latentlens.index.found_rows import FoundRows
 from tl_latentlens.index.near_word import NearWord
 from tl_latentlens.index.search_result import OnDevice, SearchedIndex, SearchResult, in_leading_shape
 from tl_latentlens.index.word_table import WordTable

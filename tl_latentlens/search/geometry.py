@@ -81,8 +81,12 @@ class HubSample:
             units: Unit rows, float32.
             first_row: Row number of the first, so that no row is its own neighbor. None: they are no rows of the search.
         """
-        row_ids = None if first_row is None else self.row_ids - first_row
-        return hubness(units, self.units, row_ids, self.n_neighbors) / 2
+        own = None if first_row is None else torch.arange(first_row, first_row + len(units), device=units.device)
+        return hubness(units, self.units, own, self.row_ids, self.n_neighbors) / 2
+
+    def penalty_of_rows(self, units: Float[Tensor, "n d"], row_ids: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The same of rows by their numbers, none of which is its own neighbor."""
+        return hubness(units, self.units, row_ids, self.row_ids, self.n_neighbors) / 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +120,8 @@ class RowGeometry:
     def to(self, device: torch.device) -> "RowGeometry":
         """The same on a device, with the affine map in float64."""
         parts = (None if part is None else part.to(device, torch.float64) for part in vars(self.affine).values())
-        return replace(self, affine=Affine(*parts))
+        hubs = self.hubs and replace(self.hubs, units=self.hubs.units.to(device), row_ids=self.hubs.row_ids.to(device))
+        return replace(self, affine=Affine(*parts), hubs=hubs)
 
     def starting_at(self, first_row: int) -> "RowGeometry":
         """The same for a search whose first row is `first_row` of the rows that `hubs` counts."""
@@ -169,20 +174,24 @@ class RowGeometry:
 
 @own_arithmetic(full_products=True)
 def hubness(
-    units: Float[Tensor, "n d"], sample: Float[Tensor, "s d"], sample_ids: Int[Tensor, " s"] | None, k: int
+    units: Float[Tensor, "n d"],
+    sample: Float[Tensor, "s d"],
+    row_ids: Int[Tensor, " n"] | None,
+    sample_ids: Int[Tensor, " s"],
+    k: int,
 ) -> Float[Tensor, " n"]:
     """Mean cosine of rows to their k nearest rows of a sample: r of CSLS (Conneau et al. 2018, arXiv 1710.04087), float64.
 
     Args:
         units: Unit rows, float32.
         sample: Unit rows.
-        sample_ids: Place of each row of the sample in `units`, where it is left out; other numbers leave nothing out.
-            None: no row of the sample is among `units`.
+        row_ids: The number of each row, so that it is no neighbor of itself. None: none of them is in the sample.
+        sample_ids: The number of each row of the sample.
         k: At least 1; fewer neighbors are averaged where the sample has fewer.
     """
     scores = units @ sample.T
-    if sample_ids is not None:
-        scores.masked_fill_(torch.arange(len(units), device=units.device)[:, None] == sample_ids, -torch.inf)
+    if row_ids is not None:
+        scores.masked_fill_(row_ids[:, None] == sample_ids, -torch.inf)
     best = scores.topk(min(k, scores.shape[1]), dim=-1).values
     is_known = torch.isfinite(best)
     return torch.where(is_known, best, 0).sum(-1, dtype=torch.float64) / is_known.sum(-1).clamp(min=1)
