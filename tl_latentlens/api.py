@@ -4,6 +4,7 @@ from tl_latentlens.bank.bank import Bank, Row
 from tl_latentlens.bank.build import build_bank, plan_corpus, record_model
 from tl_latentlens.bank.merge import merge_bank
 from tl_latentlens.bank.own_model import load_model_of
+from tl_latentlens.bank.ray_build import build_bank_on_ray
 from tl_latentlens.bank.record import bank_hooks
 from tl_latentlens.bank.writer import BankWriter
 from tl_latentlens.corpus.plan import Plan, PlanSettings, Prompts, make_plan, prompts_from_lists
@@ -101,6 +102,7 @@ __all__ = [
     "bank_hooks",
     "block_attention",
     "build_bank",
+    "build_bank_on_ray",
     "decode_directions",
     "describe_features",
     "difference_of_means",

@@ -9,7 +9,7 @@ import typer
 
 import tl_latentlens as tll
 from tl_latentlens.cli.info import print_info
-from tl_latentlens.cli.options import DataOptions, HookOption, ModelOptions
+from tl_latentlens.cli.options import DataOptions, HookOption, ModelOptions, RayOptions
 
 
 def build(
@@ -25,6 +25,7 @@ def build(
     *,
     model: ModelOptions,
     data: DataOptions,
+    ray: RayOptions,
     hook_name: HookOption = None,
     text_column: Annotated[
         str, typer.Option(help="column that holds the text (tables, datasets); dots lead into nested fields")
@@ -52,23 +53,23 @@ def build(
 
     Example: `tl-latentlens build corpus.txt gpt2.h5 --model gpt2 -n 5,9`
     """
+    settings = {
+        "hook_names": hook_name,
+        "max_rows_per_token": max_rows_per_token or None,
+        "dtype": dtype or store_dtype,
+        "seed": seed,
+        "repeat": repeat,
+        "keep_special_tokens": keep_special_tokens,
+        "batch_tokens": batch_tokens,
+    }
     try:
-        loaded = model.load()
+        loaded = None if ray.is_asked(shard) else model.load()
         texts = tll.load_corpus(corpus, text_column=text_column, field=field, split=split, limit=limit)
         with redirect_stdout(sys.stderr):  # its notes; stdout is for the result
-            built = tll.build_bank(
-                loaded,
-                texts,
-                bank,
-                hook_names=hook_name,
-                max_rows_per_token=max_rows_per_token or None,
-                dtype=dtype or store_dtype,
-                seed=seed,
-                repeat=repeat,
-                keep_special_tokens=keep_special_tokens,
-                batch_tokens=batch_tokens,
-                shard=shard,
-            )
+            if loaded is None:
+                built = tll.build_bank_on_ray(model.loader(), texts, bank, **ray.settings(), **settings)
+            else:
+                built = tll.build_bank(loaded, texts, bank, shard=shard, **settings)
     except KeyboardInterrupt as stop:
         typer.echo(str(stop) or "stopped; nothing was written yet", err=True)
         raise typer.Exit(130) from None

@@ -1,7 +1,9 @@
 """Arguments and options that several commands share."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,7 @@ from tl_latentlens.model.layers import one_hook_name
 from tl_latentlens.model.source import source_of_name
 
 _LOADING = "How the model is loaded"
+_RAY = "On a Ray cluster"
 
 KindOption = Annotated[
     str | None,
@@ -99,12 +102,20 @@ class ModelOptions(OptionGroup):
         Raises:
             InvalidInputError: None is named, or it cannot be loaded.
         """
+        return self.loader()()
+
+    def loader(self) -> Callable[[], Any]:
+        """What loads the named model, here or in another process.
+
+        Raises:
+            InvalidInputError: None is named.
+        """
         if self.model is None:
             raise InvalidInputError(
                 "got no --model; expected the embedded one, --model demo, a folder in Hugging Face format, a GGUF file, or a "
                 "name that TransformerLens knows, --model gpt2"
             )
-        return tll.load_model(self.model, **self._settings(), dtype=self.model_dtype)
+        return partial(tll.load_model, self.model, **self._settings(), dtype=self.model_dtype)
 
     def load_for(self, bank: tll.Bank) -> Any:
         """The named model, or else the one that the bank was built with.
@@ -139,6 +150,44 @@ class ModelOptions(OptionGroup):
             "device_map": device_map,
             "max_memory": memory,
         }
+
+
+@dataclass
+class RayOptions(OptionGroup):
+    """The options of a build on a Ray cluster."""
+
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="build the shards on a Ray cluster: its address, `auto` (the one that runs here) or `local` (start one)",
+            rich_help_panel=_RAY,
+        ),
+    ] = None
+    n_workers: Annotated[int | None, typer.Option(help="default: one a GPU", rich_help_panel=_RAY)] = None
+    n_shards: Annotated[int | None, typer.Option(help="default: four a worker", rich_help_panel=_RAY)] = None
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="default: 1 where the cluster has GPUs", rich_help_panel=_RAY)
+    ] = None
+
+    def is_asked(self, shard: str | None) -> bool:
+        """True where Ray is to build all shards.
+
+        Raises:
+            InvalidInputError: The other options say otherwise.
+        """
+        if self.ray is not None and shard is not None:
+            raise InvalidInputError("got --ray and --shard; Ray builds all shards: leave --shard out")
+        if self.ray is None and any(self.settings().values()):
+            raise InvalidInputError(
+                "got --n-workers, --n-shards or --gpus-per-worker without --ray; give --ray local, or leave them out"
+            )
+        return self.ray is not None
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `build_bank_on_ray`."""
+        address = None if self.ray in (None, "local") else self.ray
+        names = ("n_workers", "n_shards", "gpus_per_worker")
+        return {"address": address, **{name: getattr(self, name) for name in names}}
 
 
 def hook_name_in_bank(hook_name: str | None, bank: tll.Bank) -> str | None:

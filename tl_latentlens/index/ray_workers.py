@@ -1,6 +1,5 @@
 """Workers as Ray actors (extra "ray"): Ray places them, and starts one again where its node or process dies."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_latentlens.errors import InvalidInputError, MissingExtraError
+from tl_latentlens.bank.ray_cluster import MAX_RETRIES, connected_ray
+from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.found_rows import FoundRows
 from tl_latentlens.index.questions import LabelQuestion, RowQuestion
 from tl_latentlens.index.workers import RowWorker, WorkerFile, dealt_out
@@ -54,7 +54,7 @@ class RayWorkers:
             num_gpus=int(on_gpu),
             num_cpus=0,  # so that as many as are asked for find a place; their threads share the processors
             max_restarts=-1,
-            max_task_retries=-1,
+            max_task_retries=MAX_RETRIES,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(n_threads), "HF_HUB_OFFLINE": "1"}},
         )
         options = {**options, "device": device}
@@ -86,19 +86,3 @@ class RayWorkers:
         if name not in self._sent or self._sent[name][0] is not value:
             self._sent[name] = value, self._ray.put(what(value))
         return self._sent[name][1]
-
-
-def connected_ray() -> Any:
-    """The module `ray`, connected to the cluster of RAY_ADDRESS, or else started on this machine.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingExtraError("Ray is not installed; pip install 'tl-latentlens[ray]'") from error
-    if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
-        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
-    return ray
