@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,12 @@ class ShardBuilder:
     """A process that holds the model and builds one shard after the other."""
 
     def __init__(self, load: Callable[[], Any]) -> None:
-        """Load the model."""
-        self._model = load()
+        """Load nothing yet; the process may be started again."""
+        self._load = load
+
+    @cached_property
+    def _model(self) -> Any:
+        return self._load()
 
     def build(self, texts: Any, folder: str, shard: tuple[int, int], settings: dict[str, Any]) -> tuple[int, int]:
         """Build a shard, or go on with it; returns its rows and tokens."""
@@ -110,8 +115,8 @@ def _build_all(
                 n_rows += ray.get(done)[0]
             except ray.exceptions.RayActorError as error:
                 raise BankError(
-                    f"a worker died {MAX_RETRIES + 1} times on one shard, and was given up: {error}. It may lack memory: give it "
-                    "fewer batch_tokens, or run fewer workers; the same call goes on"
+                    f"a worker died {MAX_RETRIES + 1} times on one shard, and was given up: {error}. It may lack memory: "
+                    "give it fewer batch_tokens, or run fewer workers; the same call goes on"
                 ) from error
             bar.set_postfix_str(f"{n_rows:,} rows, {len(workers)} workers", refresh=False)
             bar.update()

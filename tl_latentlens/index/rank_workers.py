@@ -42,6 +42,7 @@ class RankWorkers:
         dealt = dealt_out(files, dist.get_world_size())
         self._files = dealt[dist.get_rank()] if dist.get_rank() < len(dealt) else []
         self._worker = RowWorker(self._files, hook_names, options, verify)
+        self._worker.open()
 
     def rank_rows(self, transform: str, geometries: Mapping[str, RowGeometry], question: RowQuestion) -> list[FoundRows]:
         """The answer of each process."""

@@ -60,7 +60,7 @@ class RayWorkers:
         options = {**options, "device": device}
         self._actors = [actor.remote(its_files, tuple(hook_names), options, verify) for its_files in self._files]
         self._sent: dict[str, tuple[Any, Any]] = {}
-        self._ray.get([worker.wait_until_open.remote() for worker in self._actors])
+        self._ray.get([worker.open.remote() for worker in self._actors])
 
     def rank_rows(self, transform: str, geometries: Mapping[str, RowGeometry], question: RowQuestion) -> list[FoundRows]:
         """The answer of each actor."""

@@ -4,9 +4,11 @@ A worker's answer is the exact top k of its rows, and a row's similarity does no
 all answers are those of one index that holds every row.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_latentlens.bank.bank import reopen_bank
+from tl_latentlens.bank.bank import Bank, reopen_bank
 from tl_latentlens.index.cross_layer import nearest_of_labels, nearest_rows
 from tl_latentlens.index.found_rows import FoundRows
 from tl_latentlens.index.placed_rows import PlacedRows, SearchOptions
@@ -78,26 +80,34 @@ class RowWorker:
     def __init__(
         self, files: Sequence[WorkerFile], hook_names: Sequence[str], options: Mapping[str, Any], verify: bool
     ) -> None:
-        """Open the files.
+        """Open nothing yet.
 
         Args:
             files: Those that it holds.
             hook_names: All of the index, in its order.
             options: `device`, `dtype` and `memory_budget` of the search.
-            verify: Check every block of them first.
+            verify: Check every block of the files when they are opened.
+        """
+        self._given, self._hook_names, self._options, self._verify = files, list(hook_names), dict(options), verify
+        self._rows: dict[str, dict[str, PlacedRows]] = {}
+
+    def open(self) -> int:
+        """Open the files; returns the number of the process.
 
         Raises:
             BankError: A file is not there, or another stands in its place.
             BankCorruptError: A block does not match its checksum.
         """
-        self._hook_names, self._options = list(hook_names), dict(options)
-        self._files = [(file, reopen_bank(file.path, file.digest)) for file in files]
-        for file, bank in self._files if verify else ():
-            bank.verify(sorted({hook_point(name) for name in file.hook_names}))
-        self._rows: dict[str, dict[str, PlacedRows]] = {}
+        _ = self._files
+        return os.getpid()
 
-    def wait_until_open(self) -> None:
-        """Return; an actor answers once its files are open."""
+    @cached_property
+    def _files(self) -> list[tuple[WorkerFile, Bank]]:
+        """The files, opened in the process that answers, which may have been started again."""
+        files = [(file, reopen_bank(file.path, file.digest)) for file in self._given]
+        for file, bank in files if self._verify else ():
+            bank.verify(sorted({hook_point(name) for name in file.hook_names}))
+        return files
 
     @own_arithmetic()
     def rank_rows(self, transform: str, geometries: Mapping[str, RowGeometry], question: RowQuestion) -> FoundRows:

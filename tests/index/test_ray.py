@@ -1,0 +1,125 @@
+"""Banks built and searched by Ray actors, also where one of them is killed."""
+
+import itertools
+import os
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.shards import NAMES, TRANSFORMS, build, build_all, differences, queries
+
+import tl_latentlens as tll
+from tl_latentlens.bank.shards import Shard
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A cluster of two processors; its workers find the tests' modules."""
+    paths = os.pathsep.join(str(path) for path in (Path(__file__).parents[1], Path(__file__).parents[2]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", paths)
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        yield ray
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return list(tll.load_corpus("demo", limit=100))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    folder = tmp_path_factory.mktemp("ray")
+    model = tll.load_demo_model()
+    build(model, texts, folder / "one.h5", shard=(0, 1))
+    build_all(model, texts, folder / "bank", 4)
+    return folder
+
+
+def test_actors_search_as_one_index_does(cluster: Any, folder: Path) -> None:
+    one = tll.Bank.open(folder / "one.h5")
+    ours = tll.ContextualIndex(folder / "bank", on="ray", n_workers=2)
+    assert list(differences(ours, tll.ContextualIndex(one), queries(one))) == []
+    assert list(differences(ours.for_directions, tll.ContextualIndex(one).for_directions, queries(one))) == []
+    for transform in set(TRANSFORMS) - {"raw", "center"}:
+        sent = ours.for_directions._searches.with_transform(transform)
+        theirs = tll.ContextualIndex(one, transform=transform)
+        ours._searches, ours.transform = sent, transform
+        ours._words, ours._known_tokens = ours._words.searched_by(sent), {}
+        assert list(differences(ours, theirs, queries(one))) == [], transform
+
+
+def test_a_killed_actor_is_replaced(cluster: Any, folder: Path) -> None:
+    one = tll.Bank.open(folder / "one.h5")
+    ours, theirs = tll.ContextualIndex(folder / "bank", on="ray", n_workers=2), tll.ContextualIndex(one)
+    expected = theirs.search(queries(one), 7)
+    actor = ours._searches.workers._actors[1]
+    os.kill(ray.get(actor.open.remote()), signal.SIGKILL)
+    found = ours.search(queries(one), 7)
+    assert found.rows.equal(expected.rows)
+    assert found.similarities.equal(expected.similarities)
+    assert list(differences(ours, theirs, queries(one))) == []
+
+
+def test_a_damaged_shard_is_named(cluster: Any, folder: Path, tmp_path: Path) -> None:
+    bank = build_all(tll.load_demo_model(), list(tll.load_corpus("demo", limit=20)), tmp_path / "bank", 2)
+    damaged = bank / Shard(1, 2).file_name
+    offset = tll.Bank.open(damaged).file.head.datasets[f"hooks/{NAMES[0]}/vectors"].offset
+    with damaged.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\x12\x34\x56")
+    with pytest.raises(tll.BankCorruptError, match=f"{damaged.name}: hook name"):
+        tll.ContextualIndex(bank, on="ray", n_workers=2)
+
+
+def test_shards_are_built_by_actors(cluster: Any, folder: Path, texts: list[str], tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"hook_names": NAMES, "batch_tokens": 64, "n_workers": 2, "progress": False}
+    bank = tll.build_bank_on_ray(tll.load_demo_model, texts, tmp_path / "bank", n_shards=3, **settings)
+    assert len(bank.file.files) == 3
+    one = tll.build_bank(tll.load_demo_model(), texts, tmp_path / "one.h5", hook_names=NAMES, batch_tokens=64, progress=False)
+    assert tll.merge_bank(tmp_path / "bank", tmp_path / "merged.h5", progress=False).path.read_bytes() == one.path.read_bytes()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").iterdir()}
+    tll.build_bank_on_ray(tll.load_demo_model, texts, tmp_path / "bank", **settings)  # finds its three shards
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").iterdir()}
+
+
+def test_a_shard_goes_on_where_its_worker_died(cluster: Any, texts: list[str], tmp_path: Path) -> None:
+    load = partial(dying_once, str(tmp_path / "died"))
+    bank = tll.build_bank_on_ray(
+        load, texts, tmp_path / "bank", hook_names=NAMES, batch_tokens=64, n_workers=2, n_shards=2, progress=False
+    )
+    assert (tmp_path / "died").exists()
+    one = tll.build_bank(tll.load_demo_model(), texts, tmp_path / "one.h5", hook_names=NAMES, batch_tokens=64, progress=False)
+    assert tll.merge_bank(bank.path, tmp_path / "merged.h5", progress=False).path.read_bytes() == one.path.read_bytes()
+
+
+def dying_once(mark: str) -> Any:
+    """The model; the first process that has run three batches of it is killed."""
+    from tl_latentlens.bank import build as build_module
+
+    run_hooked, n_run = build_module.run_hooked, itertools.count()
+
+    def run_or_die(*arguments: Any) -> None:
+        if next(n_run) == 3 and not Path(mark).exists():
+            Path(mark).write_text("")
+            os.kill(os.getpid(), signal.SIGKILL)
+        run_hooked(*arguments)
+
+    build_module.run_hooked = run_or_die
+    return tll.load_demo_model()
+
+
+def test_errors_of_workers_reach_the_caller(cluster: Any, texts: list[str], tmp_path: Path) -> None:
+    with pytest.raises(tll.UnknownHookError, match="no_such_hook"):
+        tll.build_bank_on_ray(tll.load_demo_model, texts, tmp_path / "bank", hook_names="no_such_hook", progress=False)
+    with pytest.raises(tll.InvalidInputError, match="the Ray cluster has 0 GPUs"):
+        tll.build_bank_on_ray(tll.load_demo_model, texts, tmp_path / "bank", gpus_per_worker=1, progress=False)
+    with pytest.raises(tll.InvalidInputError, match="expected a folder for the shards"):
+        tll.build_bank_on_ray(tll.load_demo_model, texts, tmp_path / "bank.h5", progress=False)
