@@ -7,9 +7,22 @@ from support.controls import few_controls, few_texts
 
 _TEXTS_STEP = 4
 _SMALLER = {  # Notebook → what stands in its cells, and what is run instead.
-    "01_what_does_a_vector_mean": {"corpus[:300]": "corpus[:100]", "corpus[300:]": "corpus[100:1000]"},
-    "04_steering_vectors": {"torch.randn(10,": "torch.randn(2,", "-2, -1, -0.5, 0, 0.5, 1, 2": "-1, 0, 1"},
+    "01_what_does_a_vector_mean": {"corpus[:300]": "corpus[:50]", "corpus[300:]": "corpus[50:500]"},
+    "03_label_an_sae": {
+        "label_features(sae, index,": "label_features(sae, index, range(0, len(sae.W_dec), 4),",
+        "torch.randn(50,": "torch.randn(10,",
+        '["noise"] * 50': '["noise"] * 10',
+    },
+    "04_steering_vectors": {
+        "texts[:300]": "texts[:50]",
+        "texts[300:]": "texts[50:300]",
+        "torch.randn(10,": "torch.randn(2,",
+        "-2, -1, -0.5, 0, 0.5, 1, 2": "-1, 1",
+        "max_new_tokens=14": "max_new_tokens=4",
+        "multiples=(0, 1, 2)": "multiples=(0, 1)",
+    },
     "06_is_it_right": {"[:40]": "[:16]", "words[:20]": "words[:8]", "words[20:]": "words[8:]", "n_tokens=30": "n_tokens=8"},
+    "07_visual_tokens": {'tll.load_corpus("demo")': 'tll.load_corpus("demo", limit=400)', "draw_scenes(20,": "draw_scenes(12,"},
 }
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -69,7 +70,9 @@ def read_gguf(path: Path, settings: LoadSettings) -> GGUFModel:
     file = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     placed = {name: value for name, value in settings.given().items() if name in ("device_map", "max_memory")}
     # transformers reads the file's head three times, which takes seconds each time: its vocabulary is in it, token by token.
-    with patch.object(gguf, "GGUFReader", lambda *_: head):
+    # It also lists the names of tensors for every module of the model, always the same ones.
+    name_map = cache(gguf.get_tensor_name_map)
+    with patch.object(gguf, "GGUFReader", lambda *_: head), patch.object(gguf, "get_tensor_name_map", name_map):
         hf_model: Any = AutoModelForCausalLM.from_pretrained(**file, dtype=settings.dtype or torch.float32, **placed)
         tokenizer = AutoTokenizer.from_pretrained(**file)
     # The weights are floats now, and transformers saves no config of a model that says otherwise.
