@@ -1,9 +1,10 @@
 """The names of the package, gathered from its rooms; `tl_latentlens` loads them when the first is asked for."""
 
 from tl_latentlens.bank.bank import Bank, Row
-from tl_latentlens.bank.build import build_bank, plan_corpus, record_model
+from tl_latentlens.bank.build import build_bank, record_model
 from tl_latentlens.bank.merge import merge_bank
 from tl_latentlens.bank.own_model import load_model_of
+from tl_latentlens.bank.planning import plan_corpus
 from tl_latentlens.bank.ray_build import build_bank_on_ray
 from tl_latentlens.bank.record import bank_hooks
 from tl_latentlens.bank.writer import BankWriter
@@ -35,6 +36,7 @@ from tl_latentlens.errors import (
 )
 from tl_latentlens.evaluation.evaluate import Evaluation, evaluate
 from tl_latentlens.evaluation.labelled_uses import load_senses
+from tl_latentlens.index.bank_plan import BankPlan, plan_bank
 from tl_latentlens.index.contextual import ContextualIndex
 from tl_latentlens.index.near_word import NearWord
 from tl_latentlens.index.neighbor import Neighbor
@@ -64,6 +66,7 @@ __all__ = [
     "Bank",
     "BankCorruptError",
     "BankError",
+    "BankPlan",
     "BankWriter",
     "ChatEndpoint",
     "ContextualIndex",
@@ -129,6 +132,7 @@ __all__ = [
     "make_plan",
     "merge_bank",
     "patch_grids",
+    "plan_bank",
     "plan_corpus",
     "prompts_from_lists",
     "record_model",

@@ -311,7 +311,7 @@ def test_label_sae_as_data(run, bank: tll.Bank) -> None:
 def test_demo_as_data(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Data on stdout, what is told beside it on stderr."""
     load = tll.load_corpus
-    monkeypatch.setattr("tl_latentlens.bank.build.load_corpus", lambda texts, **_: load(texts, limit=150))
+    monkeypatch.setattr("tl_latentlens.bank.planning.load_corpus", lambda texts, **_: load(texts, limit=150))
     code, out, err = run("demo", "--bank", str(tmp_path / "demo.h5"), "--json")
     assert code == 0
     assert "2. run two sentences" in err

@@ -85,9 +85,9 @@ def test_shards_are_built_by_actors(cluster: Any, folder: Path, texts: list[str]
     assert len(bank.file.files) == 3
     one = tll.build_bank(tll.load_demo_model(), texts, tmp_path / "one.h5", hook_names=NAMES, batch_tokens=64, progress=False)
     assert tll.merge_bank(tmp_path / "bank", tmp_path / "merged.h5", progress=False).path.read_bytes() == one.path.read_bytes()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").glob("*.h5")}
     tll.build_bank_on_ray(tll.load_demo_model, texts, tmp_path / "bank", **settings)  # finds its three shards
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").iterdir()}
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").glob("*.h5")}
 
 
 def test_a_shard_goes_on_where_its_worker_died(cluster: Any, texts: list[str], tmp_path: Path) -> None:

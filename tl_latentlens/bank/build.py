@@ -16,6 +16,7 @@ from tl_latentlens.bank.create import cut_blocks
 from tl_latentlens.bank.differences import differences_from_call
 from tl_latentlens.bank.format import ModelRecord, ShardRecord, partial_path
 from tl_latentlens.bank.lock import build_lock
+from tl_latentlens.bank.planning import cut_note, own_bos_note, plan_corpus
 from tl_latentlens.bank.record import bank_hooks
 from tl_latentlens.bank.settings import require_folder, require_settings
 from tl_latentlens.bank.shards import (
@@ -28,11 +29,9 @@ from tl_latentlens.bank.shards import (
 )
 from tl_latentlens.bank.writer import BankWriter
 from tl_latentlens.corpus.paths import absolute_path
-from tl_latentlens.corpus.plan import Plan, PlanSettings, make_plan
-from tl_latentlens.corpus.texts import load_corpus
+from tl_latentlens.corpus.plan import Plan
 from tl_latentlens.errors import BankError
 from tl_latentlens.model.describe import describe_model, model_device, parameters_of, require_embedded, require_model
-from tl_latentlens.model.direction import is_bidirectional
 from tl_latentlens.model.fingerprint import fingerprint
 from tl_latentlens.model.fingerprint_causes import some
 from tl_latentlens.model.fingerprint_check import check_fingerprint
@@ -41,7 +40,6 @@ from tl_latentlens.model.running import run_hooked
 from tl_latentlens.model.running_text import running_text
 from tl_latentlens.model.special_tokens import special_token_ids
 from tl_latentlens.model.token_strings import token_bytes
-from tl_latentlens.model.tokenize import tokenize
 from tl_latentlens.model.user_hooks import user_hook_points
 
 _CPU_BATCH_WEIGHTS = 2**39  # Weights times tokens of one batch: some 20 seconds on a slow CPU.
@@ -71,7 +69,8 @@ def build_bank(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        texts: Anything `load_corpus` takes: a list of str, a path, a dataset, "demo".
+        texts: Anything `load_corpus` takes: a list of str, a path, a dataset, "demo". Or a `Plan`, or the path of one that was
+            saved (.plan), whose settings stay.
         path: The bank file to make. Of a shard: the folder of the bank, in which each shard has a file; where it ends in .h5,
             the file of the shard.
         hook_names: Which activations: a name, a list, or a filter on names. Layers stand for their `hook_resid_post`: 3, -1
@@ -209,42 +208,6 @@ def _run_batches(model: Any, writer: BankWriter, batch_tokens: int | None, progr
         for batch in writer.batches(model_device(model)):
             run_hooked(model, batch.tokens, batch.attention_mask, bank_hooks(writer, batch))
             bar.update(batch.n_tokens)
-
-
-def cut_note(model: Any, n_truncated: int, n_texts: int, repeat: bool) -> str:
-    """The note to users on texts that were too long for the model."""
-    twice = ", read twice," * repeat
-    return f"{n_truncated} of {n_texts} texts were longer than n_ctx = {model.cfg.n_ctx} tokens{twice} and were cut"
-
-
-def own_bos_note(n_own_bos: int, n_texts: int) -> str:
-    """The note to users on texts that begin with BOS themselves, as those of a chat template do."""
-    return (
-        f"{n_own_bos} of {n_texts} texts begin with their own BOS, so none is put before them; give the model such texts with "
-        "prepend_bos=False"
-    )
-
-
-def plan_corpus(
-    model: Any,
-    texts: Any,
-    *,
-    hook_names: int | str | Iterable[int | str] | Callable[[str], bool] | None = None,
-    max_rows_per_token: int | None = 50,
-    seed: int = 0,
-    repeat: bool = False,
-    keep_special_tokens: bool = False,
-) -> Plan:
-    """Tokenise texts for a model and choose their rows; see `build_bank` for the arguments.
-
-    Texts that begin alike share rows, unless later tokens change an activation that is banked. `hook_names` are those of the
-    bank; None: any of the model's stacks counts.
-    """
-    corpus: Iterable[str] = load_corpus(texts)
-    names = None if hook_names is None else expand_hook_names(model, hook_names)
-    is_bidirectional_there = is_bidirectional(model, names)
-    settings = PlanSettings(max_rows_per_token, seed, is_bidirectional_there, repeat, keep_special_tokens=keep_special_tokens)
-    return make_plan(tokenize(model, corpus, repeat=repeat, keep_special_tokens=keep_special_tokens), settings)
 
 
 def record_model(

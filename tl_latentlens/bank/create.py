@@ -203,6 +203,13 @@ def _empty_arrays(plan: Plan, record: ModelRecord, dtype: str, n_blocks: int) ->
     return empty_arrays
 
 
+def bytes_of_bank(plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int) -> int:
+    """Most bytes of the file of a bank; see `create_partial` for the arguments."""
+    starts = cut_blocks(plan, record.widths, dtype, batch_tokens)
+    needed = _bytes_needed(_known_arrays(plan, record, starts), _empty_arrays(plan, record, dtype, len(starts) - 1))
+    return user_block_size(_metadata(plan, record, dtype, batch_tokens, None, None)) + needed
+
+
 def _bytes_needed(arrays: dict[str, np.ndarray], empty_arrays: dict[str, tuple[tuple[int, ...], Any]]) -> int:
     """Most bytes that these datasets and HDF5's own metadata take."""
     n_bytes = sum(array.nbytes for array in arrays.values()) + _HDF5_BYTES * (len(arrays) + len(empty_arrays) + 10)

@@ -1,6 +1,7 @@
 """Shards built by Ray actors that each hold the model (extra "ray"): Ray places them, and runs again what a dead node had."""
 
 import os
+import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +11,16 @@ from tqdm.auto import tqdm
 
 from tl_latentlens.bank.bank import Bank
 from tl_latentlens.bank.build import build_bank
+from tl_latentlens.bank.planning import cut_note, origin_of, own_bos_note, plan_corpus
 from tl_latentlens.bank.ray_cluster import MAX_RETRIES, connected_ray
 from tl_latentlens.corpus.paths import absolute_path
+from tl_latentlens.corpus.plan import Plan
+from tl_latentlens.corpus.plan_file import is_plan_path, save_plan
 from tl_latentlens.corpus.texts import load_corpus
 from tl_latentlens.errors import BankError, InvalidInputError
 
+_OF_PLAN = ("max_rows_per_token", "seed", "repeat", "keep_special_tokens")  # arguments that decide the rows
+_PLAN_NAME = "bank.plan"
 _SHARDS_PER_WORKER = 4  # so that a slow worker holds up the others for a part of its share only
 
 
@@ -28,6 +34,13 @@ class ShardBuilder:
     @cached_property
     def _model(self) -> Any:
         return self._load()
+
+    def plan(self, texts: Any, path: str, settings: dict[str, Any]) -> list[str]:
+        """Plan the corpus and save the plan; returns notes to the user."""
+        plan = plan_corpus(self._model, texts, **settings)
+        save_plan(plan, path, origin_of(self._model))
+        cut = cut_note(self._model, plan.n_truncated, plan.n_prompts, plan.settings.repeat)
+        return [cut] * bool(plan.n_truncated) + [own_bos_note(plan.n_own_bos, plan.n_prompts)] * bool(plan.n_own_bos)
 
     def build(self, texts: Any, folder: str, shard: tuple[int, int], settings: dict[str, Any]) -> tuple[int, int]:
         """Build a shard, or go on with it; returns its rows and tokens."""
@@ -54,7 +67,7 @@ def build_bank_on_ray(
 
     Args:
         load: Loads the model, in each worker: `functools.partial(load_model, "gpt2")`.
-        texts: As `build_bank` takes them; they are sent to the workers.
+        texts: As `build_bank` takes them. One worker plans them, and the plan is kept in the folder for all.
         folder: The folder of the bank, in which each shard has a file.
         n_workers: How many workers; None: one a `gpus_per_worker`, or one on a cluster without GPUs.
         n_shards: How many shards; None: four a worker. A folder that has shards keeps its number.
@@ -93,12 +106,20 @@ def build_bank_on_ray(
         runtime_env={"env_vars": _environment(ray, n_workers)},
     )
     workers = [builder.remote(load) for _ in range(min(n_workers, n_shards))]
-    _build_all(ray, workers, (ray.put(_as_list(texts)), str(path)), n_shards, settings, progress)
+    if not is_plan_path(texts):
+        of_plan = {name: settings.pop(name) for name in _OF_PLAN if name in settings}
+        of_plan["hook_names"], planned = settings.get("hook_names"), str(path / _PLAN_NAME)
+        corpus = ray.put(texts if isinstance(texts, Plan) else list(load_corpus(texts)))
+        notes = _result(ray, workers[0].plan.remote(corpus, planned, of_plan))
+        for note in notes if progress else ():
+            tqdm.write(note, file=sys.stderr)
+        texts = planned
+    _build_all(ray, workers, (str(texts), str(path)), n_shards, settings, progress)
     return Bank.open(path)
 
 
 def _build_all(
-    ray: Any, workers: list[Any], where: tuple[Any, str], n_shards: int, settings: dict[str, Any], progress: bool
+    ray: Any, workers: list[Any], where: tuple[str, str], n_shards: int, settings: dict[str, Any], progress: bool
 ) -> None:
     """Give each worker one shard after the other, until all are built."""
     left, running = list(range(n_shards))[::-1], {}
@@ -111,20 +132,24 @@ def _build_all(
                 running[worker.build.remote(*where, (left.pop(), n_shards), settings)] = worker
             (done, *_), _ = ray.wait(list(running))
             free.append(running.pop(done))
-            try:
-                n_rows += ray.get(done)[0]
-            except ray.exceptions.RayActorError as error:
-                raise BankError(
-                    f"a worker died {MAX_RETRIES + 1} times on one shard, and was given up: {error}. It may lack memory: "
-                    "give it fewer batch_tokens, or run fewer workers; the same call goes on"
-                ) from error
+            n_rows += _result(ray, done)[0]
             bar.set_postfix_str(f"{n_rows:,} rows, {len(workers)} workers", refresh=False)
             bar.update()
 
 
-def _as_list(texts: Any) -> Any:
-    """Texts as they can be sent: a plan or a path as it is, all else as a list."""
-    return texts if isinstance(texts, str | Path) and Path(texts).suffix == ".plan" else list(load_corpus(texts))
+def _result(ray: Any, task: Any) -> Any:
+    """What a task returned.
+
+    Raises:
+        BankError: Its worker died again and again.
+    """
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayActorError as error:
+        raise BankError(
+            f"a worker died {MAX_RETRIES + 1} times on one shard, and was given up: {error}. It may lack memory: give it fewer "
+            "batch_tokens, or run fewer workers; the same call goes on"
+        ) from error
 
 
 def _n_shards_in(folder: Path) -> int | None:

@@ -19,6 +19,7 @@ from tl_latentlens.cli.info import info, verify
 from tl_latentlens.cli.label_sae import label_sae
 from tl_latentlens.cli.merge import merge
 from tl_latentlens.cli.option_groups import with_option_groups
+from tl_latentlens.cli.plan import plan
 
 _SHOWN_VERSIONS = ("torch", "transformer-lens", "transformers", "h5py")
 
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-_BANKS = (demo, build, merge, info, verify)
+_BANKS = (demo, plan, build, merge, info, verify)
 _READINGS = (decode, decode_image, decode_vector, label_sae, evaluate, find_features, explore)
 for command in (*_BANKS, *_READINGS):
     app.command()(with_option_groups(command))

@@ -8,7 +8,7 @@ import pandas as pd
 import typer
 
 import tl_latentlens as tll
-from tl_latentlens.bank.build import cut_note
+from tl_latentlens.bank.planning import cut_note
 from tl_latentlens.cli.options import BankArgument, DataOptions, HookOption, ModelOptions
 from tl_latentlens.cli.output import command_line, console, note, print_table, require_folders
 from tl_latentlens.corpus.words import positions_ending_word

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 from tl_latentlens.corpus.words import letters_of
 from tl_latentlens.errors import InvalidInputError
 from tl_latentlens.index.rows import PlacedBank
-from tl_latentlens.index.word_table import MIN_LETTERS, TokenWords, stems_of
+from tl_latentlens.index.word_table import MIN_LETTERS, stems_of, words_of_bank
 
 _NEAR_TOKENS = 8  # tokens to each side of a row whose words count as near
 _NOT_READ = -2
@@ -25,7 +25,7 @@ class ContextWords:
             banks: One of each plan, in row order.
             language: Of the stemmer; None: a word is its own stem.
         """
-        self._token_words = [TokenWords(bank) for _, bank in banks]
+        self._token_words = [words_of_bank(bank) for _, bank in banks]
         self._first_rows = np.array([first_row for first_row, _ in banks])
         self._stems = [np.full(len(words.plan.tokens), _NOT_READ) for words in self._token_words]
         self._language = language

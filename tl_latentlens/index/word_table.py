@@ -1,17 +1,18 @@
 """The whole word that each row of a bank ends, and its stem, for all rows at once."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import get_ident
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import snowballstemmer
 from jaxtyping import Bool, Int
 
 from tl_latentlens.bank.bank import Bank
+from tl_latentlens.corpus.plan import Plan
 from tl_latentlens.corpus.words import is_of_word, letters_of
 from tl_latentlens.errors import InvalidInputError
 
@@ -61,7 +62,7 @@ def make_word_table(banks: Sequence[Bank], language: str | None) -> WordTable:
         InvalidInputError: A language without a stemmer.
     """
     ids: dict[str, int] = {}
-    word_ids = [TokenWords(bank).word_ids(bank.plan.row_tokens, ids) for bank in banks]
+    word_ids = [words_of_bank(bank).word_ids(bank.plan.row_tokens, ids) for bank in banks]
     words = list(ids)
     stems: dict[str, int] = {}
     stem_of_word = [stems.setdefault(stem, len(stems)) for stem in stems_of([letters_of(word) for word in words], language)]
@@ -96,12 +97,35 @@ def _stemmer(language: str, thread: int) -> Any:
     return snowballstemmer.stemmer(language)
 
 
-class TokenWords:
-    """The words that the tokens of a bank's texts end."""
+class TextOfTokens(Protocol):
+    """What tells the text of tokens: a bank, or a tokenizer."""
 
-    def __init__(self, bank: Bank) -> None:
-        """Tell where words start."""
-        self._bank, self.plan = bank, bank.plan
+    def token_string(self, token_id: int) -> str:
+        """The text of one token."""
+        ...
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens in sequence, special tokens left out."""
+        ...
+
+
+def words_of_bank(bank: Bank) -> "TokenWords":
+    """The words that the tokens of a bank's texts end."""
+    return TokenWords(bank.plan, bank, bank.file.metadata.special_ids)
+
+
+class TokenWords:
+    """The words that the tokens of a plan's texts end."""
+
+    def __init__(self, plan: Plan, texts: TextOfTokens, special_ids: Iterable[int]) -> None:
+        """Tell where words start.
+
+        Args:
+            plan: The tokens.
+            texts: Tells their text.
+            special_ids: Tokens that are no text.
+        """
+        self._texts, self.plan, self._special_ids = texts, plan, set(special_ids)
         self.starts_word, is_contraction = self._starts_of_words()
         starts_word, places = self.starts_word, np.arange(len(self.starts_word))
         self._first = np.maximum.accumulate(np.where(starts_word, places, 0))  # of each token's word
@@ -118,7 +142,7 @@ class TokenWords:
             of_length = np.flatnonzero(n_tokens == length)
             spans = self.plan.tokens[first[of_length, None] + np.arange(length)]
             sequences, place = np.unique(spans, axis=0, return_inverse=True)
-            words = [_plain_word(self._bank.text(sequence)) for sequence in sequences.tolist()]
+            words = [_plain_word(self._texts.text(sequence)) for sequence in sequences.tolist()]
             new_ids = [ids.setdefault(word, len(ids)) if word else _NO_WORD for word in words]
             word_ids[of_length] = np.array(new_ids)[place.ravel()]
         return word_ids
@@ -129,9 +153,9 @@ class TokenWords:
 
     def _starts_of_words(self) -> tuple[Bool[np.ndarray, " tokens"], Bool[np.ndarray, " tokens"]]:
         """Which tokens start a word, as `corpus.words.starts_word` says for one prompt, and which contract one."""
-        plan, special_ids = self.plan, set(self._bank.file.metadata.special_ids)
+        plan = self.plan
         used, place = np.unique(plan.tokens, return_inverse=True)
-        texts = ["" if token_id in special_ids else self._bank.token_string(token_id) for token_id in used.tolist()]
+        texts = ["" if token_id in self._special_ids else self._texts.token_string(token_id) for token_id in used.tolist()]
         begins, ends = (
             np.array([is_of_word(text[at]) for text in texts], bool)[place] for at in (slice(0, 1), slice(-1, None))
         )

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from tl_latentlens.bank.bank import Bank
 from tl_latentlens.corpus.words import is_of_word, letters_of
 from tl_latentlens.index.rows import BankRows
-from tl_latentlens.index.word_table import TokenWords, stems_of
+from tl_latentlens.index.word_table import stems_of, words_of_bank
 
 WORD, TOKEN, BEFORE, AFTER, POSITION = "word", "token", "before", "after", "position"
 START, END = "start of the text", "end of the text"
@@ -82,7 +82,7 @@ class _BankTokens:
     """The tokens of a bank's texts, and how they are written in a label."""
 
     def __init__(self, bank: Bank) -> None:
-        self.words = TokenWords(bank)
+        self.words = words_of_bank(bank)
         self._bank, self._plan = bank, bank.plan
         self._used, self._place = np.unique(bank.plan.tokens, return_inverse=True)
         self._special_ids = bank.file.metadata.special_ids
