@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tracemalloc
 from collections import Counter, defaultdict
 from itertools import pairwise
 
@@ -302,3 +303,20 @@ def test_corpus_without_a_token_to_keep_is_refused(lists: list[list[int]], bidir
         CorpusError, match=f"nothing to bank: the corpus's {len(lists)} texts hold no token besides BOS and padding"
     ):
         make_plan(prompts_from_lists(lists, flags(lists)), PlanSettings(bidirectional=bidirectional))
+
+
+@pytest.mark.parametrize("of_plan", [PlanSettings(), PlanSettings(None), PlanSettings(bidirectional=True)])
+def test_memory_of_planning(of_plan: PlanSettings) -> None:
+    """At most 32 bytes a token are held at once, the tokens themselves (five bytes) left out; docs/scaling.md says so."""
+    rng = np.random.default_rng(0)
+    starts = np.r_[0, np.cumsum(rng.integers(10, 50, 30_000))]
+    tokens = np.minimum(rng.zipf(1.2, starts[-1]), 50_000).astype(np.int32)
+    special = np.zeros(len(tokens), bool)
+    special[starts[:-1]] = True
+    prompts = Prompts(tokens, starts, special)
+    tracemalloc.start()
+    try:
+        make_plan(prompts, of_plan)
+        assert tracemalloc.get_traced_memory()[1] < 32 * len(tokens)
+    finally:
+        tracemalloc.stop()

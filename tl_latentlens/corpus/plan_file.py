@@ -92,6 +92,8 @@ def load_plan(path: str | Path) -> tuple[Plan, PlanOrigin]:
         settings, origin = _fields(PlanSettings, record["settings"]), _fields(PlanOrigin, record["origin"])
         plan = Plan(*arrays, settings, record["n_truncated"], record["n_own_bos"])
         is_whole = [array.dtype for array in arrays] == list(_ARRAYS.values()) and plan.digest == record["digest"]
+    except CorpusError:
+        raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorpusError(f"{path} cannot be read as a plan: {error}; copy it again, or plan again") from error
     if not is_whole:
