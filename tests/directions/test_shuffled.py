@@ -42,8 +42,14 @@ def unrelated(seed: int) -> TensorSAE:
     return TensorSAE(decoder, weights, hook_name=HOOK)
 
 
-def test_p_values_are_uniform_at_every_density(index: tll.ContextualIndex) -> None:
-    tables = [tll.label_features(unrelated(seed), index, seed=seed, progress=False).table for seed in range(4)]
+@pytest.fixture(scope="module")
+def labelled(index: tll.ContextualIndex) -> list[tll.FeatureResult]:
+    """Four such SAEs."""
+    return [tll.label_features(unrelated(seed), index, seed=seed, progress=False) for seed in range(4)]
+
+
+def test_p_values_are_uniform_at_every_density(labelled: list[tll.FeatureResult]) -> None:
+    tables = [result.table for result in labelled]
     density = np.concatenate([table.density for table in tables])
     for name in ("p_auroc", "p_auroc_same_token"):
         p = np.concatenate([table[name] for table in tables])
@@ -55,9 +61,8 @@ def test_p_values_are_uniform_at_every_density(index: tll.ContextualIndex) -> No
             assert low < 0.05 or (p[at] < 0.05).mean() > 0.05 - 4 * np.sqrt(0.05 / at.sum()), (name, low)
 
 
-def test_each_feature_has_the_null_of_its_own_density(index: tll.ContextualIndex) -> None:
-    found = tll.label_features(unrelated(0), index, progress=False)
-    table, nulls = found.table, found.nulls
+def test_each_feature_has_the_null_of_its_own_density(labelled: list[tll.FeatureResult]) -> None:
+    table, nulls = labelled[0].table, labelled[0].nulls
     assert len(nulls["density"]) == len(nulls["auroc"]) == len(nulls["auroc_same_token"])
     assert (nulls["density"] > 0).all()
     bins = DensityBins.of_nulls(nulls["density"])

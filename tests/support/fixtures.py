@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+
+import tl_latentlens as tll
 from support.banks import blocks_of
 from support.controls import few_controls
 from support.models import ARCHITECTURES, TEXTS, available_kinds, copied_demo_models, make_tokenizer
 from support.pages import find_browser
-
-import tl_latentlens as tll
 
 torch.set_num_threads(1)  # the models here are small: more threads only cost, above all on a busy machine
 

@@ -1,6 +1,7 @@
 """Builds under a limit on the size of files, each in a fork of one process: `python -m support.limited_builds FOLDER`."""
 
 import errno
+import gc
 import json
 import os
 import resource
@@ -145,6 +146,7 @@ def serve(folder: Path) -> None:
         vectors = head.datasets["hooks/blocks.0.hook_resid_post/vectors"]
         at = Sizes(head.size, vectors.offset, vectors.offset + vectors.n_bytes, file.seek(0, os.SEEK_END))
     ended = {}
+    gc.freeze()  # what is there by now is not looked through again when each fork ends
     for name, case in CASES.items():
         home = folder / name
         home.mkdir()
