@@ -2,16 +2,20 @@
 
 import itertools
 import os
+import shlex
 import signal
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.docs import DOCS
 from support.shards import NAMES, TRANSFORMS, build, build_all, differences, queries
 
 import tl_latentlens as tll
+from tl_latentlens import cli
 from tl_latentlens.bank.shards import Shard
 
 ray = pytest.importorskip("ray")
@@ -79,25 +83,27 @@ def test_a_damaged_shard_is_named(cluster: Any, folder: Path, tmp_path: Path) ->
         tll.ContextualIndex(bank, on="ray", n_workers=2)
 
 
-def test_shards_are_built_by_actors(cluster: Any, folder: Path, texts: list[str], tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"hook_names": NAMES, "batch_tokens": 64, "n_workers": 2, "progress": False}
-    bank = tll.build_bank_on_ray(tll.load_demo_model, texts, tmp_path / "bank", n_shards=3, **settings)
-    assert len(bank.file.files) == 3
-    one = tll.build_bank(tll.load_demo_model(), texts, tmp_path / "one.h5", hook_names=NAMES, batch_tokens=64, progress=False)
-    assert tll.merge_bank(tmp_path / "bank", tmp_path / "merged.h5", progress=False).path.read_bytes() == one.path.read_bytes()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").glob("*.h5")}
-    tll.build_bank_on_ray(tll.load_demo_model, texts, tmp_path / "bank", **settings)  # finds its three shards
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").glob("*.h5")}
-
-
-def test_a_shard_goes_on_where_its_worker_died(cluster: Any, texts: list[str], tmp_path: Path) -> None:
+def test_shards_are_built_by_actors_of_which_one_dies(cluster: Any, folder: Path, texts: list[str], tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"hook_names": NAMES, "batch_tokens": 64, "progress": False}
     load = partial(dying_once, str(tmp_path / "died"))
-    bank = tll.build_bank_on_ray(
-        load, texts, tmp_path / "bank", hook_names=NAMES, batch_tokens=64, n_workers=2, n_shards=2, progress=False
-    )
+    bank = tll.build_bank_on_ray(load, texts, tmp_path / "bank", n_workers=2, n_shards=3, **settings)
     assert (tmp_path / "died").exists()
-    one = tll.build_bank(tll.load_demo_model(), texts, tmp_path / "one.h5", hook_names=NAMES, batch_tokens=64, progress=False)
+    assert len(bank.file.files) == 3
+    one = tll.build_bank(tll.load_demo_model(), texts, tmp_path / "one.h5", **settings)
     assert tll.merge_bank(bank.path, tmp_path / "merged.h5", progress=False).path.read_bytes() == one.path.read_bytes()
+
+
+def test_the_command(cluster: Any, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    (tmp_path / "corpus.txt").write_text("\n".join(texts[:20]))
+    monkeypatch.chdir(tmp_path)
+    (command,) = [
+        line for line in (DOCS / "scaling.md").read_text().splitlines() if line.startswith("tl-latentlens") and "--ray" in line
+    ]
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code, capsys.readouterr().err
+    assert "in 4 files" in capsys.readouterr().out
 
 
 def dying_once(mark: str) -> Any:
