@@ -260,7 +260,8 @@ class Bank:
         self._require(hook_name)
         head, point = head_of(hook_name), hook_point(hook_name)
         if head is None:
-            return dict(zip((MEAN, STD), self.file.moments(point), strict=True))[moment]
+            mean, std = self.file.moments(point)
+            return mean if moment == MEAN else std
         if point not in self._moments_of_heads:
             vectors = [part for _, part in self.vector_parts(point)]
             mean, std = mean_and_std_of_heads(vectors, self.n_heads(point))

@@ -79,7 +79,7 @@ class BankFolder:
     @property
     def digest(self) -> str:
         """Of all that the files hold but vectors and norms, which their checksums cover."""
-        return xxhash.xxh3_128_hexdigest("".join(file.digest for file in self.files))
+        return xxhash.xxh3_128_hexdigest("".join(file.digest for file in self.files).encode())
 
     @property
     def is_in_place(self) -> bool:

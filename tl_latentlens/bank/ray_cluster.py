@@ -25,9 +25,14 @@ def connected_ray(address: str | None = None) -> Any:
         raise MissingExtraError("Ray is not installed; pip install 'tl-latentlens[ray]'") from error
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
-        own = {} if address or os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+        joins = bool(address or os.environ.get("RAY_ADDRESS"))
         try:
-            ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                configure_logging=False,
+                include_dashboard=None if joins else False,
+            )
         except (ConnectionError, ValueError) as error:
             raise InvalidInputError(f"got the Ray address {address!r}, where no cluster answers: {error}") from error
     return ray

@@ -134,14 +134,14 @@ def batch_tokens_of_shards(path: Path) -> int | None:
 
 
 def require_fitting_shards(
-    path: Path, record: ModelRecord, shard: ShardRecord, settings: PlanSettings, dtype: str, batch_tokens: int
+    path: Path, record: ModelRecord, shard: ShardRecord | None, settings: PlanSettings, dtype: str, batch_tokens: int
 ) -> None:
     """Check that a shard will be of one bank with the shards that stand beside it.
 
     Args:
         path: Of its file.
         record: The model that is to fill it.
-        shard: Its place.
+        shard: Its place; None: it is the whole, and nothing is checked.
         settings: Of the plan.
         dtype: How its vectors are to be stored.
         batch_tokens: Most tokens of one batch.
@@ -150,7 +150,7 @@ def require_fitting_shards(
         BankError: It will not; the message says in what they differ.
     """
     head = _head_of_another_shard(path)
-    if head is None or head.metadata.shard is None or head.metadata.hook_names != tuple(record.widths):
+    if shard is None or head is None or head.metadata.shard is None or head.metadata.hook_names != tuple(record.widths):
         return
     metadata, place = head.metadata, head.metadata.shard
     pairs = {

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pandas as pd
 import typer
 from rich.table import Table
@@ -84,9 +85,9 @@ def _read_words(path: Path) -> list[str]:
 def _print(planned: tll.BankPlan) -> None:
     console.print(_cost_table(planned))
     cards = planned.cards()
-    fits_all = (cards["n_cards"] == 1) & (cards["model"] == "fits")
-    shown = cards[: int(fits_all.to_numpy().argmax()) + 1] if fits_all.any() else cards  # larger cards hold all, too
-    title = "What fits a GPU" + ", and so do larger ones" * bool(fits_all.any())
+    fits_all = np.flatnonzero((cards["n_cards"].to_numpy() == 1) & (cards["model"].to_numpy() == "fits"))
+    shown = cards.head(int(fits_all[0]) + 1) if len(fits_all) else cards  # larger cards hold all, too
+    title = "What fits a GPU" + ", and so do larger ones" * bool(len(fits_all))
     console.print(_frame_table(shown, title, ["memory, GB", "index holds", "cards for all", "weights"]))
     if planned.coverage is not None:
         _print_coverage(planned.coverage)
@@ -125,8 +126,10 @@ def _frame_table(frame: pd.DataFrame, title: str, headings: list[str]) -> Table:
 
 def _print_coverage(coverage: pd.DataFrame) -> None:
     """The words with the fewest rows, and those that get none."""
-    without = coverage[coverage["inflection_rows"] == 0]["word"].tolist()
-    found = coverage[coverage["inflection_rows"] > 0].sort_values("inflection_rows", kind="stable")
+    n_rows = coverage["inflection_rows"].to_numpy()
+    without = coverage["word"][n_rows == 0].tolist()
+    order = np.argsort(n_rows, kind="stable")
+    found = coverage.iloc[order[n_rows[order] > 0]]
     more = f", the {_SHOWN_WORDS} with the fewest rows" if len(found) > _SHOWN_WORDS else ""
     title = f"Wanted words: {len(found):,} of {len(coverage):,} would have rows{more}"
     headings = ["word", "rows", "with inflections", "texts", "inflections"]

@@ -88,9 +88,9 @@ def load_plan(path: str | Path) -> tuple[Plan, PlanOrigin]:
                 raise CorpusError(
                     f"{path} is a plan of version {record['version']}; expected {_VERSION}: upgrade tl-latentlens"
                 )
-            arrays = [file.get_tensor(name) for name in _ARRAYS]
+            tokens, prompt_starts, row_tokens = arrays = [file.get_tensor(name) for name in _ARRAYS]
         settings, origin = _fields(PlanSettings, record["settings"]), _fields(PlanOrigin, record["origin"])
-        plan = Plan(*arrays, settings, record["n_truncated"], record["n_own_bos"])
+        plan = Plan(tokens, prompt_starts, row_tokens, settings, record["n_truncated"], record["n_own_bos"])
         is_whole = [array.dtype for array in arrays] == list(_ARRAYS.values()) and plan.digest == record["digest"]
     except CorpusError:
         raise
