@@ -1,5 +1,6 @@
 """A feature is held against shuffled ones that are active about as often."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,14 +23,15 @@ N_WORDS, D, N_FEATURES = 50, 24, 400
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> tll.ContextualIndex:
-    """Rows that are a word's center and much noise."""
+    """Rows that are a word's center and much noise; words of letters, of which a search finds some at once."""
     rng = np.random.default_rng(0)
     lists = [[0, *rng.integers(1, N_WORDS + 1, 20).tolist()] for _ in range(200)]
     plan = make_plan(prompts_from_lists(lists, [[i == 0 for i in range(21)] for _ in lists]), PlanSettings(None))
     centers = rng.standard_normal((N_WORDS + 1, D))
     acts = centers[plan.tokens[plan.row_tokens]] + 0.7 * rng.standard_normal((plan.n_rows, D))
     path = tmp_path_factory.mktemp("shuffled") / "bank.h5"
-    fill(path, plan, acts={HOOK: acts.astype(np.float32)}, record=make_record(plan, {HOOK: D}))
+    words = {i: f" w{chr(97 + i // 26)}{chr(97 + i % 26)}".encode() for i in range(N_WORDS + 1)}
+    fill(path, plan, acts={HOOK: acts.astype(np.float32)}, record=replace(make_record(plan, {HOOK: D}), token_bytes=words))
     return tll.ContextualIndex(path, device="cpu")
 
 
