@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from tl_latentlens.endpoint import retry
 from tl_latentlens.endpoint.keyed_lines import LineWriter
 from tl_latentlens.endpoint.requests import RequestRun
 from tl_latentlens.vision.judge.judge import judge_messages
@@ -27,6 +27,7 @@ pytest.importorskip("PIL")
 
 from PIL import Image
 from support.chat_endpoint import FAILURES, TIMEOUT
+from support.fresh import start_fresh
 from support.judge_endpoint import Stub, fails_often, judge_at, questions_on_grays
 
 import tl_latentlens as tll
@@ -70,25 +71,23 @@ def test_with_30_percent_of_failures_nothing_is_lost_or_paid_twice(stub: Stub, t
     assert re.search(r"interpretable +0\.96 \[0\.87, 0\.99\] +0\.00 \[0\.00, 0\.07\] +50 +0$", str(judged), re.MULTILINE)
 
 
+def ask_all(url: str, path: Path) -> None:
+    """Ask every question, as fast as it goes."""
+    retry._FIRST_BACKOFF = 0.01
+    judge_at(url, path, attempts=6).ask(questions_on_grays(), progress=False)
+
+
 def test_a_killed_run_goes_on_and_asks_only_what_has_no_answer(stub: Stub, tmp_path: Path) -> None:
     stub.plan, stub.delay = fails_often, 0.03
     path = tmp_path / "answers.jsonl"
-    code = f"""
-from pathlib import Path
-from support.judge_endpoint import judge_at, questions_on_grays
-from tl_latentlens.endpoint import retry
-retry._FIRST_BACKOFF = 0.01
-judge = judge_at({stub.url!r}, Path({str(path)!r}), attempts=6)
-judge.ask(questions_on_grays(), progress=False)
-"""
-    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    try:
-        while len(stub.answered()) < 40:
-            assert process.poll() is None, "the run ended before it could be killed"
-            time.sleep(0.01)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    with start_fresh(ask_all, stub.url, path) as process:
+        try:
+            while len(stub.answered()) < 40:
+                assert process.is_alive, "the run ended before it could be killed"
+                time.sleep(0.01)
+        finally:
+            os.kill(process.pid, signal.SIGKILL)
+            process.end()
     time.sleep(TIMEOUT / 2)  # what was under way
     paid, n_asked, kept = stub.answered(), len(stub.asked), path.read_bytes()
     assert set(paid.values()) == {1}
