@@ -119,6 +119,20 @@ def test_a_shard_is_a_bank(folder: Path, whole: tll.Bank) -> None:
     assert found.rows[:, 0].tolist() == [0, 1, 2, 3]
 
 
+def test_a_shard_without_rows(model, tmp_path: Path) -> None:
+    folder = build_all(model, ["The river ran over its bank."], tmp_path / "bank", 2)
+    empty, whole = tll.Bank.open(folder / "shard-00001-of-00002.h5"), tll.Bank.open(folder)
+    assert (empty.n_rows, empty.blocks()) == (0, [])
+    empty.verify()
+    assert "0 contextual tokens" in empty._repr_html_()
+    assert tll.ContextualIndex(empty).search(np.ones((2, empty.d(NAMES[0])), np.float32), hook_names=NAMES[0]).rows.shape == (
+        2,
+        0,
+    )
+    found = tll.ContextualIndex(whole).search(np.asarray(whole.vectors(NAMES[0]), np.float32), top_k=1, hook_names=NAMES[0])
+    assert found.rows[:, 0].tolist() == list(range(whole.n_rows))
+
+
 def test_files_by_hook_name_and_by_rows(model, texts, whole: tll.Bank, folder: Path, tmp_path: Path) -> None:
     parts = tmp_path / "parts"
     (parts / "deep").mkdir(parents=True)

@@ -129,7 +129,8 @@ class Bank:
     def _repr_html_(self) -> str:
         model, plan = self.model_info, self.plan
         cap = plan.settings.max_rows_per_token
-        examples = dict.fromkeys(((2 * np.arange(NOTEBOOK_EXAMPLES) + 1) * self.n_rows // (2 * NOTEBOOK_EXAMPLES)).tolist())
+        n_examples = NOTEBOOK_EXAMPLES if self.n_rows else 0  # a shard may have no rows
+        examples = dict.fromkeys(((2 * np.arange(n_examples) + 1) * self.n_rows // (2 * NOTEBOOK_EXAMPLES)).tolist())
         properties = {
             "model": f"{model.name}, {model.n_layers} layers, d_model {model.d_model}",
             "rows": f"{self.n_rows:,} contextual tokens of {plan.n_prompts:,} prompts",

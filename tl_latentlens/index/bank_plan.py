@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_latentlens.bank.batches import Batch, BlockBatches
@@ -186,23 +188,24 @@ def plan_bank(
     )
 
 
+@dataclass(frozen=True)
 class _Unwritten:
-    """A writer that throws the vectors away: what a build computes of a batch is computed, and nothing is stored."""
+    """Takes rows and stores none: what a build computes of a batch is computed."""
 
-    def __init__(self, hook_names: Iterable[str], dtype: str) -> None:
-        self.hook_names, self.dtype = tuple(hook_names), dtype
+    hook_names: tuple[str, ...]
+    dtype: str
 
-    def write(self, *_: Any) -> None:
+    def write(self, hook_name: str, batch: Batch, vectors: Float[Tensor, "rows d"], norms: Float[Tensor, " rows"]) -> None:
         """Store nothing."""
 
 
 def _rates(model: Any, batches: BlockBatches, widths: dict[str, int], dtype: str, progress: bool) -> Iterator[float]:
     """Tokens a second of a few batches, from long prompts to short ones, after one that is not counted."""
-    device, writer, began = model_device(model), _Unwritten(widths, dtype), time.perf_counter()
+    device, writer, began = model_device(model), _Unwritten(tuple(widths), dtype), time.perf_counter()
     chosen = _spread(list(batches.of(len(batches.block_starts) // 2 - 1, device)))
     for number, batch in enumerate(tqdm([chosen[0], *chosen], desc="measuring", unit=" batches", disable=not progress)):
         started = time.perf_counter()
-        run_hooked(model, batch.tokens, batch.attention_mask, bank_hooks(writer, batch))  # type: ignore[arg-type]
+        run_hooked(model, batch.tokens, batch.attention_mask, bank_hooks(writer, batch))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if number:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -53,6 +53,7 @@ class LabelQuestion:
         return replace(self, queries=queries, excluded=self.excluded.to(device), floor=self.floor.to(device))
 
 
+@runtime_checkable
 class Workers(Protocol):
     """The workers of an index, wherever they run: each holds some of its rows."""
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import snowballstemmer
@@ -97,6 +97,7 @@ def _stemmer(language: str, thread: int) -> Any:
     return snowballstemmer.stemmer(language)
 
 
+@runtime_checkable
 class TextOfTokens(Protocol):
     """What tells the text of tokens: a bank, or a tokenizer."""
 

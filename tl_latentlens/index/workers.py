@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -66,12 +67,12 @@ def files_of(bank_rows: BankRows, hook_names: Sequence[str]) -> list[WorkerFile]
 
 def dealt_out(files: Sequence[WorkerFile], n: int) -> list[list[WorkerFile]]:
     """The files of each of n workers, of about as many vectors each; as many workers as there are files at most."""
-    sizes = np.array([file.n_rows * len(file.hook_names) for file in files])
-    middles = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
-    n = min(n, len(files))
-    worker = np.maximum.accumulate(np.minimum((middles * n).astype(int), np.arange(len(files))))
-    worker = np.maximum(worker, n - len(files) + np.arange(len(files)))  # none is left without a file
-    return [[file for file, its in zip(files, worker, strict=True) if its == i] for i in range(n)]
+    n, sizes = min(n, len(files)), np.array([file.n_rows * len(file.hook_names) for file in files])
+    ends = np.searchsorted(np.cumsum(sizes), sizes.sum() * np.arange(1, n + 1) / n) + 1
+    places = np.arange(1, n + 1)
+    ends = np.maximum.accumulate(np.maximum(ends, places) - places) + places  # each has a file
+    ends = np.minimum(ends, len(files) - n + places)
+    return [list(files[first:end]) for first, end in pairwise([0, *ends.tolist()])]
 
 
 class RowWorker:
