@@ -15,6 +15,7 @@ import numpy as np
 import tl_latentlens as tll
 from benchmarks.measure import Settings, WrongResultError, alternate, table
 from tl_latentlens.corpus.plan import Plan, Prompts, block_starts
+from tl_latentlens.index.word_coverage import word_coverage
 from tl_latentlens.model.tokenize import tokenize
 
 BLOCK_TOKENS, BLOCK_ROWS = 32768, 2**17
@@ -44,6 +45,8 @@ def run(settings: Settings) -> str:
         )
     prompts = random_prompts(100_000_000 if settings.large else 10_000_000)
     plan = tll.make_plan(prompts)
+    words = ["".join(chr(97 + int(digit)) for digit in f"{i:05}") for i in range(1, 50_001)]
+    texts_of = {0: b""} | {i: f" {word}".encode() for i, word in enumerate(words, start=1)}
     rows += timed(
         settings,
         {
@@ -52,6 +55,7 @@ def run(settings: Settings) -> str:
             "make_plan, encoder": lambda: tll.make_plan(prompts, tll.PlanSettings(bidirectional=True)),
             "row_prompts, block_starts": lambda: block_starts(fresh(plan), BLOCK_TOKENS, BLOCK_ROWS),
             "digest": lambda: fresh(plan).digest,
+            "rows of 1,000 wanted words": lambda: word_coverage(fresh(plan), words[:1000], texts_of, (0,), "english"),
         },
         "random, 10 to 50 a prompt",
         prompts,

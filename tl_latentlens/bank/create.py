@@ -81,7 +81,7 @@ def create_partial(
     arrays = _known_arrays(plan, record, starts)
     empty_arrays = _empty_arrays(plan, record, dtype, len(starts) - 1)
     user_block = user_block_size(metadata)
-    needed = user_block + _bytes_needed(arrays, empty_arrays)
+    needed = _bytes_needed(metadata, arrays, empty_arrays)
     try:
         free = shutil.disk_usage(partial.parent).free
         if needed > free:
@@ -206,13 +206,16 @@ def _empty_arrays(plan: Plan, record: ModelRecord, dtype: str, n_blocks: int) ->
 def bytes_of_bank(plan: Plan, record: ModelRecord, dtype: str, batch_tokens: int) -> int:
     """Most bytes of the file of a bank; see `create_partial` for the arguments."""
     starts = cut_blocks(plan, record.widths, dtype, batch_tokens)
-    needed = _bytes_needed(_known_arrays(plan, record, starts), _empty_arrays(plan, record, dtype, len(starts) - 1))
-    return user_block_size(_metadata(plan, record, dtype, batch_tokens, None, None)) + needed
+    metadata = _metadata(plan, record, dtype, batch_tokens, None, None)
+    return _bytes_needed(metadata, _known_arrays(plan, record, starts), _empty_arrays(plan, record, dtype, len(starts) - 1))
 
 
-def _bytes_needed(arrays: dict[str, np.ndarray], empty_arrays: dict[str, tuple[tuple[int, ...], Any]]) -> int:
-    """Most bytes that these datasets and HDF5's own metadata take."""
-    n_bytes = sum(array.nbytes for array in arrays.values()) + _HDF5_BYTES * (len(arrays) + len(empty_arrays) + 10)
+def _bytes_needed(
+    metadata: BankMetadata, arrays: dict[str, np.ndarray], empty_arrays: dict[str, tuple[tuple[int, ...], Any]]
+) -> int:
+    """Most bytes of the file: the head, attributes, datasets, and HDF5's own metadata."""
+    n_bytes = user_block_size(metadata) + len(json.dumps(to_json_dict(metadata)))
+    n_bytes += sum(array.nbytes for array in arrays.values()) + _HDF5_BYTES * (len(arrays) + len(empty_arrays) + 10)
     return n_bytes + sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in empty_arrays.values())
 
 
