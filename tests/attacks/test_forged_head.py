@@ -129,6 +129,27 @@ def test_an_offset_where_nothing_can_stand(path: Path, name: str, offset: Json) 
     refused_record(path, record)
 
 
+_SHARD = {"index": 1, "n": 2, "first_row": 5, "first_prompt": 0, "n_rows": 20, "n_prompts": 9, "plan_digest": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"index": 2}, {"index": -1}, {"n": 0}, {"n": 10**18}, {"first_row": -1}, {"first_row": 11}, {"n_rows": 5},
+        {"first_prompt": 9}, {"n_prompts": 0}, {"n": "2"}, {"n": 2.0}, {"index": None}, {"plan_digest": 5},
+        {"plan_digest": "\x1b[31m"}, {"more": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_shard_that_cannot_be(path: Path, change: dict[str, Json]) -> None:
+    record = record_of(path)
+    record["attributes"]["shard"] = _SHARD | change
+    refused_record(path, record)
+    record["attributes"]["shard"] = {key: value for key, value in _SHARD.items() if key not in change}
+    if "more" not in change:
+        refused_record(path, record)
+
+
 @pytest.mark.parametrize("name", list(record_of(GOLDEN)["datasets"]))
 def test_a_dataset_left_out(path: Path, name: str) -> None:
     record = record_of(path)

@@ -18,6 +18,7 @@ from tl_latentlens.model.fingerprint import Fingerprint
 from tl_latentlens.model.info import ModelInfo
 
 FORMAT, VERSION = "tl-latentlens bank", 1
+MAX_SHARDS = 10**5  # of one bank
 # Name in the file and in the interface → (dtype of the interface, dtype in the file): HDF5 has no bfloat16.
 DTYPES: dict[str, tuple[Any, Any]] = {
     "float16": (np.float16, np.float16),

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from tl_latentlens.bank.datasets import CHECKSUMS, JOURNAL, MEAN, NORMS, STD, VECTORS, dataset_spec, hook_dataset, n_datasets
-from tl_latentlens.bank.format import DTYPES, FORMAT, VERSION, BankMetadata, ShardRecord
+from tl_latentlens.bank.format import DTYPES, FORMAT, MAX_SHARDS, VERSION, BankMetadata, ShardRecord
 from tl_latentlens.corpus.plan import OPTIONAL_FIELDS, to_json_dict
 from tl_latentlens.errors import BankCorruptError, BankError
 
@@ -214,7 +214,7 @@ def _metadata_problems(head: Head) -> Iterator[str]:
         yield "hook names that are empty, repeated or hold a slash"
     if metadata.batch_tokens < 1:
         yield f"batch_tokens {metadata.batch_tokens}"
-    if (shard := metadata.shard) and not 0 <= shard.index < shard.n:
+    if (shard := metadata.shard) and not 0 <= shard.index < shard.n <= MAX_SHARDS:
         yield f"shard {shard.index} of {shard.n}"
     # The number is compared first, because the names of all datasets would take memory.
     if len(head.datasets) != (expected := n_datasets(len(names))):

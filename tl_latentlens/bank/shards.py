@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from tl_latentlens.bank.format import ModelRecord, ShardRecord
+from tl_latentlens.bank.format import MAX_SHARDS, ModelRecord, ShardRecord
 from tl_latentlens.bank.head import Head, read_head
 from tl_latentlens.corpus.plan import Plan, PlanSettings, part_of_plan, tokens_up_to
 from tl_latentlens.errors import BankError, InvalidInputError
@@ -51,7 +51,7 @@ def as_shard(shard: tuple[int, int] | str) -> Shard:
         pair = int(match[1]), int(match[2])
     if isinstance(pair, tuple | list) and len(pair) == 2 and all(type(number) is int for number in pair):
         index, n = pair
-        if 0 <= index < n <= 10**5:
+        if 0 <= index < n <= MAX_SHARDS:
             return Shard(index, n)
     raise InvalidInputError(f"got shard={shard!r}; expected (i, n) or 'i/n' with i from 0 to n - 1, as in (3, 64) or 3/64")
 
