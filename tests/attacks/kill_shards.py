@@ -29,7 +29,7 @@ def main(n_kills: int, seed: int, folder: Path, record: Path) -> None:
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # a thread would be lost in the children
     create.BATCHES_PER_BLOCK = 2
-    model, texts = tll.load_demo_model(), list(tll.load_corpus("demo", limit=150))
+    model, texts = tll.load_demo_model(), list(tll.load_corpus("demo", limit=70))
     settings = {"hook_names": [1, 4], "batch_tokens": 128, "progress": False}
     one = tll.build_bank(model, texts, folder / "one.h5", shard=(0, 1), **settings)
 

@@ -24,7 +24,7 @@ TESTS = Path(__file__).parents[1]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`one.h5`, and `bank` of four shards."""
     folder = tmp_path_factory.mktemp("workers")
-    model, texts = tll.load_demo_model(), list(tll.load_corpus("demo", limit=100))
+    model, texts = tll.load_demo_model(), list(tll.load_corpus("demo", limit=50))
     build(model, texts, folder / "one.h5", shard=(0, 1))
     build_all(model, texts, folder / "bank", 4)
     return folder

@@ -16,7 +16,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    texts = list(tll.load_corpus("demo", limit=100))
+    texts = list(tll.load_corpus("demo", limit=50))
     shard = build(tll.load_demo_model(), texts, folder / "by_rank")
     problems = [] if shard.path.name == f"shard-0000{rank}-of-00002.h5" else [str(shard.path)]
     dist.barrier()
