@@ -190,8 +190,8 @@ def test_decode_vector(run, bank: tll.Bank, tmp_path: Path, any_model) -> None:
     for arguments, message in (
         ((), "a vector is needed: expected one of a vector file, --positive with --negative, --sae with --feature; got none"),
         ((), "For instance: tl-latentlens decode-vector demo.h5 vector.npy, or"),
-        (prompts[:2], "got --positive with --negative in part"),
-        ((*prompts, "--sae", "demo", "-f", "1"), "got --positive with --negative and --sae with --feature in part or together"),
+        (prompts[:2], "got --positive without --negative"),
+        ((*prompts, "--sae", "demo", "-f", "1"), "got --positive with --negative and --sae with --feature together"),
         (prompts[:4], "give the activation that the vector belongs to, for instance -n blocks.3.hook_resid_post"),
         (("--sae", "demo", "-f", "9999"), "got feature 9999; the SAE has features 0 to 1535"),
         ((str(tmp_path / "none.npy"),), "no vector at"),
@@ -479,7 +479,7 @@ def test_a_folder_that_only_a_bridge_can_load(tmp_path: Path, any_model) -> None
 def test_a_model_that_cannot_be_loaded_is_one_line(run, bank: tll.Bank, tmp_path: Path) -> None:
     code, _, err = run("decode", str(bank.path), "text", "--model", str(tmp_path / "nowhere"))
     assert code == 1
-    assert "no Hugging Face model at" in err
+    assert "no model at" in err
     code, _, err = run("decode", str(bank.path), "text", "--model", "nobody/has-this-model")
     assert code == 1
     assert "cannot load 'nobody/has-this-model'" in err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -159,3 +160,32 @@ assert load_model is tll.load_model and set(tll.__all__) <= set(dir(tll))
 assert not hasattr(tll, "no_such_name") and not hasattr(tll, "__wrapped__")
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_package_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["tl_latentlens", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("tl_latentlens", run_name="__main__")
+    assert not ended.value.code
+    assert capsys.readouterr().out.startswith("tl-latentlens ")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("nothere.gguf", "nothing is there; check the path (the current directory is "),
+        ("./afolder", "the folder has no config.json"),
+        ("empty.gguf", "the file is empty"),
+        ("text.gguf", "the file does not begin as a GGUF file does"),
+        ("smolm2", "Did you mean smollm2? Give a folder"),
+    ],
+)
+def test_a_model_that_is_not_there(run, name: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "afolder").mkdir()
+    (tmp_path / "empty.gguf").write_bytes(b"")
+    (tmp_path / "text.gguf").write_text("no model")
+    (tmp_path / "texts.txt").write_text("A text.")
+    code, _, err = run("build", "texts.txt", "a.h5", "--model", name)
+    assert code == 1
+    assert problem in " ".join(err.split())

@@ -55,6 +55,7 @@ def ours(cluster: Any, folder: Path) -> tll.ContextualIndex:
 
 def test_actors_search_as_one_index_does(ours: tll.ContextualIndex, folder: Path) -> None:
     one = tll.Bank.open(folder / "one.h5")
+    assert "on 2 Ray actors" in repr(ours)
     assert list(differences(ours, tll.ContextualIndex(one), queries(one))) == []
     assert list(differences(ours.for_directions, tll.ContextualIndex(one).for_directions, queries(one))) == []
 

@@ -74,7 +74,7 @@ def test_notebooks_show_other_words(calibrated: tll.LensResult, any_model: Any, 
     around = ["words around"] * any(cell.around for cell in shown)
     columns = ["pos", "token", "hook", "p", "other words", *around, "nearest uses", "logit lens", "embedding lens"]
     assert headings == columns
-    assert "p: share of bank tokens no nearer to a row" in html
+    assert "p: high: the bank knows such a token" in html
     hooks = tll.latentlens_hooks(index, words=0, calibrate=False)
     any_model.run_with_hooks("A bank", fwd_hooks=hooks)
     assert "other word" not in hooks.result._repr_html_()

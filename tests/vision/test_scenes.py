@@ -77,6 +77,7 @@ def test_a_caption_tells_all_objects_in_reading_order(scenes: Scenes) -> None:
         cells = np.flatnonzero(scenes.filled[scene])
         told = [f"{COLORS[scenes.colors[scene, c]]} {SHAPES[scenes.shapes[scene, c]]}" for c in cells]
         assert told == scenes.objects(scene)
+        assert {scenes.words(scene, cell) for cell in np.flatnonzero(~scenes.filled[scene])} == {""}
         places = [text.lower().index(f" {words}" if place else words) for place, words in enumerate(told)]
         assert len(set(told)) < len(told) or places == sorted(places)
         assert text[0].isupper()

@@ -126,7 +126,12 @@ def _require_one_source(arguments: dict[str, list[Any]]) -> None:
     given = {name: values for name, values in arguments.items() if any(value is not None for value in values)}
     if len(given) == 1 and None not in next(iter(given.values())):
         return
-    got = f"{' and '.join(given)} in part{' or together' * (len(given) > 1)}" if given else "none"
+    got = f"{' and '.join(given)} together" if given else "none"
+    if len(given) == 1:
+        ((name, values),) = given.items()
+        sides = list(zip(name.split(" with "), values, strict=True))
+        has, lacks = (next(side for side, value in sides if (value is None) == is_none) for is_none in (False, True))
+        got = f"{has} without {lacks}"
     raise InvalidInputError(
         f"a vector is needed: expected one of {', '.join(arguments)}; got {got}. For instance: "
         "tl-latentlens decode-vector demo.h5 vector.npy, or tl-latentlens decode-vector demo.h5 --sae demo --feature 12"

@@ -103,7 +103,8 @@ def load_corpus(
     if limit is not None:
         texts = list(islice(iter(texts), limit))
     if not isinstance(texts, TextStream) and len(texts) == 0:
-        raise CorpusError("the corpus is empty: it holds no text; give at least one non-blank line or string")
+        which = source if isinstance(source, str | Path) else "it"
+        raise CorpusError(f"the corpus is empty: {which} holds no text; give at least one non-blank line or string")
     if not isinstance(texts, TextStream):
         _require_text(texts)
     return texts

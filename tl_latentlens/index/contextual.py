@@ -161,7 +161,7 @@ class ContextualIndex(ReopenedIndex):
 
     def __repr__(self) -> str:
         hooks = ", ".join(self.hook_names)
-        return f"ContextualIndex({self.n_rows} rows × [{hooks}], {self.model_info.name}, {self.transform}, on {self.device})"
+        return f"ContextualIndex({self.n_rows} rows × [{hooks}], {self.model_info.name}, {self.transform}, on {self._place})"
 
     def _repr_html_(self) -> str:
         n_banks = len(self.banks)
@@ -170,9 +170,14 @@ class ContextualIndex(ReopenedIndex):
             "rows": f"{self.n_rows:,} of {n_banks} bank{'s' * (n_banks > 1)}",
             "hook names": [f"{short_hook_name(name)} [{self.d(name)}]" for name in self.hook_names],
             "transform": self.transform + "; directions center" * (self.direction_transform != self.transform),
-            "device": str(self.device),
+            "device": self._place,
         }
         return properties_html(PropertyTable("ContextualIndex", properties, []))
+
+    @property
+    def _place(self) -> str:
+        """Where the rows are searched, in words."""
+        return str(self._searches.workers or self.device)
 
     @property
     def centers_activations(self) -> bool:

@@ -44,6 +44,9 @@ class RankWorkers:
         self._worker = RowWorker(self._files, hook_names, options, verify)
         self._worker.open()
 
+    def __str__(self) -> str:
+        return f"{dist.get_world_size()} processes"
+
     def rank_rows(self, transform: str, geometries: Mapping[str, RowGeometry], question: RowQuestion) -> list[FoundRows]:
         """The answer of each process."""
         return self._gathered(question, lambda: self._worker.rank_rows(transform, geometries, question))

@@ -62,6 +62,9 @@ class RayWorkers:
         self._sent: dict[str, tuple[Any, Any]] = {}
         self._ray.get([worker.open.remote() for worker in self._actors])
 
+    def __str__(self) -> str:
+        return f"{len(self._actors)} Ray actors"
+
     def rank_rows(self, transform: str, geometries: Mapping[str, RowGeometry], question: RowQuestion) -> list[FoundRows]:
         """The answer of each actor."""
         sent, asked = self._sent_once(f"geometry {transform}", geometries, dict), self._ray.put(question)

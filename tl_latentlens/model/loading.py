@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from difflib import get_close_matches
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -31,7 +32,10 @@ KINDS = ("hooked", "bridge")
 _LOADER_ERRORS = (
     OSError, ValueError, KeyError, IndexError, AttributeError, NotImplementedError, RuntimeError, ImportError
 )  # fmt: skip
-_EXPECTED = "Give a folder with a model, a GGUF file, or a name TransformerLens knows"
+_EXPECTED = (
+    "Give a folder with a model, a GGUF file, a name TransformerLens knows (downloaded, or in the local cache), or one of "
+    f"{', '.join(['demo', *PACKAGED_MODELS])}"
+)
 
 
 def load_demo_model(kind: str | None = None) -> Any:
@@ -135,9 +139,17 @@ def _place(name: str | Path) -> Path:
         return packaged_file(str(name))
     is_path = place.is_absolute() or str(name).startswith((".", "~")) or place.suffix == ".gguf"
     if is_path and not is_model_folder(place) and not is_gguf_file(place):
-        is_no_model = "does not begin as a GGUF file does" if place.is_file() else "it has no config.json, and is no GGUF file"
-        raise InvalidInputError(f"no Hugging Face model at {place}: {is_no_model}")
+        raise InvalidInputError(f"no model at {place}: {_why_no_model(place)}")
     return place
+
+
+def _why_no_model(place: Path) -> str:
+    """What stands at a path in place of a model."""
+    if not place.exists():
+        return f"nothing is there; check the path (the current directory is {Path.cwd()})"
+    if place.is_dir():
+        return "the folder has no config.json, so it holds no model in Hugging Face format"
+    return "the file is empty" if not place.stat().st_size else "the file does not begin as a GGUF file does"
 
 
 def _kinds_to_try(kind: str | None, settings: LoadSettings) -> list[str]:
@@ -191,7 +203,9 @@ def _first_that_loads(name: str, kinds: Sequence[str], load: Callable[[str], Any
                 return load(kind)
         except _LOADER_ERRORS as error:
             failures.append(f"as {kind}: {_described(error)}")
-    raise InvalidInputError(f"cannot load {name!r} {'; '.join(failures)}. {_EXPECTED}")
+    near = get_close_matches(name, ["demo", *PACKAGED_MODELS], 1)
+    hint = f" Did you mean {near[0]}?" if near and near[0] != name else ""
+    raise InvalidInputError(f"cannot load {name!r} {'; '.join(failures)}.{hint} {_EXPECTED}")
 
 
 def _described(error: Exception) -> str:

@@ -7,6 +7,9 @@ from tl_latentlens.views.data import DirectionNearness
 CHANCE_LEVEL = 0.01  # From this chance on, a random activation comes as near often enough that the neighbor says nothing.
 
 
+NEARNESS_LEGEND = f"p: share of random directions as near (chance: ≥ {CHANCE_LEVEL:g}); z: σ above random rows"
+
+
 def is_chance(chance: Any) -> Any:
     """True where chance alone explains that a neighbor is near; elementwise for an array, False for None (not computed)."""
     return chance is not None and chance >= CHANCE_LEVEL

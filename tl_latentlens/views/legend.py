@@ -10,7 +10,7 @@ _KNOWN_LEVEL = f"{KNOWN_LEVEL:.2f}".lstrip("0")
 COLUMN_LEGEND = {
     "layer": "where the token is read: the residual stream after this layer",
     "hook": "where the token is read",
-    "p": f"share of bank tokens no nearer to a row; ≤ {_KNOWN_LEVEL} (dim): not known",
+    "p": f"high: the bank knows such a token; ≤ {_KNOWN_LEVEL} (dim): it does not",
     "other words": "nearest but its own (–: signs, first layers)",
     "words around": "words near its nearest uses and not near its other uses",
     "nearest uses": f"tokens of the bank; at 2: of layer 2; ┄ the next is {JUMP_RATIO:g}× as far",

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from tl_latentlens.views.chance import geometry_note, is_chance, nearness_sentence
+from tl_latentlens.views.chance import NEARNESS_LEGEND, geometry_note, is_chance, nearness_sentence
 from tl_latentlens.views.data import DirectionLine, LensCell, NeighborLine, TokenHeading
 from tl_latentlens.views.jumps import is_jump
 from tl_latentlens.views.known import format_share, is_unknown
@@ -216,4 +216,7 @@ def direction_tables(direction: DirectionLine, random: DirectionLine | None = No
         tables.append(table)
         if end.nearness is not None:
             tables.append(Text(f" {nearness_sentence(end.nearness)}"))
-    return Group(*tables, Text(f" v {geometry_note(direction.transform)}", "dim"))
+    notes = [f" v {geometry_note(direction.transform)}"]
+    if any(end.nearness is not None for _, end in ends):
+        notes.append(f" {NEARNESS_LEGEND}")
+    return Group(*tables, Text("\n".join(notes), "dim"))

@@ -53,8 +53,8 @@ class Scenes:
         return [self.words(scene, cell) for cell in np.flatnonzero(self.filled[scene]).tolist()]
 
     def words(self, scene: int, cell: int) -> str:
-        """Color and shape of an object."""
-        return f"{COLORS[self.colors[scene, cell]]} {SHAPES[self.shapes[scene, cell]]}"
+        """Color and shape of the object in a cell; empty where there is none."""
+        return "" if self.colors[scene, cell] < 0 else f"{COLORS[self.colors[scene, cell]]} {SHAPES[self.shapes[scene, cell]]}"
 
 
 def draw_scenes(n: int, rng: np.random.Generator, objects: tuple[int, int] = OBJECTS) -> Scenes:
