@@ -261,8 +261,8 @@ def test_decode_says_of_which_hook_names_nothing_is_known(run, bank: tll.Bank) -
     command = ("decode", str(bank.path), "The river bank", "-n", "blocks.2.hook_mlp_out", "-n", "2")
     code, out, error = run(*command)
     assert code == 0
-    assert "blocks.2.hook_mlp_out is without `known`: the bank does not hold this hook name" in " ".join(error.split())
-    assert "known" in out
+    assert "blocks.2.hook_mlp_out is without p: the bank does not hold this hook name" in " ".join(error.split())
+    assert "the bank knows such a token" in out
     assert "blocks.2.hook_resid_post is without" not in error
     assert "is without" not in run(*command, "--no-calibrate")[2]
     assert "other words" in out

@@ -183,7 +183,7 @@ def test_table_without_rows_is_refused(tmp_path: Path, ending: str) -> None:
 def test_file_of_blank_lines_is_refused(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"corpus{ending}"
     path.write_text("\n   \n\t\n")
-    with pytest.raises(CorpusError, match="the corpus is empty: it holds no text"):
+    with pytest.raises(CorpusError, match=rf"the corpus is empty: {path} holds no text"):
         load_corpus(path)
 
 

@@ -67,7 +67,7 @@ def test_columns_stand_in_order_and_are_explained(calibrated: tll.LensResult, wi
     assert [line[:15].strip() for line in legend] == [
         "layer", "p", "other words", "nearest uses", "logit lens", "embedding lens",
     ]  # fmt: skip
-    assert "≤ .05 (dim): not known" in legend[1]
+    assert "high: the bank knows such a token; ≤ .05 (dim): it does not" in legend[1]
     assert "1.5× as far" in legend[3]
     has_around = any(cell.around for cell in calibrated.cells())
     assert ("near: words around" in legend[2]) == has_around
@@ -80,7 +80,7 @@ def test_the_legend_explains_only_what_is_shown(any_model: Any, index: tll.Conte
     any_model.run_with_hooks("A bank", fwd_hooks=hooks)
     lines = str(hooks.result).rstrip().splitlines()
     assert [line[:12].strip() for line in lines[-2:]] == ["hook", "nearest uses"]
-    assert not any("not known" in line or "other words" in line for line in lines)
+    assert not any("the bank knows" in line or "other words" in line for line in lines)
 
 
 @pytest.mark.parametrize("width", [66, 80])
@@ -334,7 +334,7 @@ def test_a_sentence_below_the_rows_of_a_direction_says_whether_they_are_near(ind
     found = tll.decode_directions(torch.cat([of_rows, random]), index, top_k=1, hook_name=name, calibrate=True)
     lines = str(found).splitlines()
     assert all(len(line) <= 80 for line in lines)
-    verdicts = [line.strip() for line in lines if "random directions" in line]
+    verdicts = [line.strip() for line in lines if "random directions come" in line]
     assert found.scores is not None
     assert found.random is not None
     assert found.random.scores is not None

@@ -142,7 +142,7 @@ def _note_what_is_not_calibrated(result: tll.LensResult) -> None:
         if found.known is None:
             is_held = name in found.index.hook_names
             why = "no token of the bank stands in two texts" if is_held else "the bank does not hold this hook name"
-            note(f"{name} is without `known`: {why}, so nothing tells how near known tokens are", "note")
+            note(f"{name} is without p: {why}, so nothing tells how near known tokens are", "note")
 
 
 def _read(model: Any, index: tll.ContextualIndex, texts: list[str], settings: dict[str, Any]) -> tll.LensResult:

@@ -15,7 +15,8 @@ from tl_latentlens.views.terminal.layout import label_text, longest_width, marke
 
 _SCORES = {"density": "density", "detection": "detection"}  # Heading → column of the feature table.
 _SCORES_WITHOUT_ENCODER = {"cos": "similarity", "z": "z"}
-_DETECTION_NOTE = "detection: does the label tell held-out contexts, active from silent? chance 0.5"
+_CHANCE_DETECTION = 0.5
+_DETECTION_NOTE = "detection: does the label tell held-out contexts, active from silent? chance 0.5 (dim)"
 _LARGEST_PART_OF_WRITES = 0.42
 
 
@@ -44,7 +45,7 @@ def feature_table(
     labels = [
         Text("\n").join(
             [
-                label_text(line.label, line.why_not, line.kind),
+                _label(line),
                 *(marked_text(row.context.clipped(rows_width - 2), "bold") for row in line.neighbors),
             ]
         )
@@ -59,6 +60,14 @@ def feature_table(
     table.caption = "\n".join([*notes, f"writes: the words nearest to it. {shown}{geometry_note(transform)}"])
     table.caption_justify = "left"
     return table
+
+
+def _label(line: FeatureLine) -> Text:
+    """The label of a feature; dim where it tells held-out contexts apart no better than chance."""
+    text = label_text(line.label, line.why_not, line.kind)
+    if line.scores.get("detection", math.nan) <= _CHANCE_DETECTION:
+        text.stylize("dim")
+    return text
 
 
 def _score(name: str, value: float) -> str:
