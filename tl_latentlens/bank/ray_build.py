@@ -114,7 +114,13 @@ def build_bank_on_ray(
         for note in notes if progress else ():
             tqdm.write(note, file=sys.stderr)
         texts = planned
-    _build_all(ray, workers, (str(texts), str(path)), n_shards, settings, progress)
+    try:
+        _build_all(ray, workers, (str(texts), str(path)), n_shards, settings, progress)
+    except KeyboardInterrupt:
+        n_done = len(list(path.glob("shard-*.h5")))
+        raise KeyboardInterrupt(
+            f"stopped; {path} keeps {n_done} of {n_shards} shards, and what others have so far: the same call goes on"
+        ) from None
     return Bank.open(path)
 
 

@@ -13,6 +13,7 @@ import tl_latentlens as tll
 from tl_latentlens.cli.corpus_options import CorpusArgument, CorpusOptions, PlanOptions
 from tl_latentlens.cli.options import DataOptions, HookOption, ModelOptions
 from tl_latentlens.cli.output import console, note, print_tables
+from tl_latentlens.corpus.plan_file import require_plan_path
 from tl_latentlens.errors import CorpusError
 from tl_latentlens.views.text import printable, short_hook_name
 
@@ -38,11 +39,14 @@ def plan(
 
     Example: `tl-latentlens plan corpus.txt --model gpt2 --words wanted.txt --save gpt2.plan`
     """
+    wanted = None if words is None else _read_words(words)
+    if save is not None:
+        require_plan_path(save)
     planned = tll.plan_bank(
         model.load(),
         texts.load(corpus),
         hook_names=hook_name,
-        words=None if words is None else _read_words(words),
+        words=wanted,
         language=None if language == "none" else language,
         **plan.settings(),
     )

@@ -41,15 +41,27 @@ def is_plan_path(source: Any) -> bool:
     return isinstance(source, str | Path) and Path(source).suffix == SUFFIX
 
 
+def require_plan_path(path: str | Path) -> Path:
+    """Check where a plan is to be written; returns the absolute path.
+
+    Raises:
+        CorpusError: The name does not end in .plan, or there is no such folder.
+    """
+    path = absolute_path(path)
+    if path.suffix != SUFFIX:
+        raise CorpusError(f"got the path {path} for a plan; expected a name that ends in {SUFFIX}: {path.with_suffix(SUFFIX)}")
+    if not path.parent.is_dir():
+        raise CorpusError(f"the plan {path} cannot be written: no folder {path.parent}; create it first")
+    return path
+
+
 def save_plan(plan: Plan, path: str | Path, origin: PlanOrigin) -> Path:
     """Write a plan; returns the path. A file that stands there is replaced when the new one is whole.
 
     Raises:
         CorpusError: It cannot be written, or the name does not end in .plan.
     """
-    path = absolute_path(path)
-    if path.suffix != SUFFIX:
-        raise CorpusError(f"got the path {path} for a plan; expected a name that ends in {SUFFIX}: {path.with_suffix(SUFFIX)}")
+    path = require_plan_path(path)
     record = {
         "format": _FORMAT,
         "version": _VERSION,
