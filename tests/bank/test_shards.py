@@ -3,18 +3,20 @@
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.banks import blocks_of
+from support import shards
 
 import tl_latentlens as tll
 from tl_latentlens.bank.shards import Shard, as_shard, shard_from_environment, shard_of_plan
 from tl_latentlens.corpus.plan import Plan, PlanSettings, block_starts, make_plan, prompts_from_lists
 
 NAMES = ["blocks.1.hook_resid_post", "blocks.3.attn.hook_z"]
+build, build_all = (partial(function, hook_names=NAMES) for function in (shards.build, shards.build_all))
 VARIABLES = ("RANK", "WORLD_SIZE", *(f"SLURM_ARRAY_TASK_{part}" for part in ("ID", "COUNT", "MIN", "STEP")))
 
 
@@ -32,17 +34,6 @@ def model() -> Any:
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
     return [*list(tll.load_corpus("demo"))[:120], "", "The same text twice.", "The same text twice."]
-
-
-def build(model: Any, texts: list[str], path: Path, **kwargs: Any) -> tll.Bank:
-    with blocks_of(2):
-        return tll.build_bank(model, texts, path, **{"hook_names": NAMES, "batch_tokens": 64, "progress": False} | kwargs)
-
-
-def build_all(model: Any, texts: list[str], folder: Path, n: int, **kwargs: Any) -> Path:
-    for index in range(n):
-        build(model, texts, folder, shard=(index, n), **kwargs)
-    return folder
 
 
 @pytest.fixture(scope="module")

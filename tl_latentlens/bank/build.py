@@ -16,7 +16,7 @@ from tl_latentlens.bank.create import cut_blocks
 from tl_latentlens.bank.differences import differences_from_call
 from tl_latentlens.bank.format import ModelRecord, ShardRecord, partial_path
 from tl_latentlens.bank.lock import build_lock
-from tl_latentlens.bank.planning import cut_note, own_bos_note, plan_corpus
+from tl_latentlens.bank.planning import plan_corpus, plan_notes
 from tl_latentlens.bank.record import bank_hooks
 from tl_latentlens.bank.settings import require_folder, require_settings
 from tl_latentlens.bank.shards import (
@@ -117,10 +117,8 @@ def build_bank(
         repeat=repeat,
         keep_special_tokens=keep_special_tokens,
     )
-    if progress and plan.n_truncated:
-        tqdm.write(cut_note(model, plan.n_truncated, plan.n_prompts, repeat), file=sys.stderr)
-    if progress and plan.n_own_bos:
-        tqdm.write(own_bos_note(plan.n_own_bos, plan.n_prompts), file=sys.stderr)
+    for note in plan_notes(model, plan) if progress else ():
+        tqdm.write(note, file=sys.stderr)
     record, place = None, None
     if part is not None and part.n > 1:
         record = record_model(model, plan, names)

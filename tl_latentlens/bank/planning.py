@@ -1,6 +1,6 @@
 """The plan of a bank: texts for a model, or a plan that was made before."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -58,12 +58,15 @@ def cut_note(model: Any, n_truncated: int, n_texts: int, repeat: bool) -> str:
     return f"{n_truncated} of {n_texts} texts were longer than n_ctx = {model.cfg.n_ctx} tokens{twice} and were cut"
 
 
-def own_bos_note(n_own_bos: int, n_texts: int) -> str:
-    """The note to users on texts that begin with BOS themselves, as those of a chat template do."""
-    return (
-        f"{n_own_bos} of {n_texts} texts begin with their own BOS, so none is put before them; give the model such texts with "
-        "prepend_bos=False"
-    )
+def plan_notes(model: Any, plan: Plan) -> Iterator[str]:
+    """The notes to users on a plan: texts that were cut, and texts that begin with BOS themselves, as chat templates do."""
+    if plan.n_truncated:
+        yield cut_note(model, plan.n_truncated, plan.n_prompts, plan.settings.repeat)
+    if plan.n_own_bos:
+        yield (
+            f"{plan.n_own_bos} of {plan.n_prompts} texts begin with their own BOS, so none is put before them; give the model "
+            "such texts with prepend_bos=False"
+        )
 
 
 def _checked(plan: Plan, settings: PlanSettings) -> Plan:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from tl_latentlens.bank.bank import Bank
 from tl_latentlens.bank.build import build_bank
-from tl_latentlens.bank.planning import cut_note, origin_of, own_bos_note, plan_corpus
+from tl_latentlens.bank.planning import origin_of, plan_corpus, plan_notes
 from tl_latentlens.bank.ray_cluster import MAX_RETRIES, connected_ray
 from tl_latentlens.corpus.paths import absolute_path
 from tl_latentlens.corpus.plan import Plan
@@ -39,8 +39,7 @@ class ShardBuilder:
         """Plan the corpus and save the plan; returns notes to the user."""
         plan = plan_corpus(self._model, texts, **settings)
         save_plan(plan, path, origin_of(self._model))
-        cut = cut_note(self._model, plan.n_truncated, plan.n_prompts, plan.settings.repeat)
-        return [cut] * bool(plan.n_truncated) + [own_bos_note(plan.n_own_bos, plan.n_prompts)] * bool(plan.n_own_bos)
+        return list(plan_notes(self._model, plan))
 
     def build(self, texts: Any, folder: str, shard: tuple[int, int], settings: dict[str, Any]) -> tuple[int, int]:
         """Build a shard, or go on with it; returns its rows and tokens."""

@@ -19,7 +19,7 @@ from tl_latentlens.bank.batches import Batch, BlockBatches
 from tl_latentlens.bank.build import default_batch_tokens, record_model
 from tl_latentlens.bank.create import bytes_of_bank, cut_blocks
 from tl_latentlens.bank.format import DTYPES
-from tl_latentlens.bank.planning import cut_note, origin_of, own_bos_note, plan_corpus
+from tl_latentlens.bank.planning import origin_of, plan_corpus, plan_notes
 from tl_latentlens.bank.record import bank_hooks
 from tl_latentlens.bank.settings import require_settings
 from tl_latentlens.corpus.plan import Plan, tokens_up_to
@@ -163,10 +163,8 @@ def plan_bank(
         repeat=repeat,
         keep_special_tokens=keep_special_tokens,
     )
-    if progress and plan.n_truncated:
-        tqdm.write(cut_note(model, plan.n_truncated, plan.n_prompts, repeat), file=sys.stderr)
-    if progress and plan.n_own_bos:
-        tqdm.write(own_bos_note(plan.n_own_bos, plan.n_prompts), file=sys.stderr)
+    for note in plan_notes(model, plan) if progress else ():
+        tqdm.write(note, file=sys.stderr)
     record = record_model(model, plan, names)
     coverage = None
     if words is not None:
