@@ -140,7 +140,9 @@ class FeatureResult(NeuronpediaExport, DirectionResult):
         return path
 
     def to_rich(self, lines: int = 30, neighbors: int | None = 0, *, width: int | None = None) -> Table:
-        """A table for the terminal (`rich.print`): a line a feature, named ones first, then mixed ones, by the nearest rows.
+        """A table for the terminal (`rich.print`): a line a feature, named ones first, then mixed ones.
+
+        The best come first: by detection where it is known, and then by how near the nearest rows are.
 
         Args:
             lines: Most features shown.
@@ -148,8 +150,10 @@ class FeatureResult(NeuronpediaExport, DirectionResult):
             width: In characters; None: the terminal's.
         """
         place = label_places(self.table)
-        # Cosines order the labelled features: the AUROC of many of them is 1.
-        ordered = self.table.assign(place=place).sort_values(["place", "similarity"], ascending=[True, False], kind="stable")
+        # Cosines order the labelled features where detection does not: the AUROC of many of them is 1.
+        scores = [name for name in ("detection", "similarity") if name in self.table]
+        ascending = [True, *(False for _ in scores)]
+        ordered = self.table.assign(place=place).sort_values(["place", *scores], ascending=ascending, kind="stable")
         features = [self._feature_line(record, neighbors) for record in ordered.head(lines).to_dict("records")]
         return feature_table(features, list(self.table), len(self.table), self.transform, width)
 

@@ -16,7 +16,7 @@ from tl_latentlens.views.terminal.layout import label_text, longest_width, marke
 _SCORES = {"density": "density", "detection": "detection"}  # Heading → column of the feature table.
 _SCORES_WITHOUT_ENCODER = {"cos": "similarity", "z": "z"}
 _CHANCE_DETECTION = 0.5
-_DETECTION_NOTE = "detection: does the label tell held-out contexts, active from silent? chance 0.5 (dim)"
+_DETECTION_NOTE = "detection: does the label tell held-out contexts? chance 0.5 (dim); best first"
 _LARGEST_PART_OF_WRITES = 0.42
 
 
